@@ -1,0 +1,3 @@
+"""capvl: vision-language pre-training in JAX."""
+
+__version__ = "0.1.0"

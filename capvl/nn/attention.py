@@ -1,0 +1,97 @@
+"""Multi-head attention: fused QKV self-attention and cross-attention to given keys and values.
+
+softmax(q kᵀ / sqrt(K)) v with the softmax in float32; layout (B, T, H, K).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from capvl.nn import weights
+from capvl.nn.layers import Dense
+
+
+def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Array:
+    """Scaled dot-product attention.
+
+    Args:
+      q_BTHK, k_BSHK, v_BSHK: queries, keys, values.
+      mask: optional boolean, broadcastable to (B, H, T, S); False hides a key.
+      causal: position t sees keys 0..t only.
+
+    Returns:
+      (B, T, H, K) in the queries' dtype.
+    """
+    if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None:
+        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, is_causal=causal, implementation="cudnn")
+    q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
+    logits_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    if causal:
+        triangle = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
+        mask = triangle if mask is None else mask & triangle
+    if mask is not None:
+        logits_BHTS = jnp.where(mask, logits_BHTS, jnp.finfo(jnp.float32).min)
+    weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(v_BSHK.dtype)
+    return jnp.einsum("bhts,bshk->bthk", weights_BHTS, v_BSHK)
+
+
+def output_projection(width: int, heads: int, *, bias: bool, rngs: nnx.Rngs) -> Dense:
+    """The (H, K, D) projection after attention."""
+    return Dense(
+        (heads, width // heads, width),
+        ("heads", None, "embed"),
+        weights.xavier_uniform(width, width),
+        bias=(width,) if bias else None,
+        rngs=rngs,
+    )
+
+
+def input_projection(width: int, heads: int, parts: int, *, bias: bool, rngs: nnx.Rngs) -> Dense:
+    """`parts` projections (D -> H, K) fused in one kernel (D, parts, H, K): 3 for QKV, 2 for KV, 1 for Q."""
+    shape = (parts, heads, width // heads)
+    return Dense(
+        (width, *shape),
+        ("embed", None, "heads", None),
+        weights.xavier_uniform(width, width),
+        bias=shape if bias else None,
+        rngs=rngs,
+    )
+
+
+class SelfAttention(nnx.Module):
+    """Self-attention with one fused QKV kernel: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.qkv = input_projection(width, heads, 3, bias=bias, rngs=rngs)
+        self.out = output_projection(width, heads, bias=bias, rngs=rngs)
+
+    def project(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, each (B, T, H, K)."""
+        qkv_BTcHK = checkpoint_name(self.qkv("btd,dchk->btchk", x_BTD), "qkv")
+        return qkv_BTcHK[:, :, 0], qkv_BTcHK[:, :, 1], qkv_BTcHK[:, :, 2]
+
+    def __call__(self, x_BTD, *, mask=None, causal: bool = False) -> jax.Array:
+        mixed_BTHK = checkpoint_name(attend(*self.project(x_BTD), mask=mask, causal=causal), "attention")
+        return self.out("bthk,hkd->btd", mixed_BTHK)
+
+    def step(self, x_B1D, cache: tuple[jax.Array, jax.Array], index) -> tuple[jax.Array, tuple]:
+        """One decoding step: writes key and value at `index` of the (B, L, H, K) caches and attends to 0..index."""
+        q, k, v = self.project(x_B1D)
+        keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, axis=1)
+        seen = (jnp.arange(keys.shape[1]) <= index)[None, None, None, :]
+        return self.out("bthk,hkd->btd", attend(q, keys, values, mask=seen)), (keys, values)
+
+
+class CrossAttention(nnx.Module):
+    """Attention from text positions to keys and values that the caller computed."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.q = input_projection(width, heads, 1, bias=bias, rngs=rngs)
+        self.out = output_projection(width, heads, bias=bias, rngs=rngs)
+
+    def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
+        q_BTHK = checkpoint_name(self.q("btd,dchk->btchk", x_BTD)[:, :, 0], "cross_q")
+        mixed_BTHK = checkpoint_name(attend(q_BTHK, k_BNHK, v_BNHK), "cross_attention")
+        return self.out("bthk,hkd->btd", mixed_BTHK)

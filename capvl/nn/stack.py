@@ -1,0 +1,67 @@
+"""A stack of equal layers, stored with a leading `layers` axis and run by `jax.lax.scan`.
+
+Scanned and unrolled forms share one layout of the parameters (unrolling is the scan's own
+`unroll`), so a checkpoint of one is a checkpoint of the other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+NAMED_ACTIVATIONS = ("qkv", "attention", "mlp_up", "cross_q", "cross_attention")
+
+_POLICIES = jax.checkpoint_policies
+
+REMAT = {
+    "none": None,
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    "named": _POLICIES.save_only_these_names(*NAMED_ACTIVATIONS),
+    "full": _POLICIES.nothing_saveable,
+}
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` copies of a module as one module whose parameters have a leading `layers` axis."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
+    def build(layer_rngs):
+        return make(layer_rngs)
+
+    layers = build(rngs)
+    for _, variable in nnx.iter_graph(layers):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(axes=("layers", *variable.axes))
+    return layers
+
+
+def scan(
+    layers: nnx.Module,
+    body: Callable[[nnx.Module, jax.Array, Any], jax.Array],
+    x: jax.Array,
+    xs: Any = None,
+    *,
+    remat: str = "none",
+    unroll: bool = False,
+) -> jax.Array:
+    """x <- body(layer, x, xs[layer]) through the stack.
+
+    Args:
+      layers: what `stack` returned.
+      body: one layer's forward pass.
+      x: the carry, of one shape all along.
+      xs: optional pytree with a leading layer axis, one slice a layer.
+      remat: a key of REMAT: what a layer's backward pass recomputes.
+      unroll: straight-line code instead of a loop (longer compilation, fewer copies).
+    """
+    graphdef, params = nnx.split(layers)
+
+    def step(carry, layer):
+        layer_params, layer_xs = layer
+        return body(nnx.merge(graphdef, layer_params), carry, layer_xs), None
+
+    if remat != "none":
+        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+    return jax.lax.scan(step, x, (params, xs), unroll=True if unroll else 1)[0]

@@ -1,0 +1,201 @@
+"""The train step as a pure function of (state, batch). Training, planning and benchmarks build it here.
+
+A step that is not finite, or whose gradient explodes, changes nothing but the counters.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from capvl.errors import UserError
+from capvl.models.parameters import Blueprint
+from capvl.objectives import Objective
+from capvl.optim.optimizer import OptimizerOptions, apply, make_optimizer, split_trainable
+from capvl.optim.schedules import ScheduleOptions, make_schedule
+from capvl.parallel.rules import constrain, data_groups
+
+NORM_MEMORY = 0.99
+SPIKE_WARMUP = 50
+
+
+class TrainState(NamedTuple):
+    """All that survives a step.
+
+    Attributes:
+      step: steps done, skipped ones included.
+      params: flat dict of float32 parameters.
+      opt_state: the optimizer's state.
+      ema: running mean of the parameters, or an empty dict.
+      skipped, skipped_in_row: steps that changed nothing.
+      norm_mean: running mean of the accepted gradient norms.
+    """
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+    opt_state: Any
+    ema: dict[str, jax.Array]
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+    norm_mean: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """Builds and runs the step of one recipe.
+
+    Attributes:
+      objective, model, optimizer, schedule: the recipe's parts.
+      steps: length of the run.
+      seed: of all randomness in the step: a step's key is fold_in(key(seed), step).
+      micro_batches: gradient accumulation; the batch is split in so many equal parts.
+      spike: a step whose gradient norm is above spike * its running mean is skipped; 0: never.
+    """
+
+    objective: Objective
+    model: Any
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    steps: int
+    seed: int = 0
+    micro_batches: int = 1
+    spike: float = 0.0
+
+    def __post_init__(self):
+        blueprint = Blueprint(self.model)
+        object.__setattr__(self, "blueprint", blueprint)
+        object.__setattr__(self, "learning_rate", make_schedule(self.schedule, self.steps))
+        trainable, _ = split_trainable(blueprint.shapes, self.optimizer)
+        object.__setattr__(self, "trainable", frozenset(trainable))
+        object.__setattr__(self, "transformation", make_optimizer(self.optimizer, blueprint.batch_dims()))
+
+    def init(self, params: dict[str, jax.Array]) -> TrainState:
+        """The state before the first step."""
+        trainable = {k: v for k, v in params.items() if k in self.trainable}
+        # A copy: donated buffers must not be shared.
+        ema = {k: jnp.copy(v) for k, v in trainable.items()} if self.optimizer.ema else {}
+        zero = partial(jnp.zeros, (), jnp.int32)
+        opt_state = self.transformation.init(trainable)
+        return TrainState(zero(), params, opt_state, ema, zero(), zero(), jnp.zeros((), jnp.float32))
+
+    def init_from_seed(self) -> TrainState:
+        """The state of a fresh run; jit it with `state_shardings`."""
+        return self.init(self.blueprint.init(jax.random.key(self.seed)))
+
+    def abstract_state(self, mesh) -> TrainState:
+        """Shapes, dtypes and shardings of the state on a mesh."""
+        shapes = jax.eval_shape(self.init_from_seed)
+        shardings = self.state_shardings(mesh)
+        return jax.tree.map(lambda s, n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=n), shapes, shardings)
+
+    def state_shardings(self, mesh) -> TrainState:
+        """Optimizer state is sharded as the parameter that it belongs to; scalars are replicated."""
+        of_params = self.blueprint.shardings(mesh)
+        shapes = jax.eval_shape(self.init_from_seed)
+
+        def of_leaf(path, leaf):
+            names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+            if not names:
+                return NamedSharding(mesh, P())
+            parameter = self.blueprint.shapes[names[-1]]
+            if leaf.ndim != parameter.ndim:
+                return NamedSharding(mesh, P())
+            spec = of_params[names[-1]].spec
+            kept = [a if n == m else None for a, n, m in zip(spec, leaf.shape, parameter.shape, strict=True)]
+            return NamedSharding(mesh, P(*kept))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, shapes)
+
+    def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update. Metrics are float32 scalars: the objective's, grad_norm, lr, skipped, skipped_in_row."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        batch = self.objective.prepare(batch, train=True)
+        trainable = {k: v for k, v in state.params.items() if k in self.trainable}
+        grads, metrics = self._gradients(trainable, state.params, batch, key)
+        norm = optax.global_norm(grads)
+        ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & ~self._is_spike(state, norm)
+
+        updates, opt_state = self.transformation.update(grads, state.opt_state, trainable)
+        multiplier = self.learning_rate(state.step)
+        updated = apply(trainable, updates, multiplier)
+        decay = self.optimizer.ema
+        ema = {k: decay * state.ema[k] + (1 - decay) * updated[k] for k in state.ema}
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+        skip = 1 - ok.astype(jnp.int32)
+        state = TrainState(
+            step=state.step + 1,
+            params=state.params | keep(updated, trainable),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            skipped=state.skipped + skip,
+            skipped_in_row=(state.skipped_in_row + 1) * skip,
+            norm_mean=keep(NORM_MEMORY * state.norm_mean + (1 - NORM_MEMORY) * norm, state.norm_mean),
+        )
+        metrics |= {
+            "grad_norm": norm,
+            "lr": self.optimizer.lr * multiplier,
+            "skipped": state.skipped.astype(jnp.float32),
+            "skipped_in_row": state.skipped_in_row.astype(jnp.float32),
+        }
+        return state, metrics
+
+    def _is_spike(self, state: TrainState, norm) -> jax.Array:
+        if not self.spike:
+            return jnp.zeros((), bool)
+        accepted = state.step - state.skipped
+        mean = state.norm_mean / (1 - NORM_MEMORY ** jnp.maximum(accepted, 1).astype(jnp.float32))
+        return (accepted >= SPIKE_WARMUP) & (norm > self.spike * mean)
+
+    def _gradients(self, trainable, params, batch, key):
+        """Gradients and metrics, averaged over the micro-batches."""
+
+        def loss(trainable, batch, key):
+            return self.objective.loss(self.blueprint.bind(params | trainable), batch, key)
+
+        gradient = jax.grad(loss, has_aux=True)
+        n = self.micro_batches
+        if n == 1:
+            return gradient(trainable, batch, key)
+        batch = jax.tree.map(lambda x: _micro_batches(x, n), batch)
+
+        def add(total, xs):
+            i, micro = xs
+            micro = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), micro)
+            return jax.tree.map(jnp.add, total, gradient(trainable, micro, jax.random.fold_in(key, i))), None
+
+        shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], batch), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(n), batch))
+        return jax.tree.map(lambda x: x / n, total)
+
+
+def _micro_batches(x: jax.Array, n: int) -> jax.Array:
+    """(B, ...) -> (n, B / n, ...) so that every device keeps its own examples."""
+    groups = data_groups()
+    split = x.reshape(groups, n, x.shape[0] // (groups * n), *x.shape[1:])
+    return jnp.swapaxes(split, 0, 1).reshape(n, -1, *x.shape[1:])
+
+
+def check_batch(batch: int, micro_batches: int, mesh) -> int:
+    """Examples of a micro-batch on one device.
+
+    Raises:
+      UserError: the batch doesn't divide over the data axes of the mesh and the micro-batches.
+    """
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        parts = data_groups() * micro_batches
+    if batch < 1 or batch % parts:
+        near = max(1, round(batch / parts)) * parts
+        raise UserError(
+            f"batch_size={batch} doesn't divide over {parts // micro_batches} data-parallel devices and "
+            f"micro_batches={micro_batches}; the nearest that does is {near}."
+        )
+    return batch // parts

@@ -1,0 +1,51 @@
+"""Package of capvl; `pip install -e .` on a bare machine is all that the README needs."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "capvl/__init__.py").read_text(), re.MULTILINE)[1]
+
+setuptools.setup(
+    name="capvl",
+    version=VERSION,
+    description="Vision-language pre-training in JAX: CapPa and its relatives, from a laptop to a pod",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["capvl", "capvl.*"]),
+    package_data={"capvl": ["report.html.jinja"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "absl-py",
+        "array_record",
+        "etils[epath]",
+        "flax>=0.12.8,<0.14",
+        "grain>=0.2.18",
+        "jax>=0.10.2,<0.12",
+        "jinja2",
+        "matplotlib",
+        "ml_collections",
+        "numpy",
+        "opencv-python-headless",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pillow",
+        "psutil",
+        "rich",
+        "scipy",
+        "sentencepiece",
+        "simplejpeg",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.10",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "beam": ["apache-beam"],
+        "test": ["pytest", "pytest-xdist", "ruff", "safetensors"],
+        "docs": ["mkdocs-material"],
+    },
+)

@@ -1,0 +1,68 @@
+"""Test-wide rules: 8 CPU devices, strict dtypes and ranks, warnings are errors, no network."""
+
+import os
+import socket
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _shared(variable: str, name: str) -> str:
+    return os.environ.get(variable) or os.path.join(os.path.dirname(ROOT), "shared", name)
+
+
+GOLDEN = _shared("CAPVL_GOLDEN", "golden")
+REAL_DATA = _shared("CAPVL_DATA", "data")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any connection to another machine fails the test."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise RuntimeError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def load_golden(*parts: str) -> dict[str, np.ndarray]:
+    """One golden file as a dict of arrays; skips where it is absent."""
+    path = os.path.join(GOLDEN, *parts)
+    if not os.path.exists(path):
+        pytest.skip(f"golden file {path} is absent (set CAPVL_GOLDEN)")
+    with np.load(path) as z:
+        return {k: z[k] for k in z.files}
+
+
+def real_data(*parts: str) -> str:
+    """Path of real data; skips where it is absent."""
+    path = os.path.join(REAL_DATA, *parts)
+    if not os.path.exists(path):
+        pytest.skip(f"real data {path} is absent (set CAPVL_DATA)")
+    return path
+
+
+def under(arrays: dict, prefix: str) -> dict:
+    """The entries below `prefix/`, without it."""
+    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + "/")}
+
+
+def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
+    """Largest difference at most `tolerance` of the expected array's largest magnitude."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+    scale = max(np.abs(expected).max(initial=0), 1e-7)
+    worst = np.abs(actual - expected).max(initial=0)
+    assert worst <= tolerance * scale, f"{name}: off by {worst:.3g} where the largest value is {scale:.3g}"
