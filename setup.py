@@ -24,6 +24,7 @@ setuptools.setup(
         "etils[epath]",
         "flax>=0.12.8,<0.14",
         "grain>=0.2.18",
+        "importlib_resources",
         "jax>=0.10.2,<0.12",
         "jinja2",
         "matplotlib",

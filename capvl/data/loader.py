@@ -1,0 +1,319 @@
+"""Batches from Examples. Order and augmentation are functions of (seed, index); the state is one integer.
+
+Example n of a run (n counts over all hosts) is record `order[n]`, transformed with random
+numbers of (seed, n). Batch k of size B holds the examples start + k B … start + (k + 1) B - 1 in
+that order, and host h of H reads its H-th part. So a run resumed at any n, on any number of
+hosts and with any batch size, sees exactly the examples that the uninterrupted run would.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from capvl.data import sources
+from capvl.data.decode import BadImageError
+from capvl.data.randomness import Uniforms, replacement
+from capvl.data.streams import Stream
+from capvl.errors import UserError, nearest
+
+ATTEMPTS = 10
+MIN_SEEN = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """`config.data`: what a recipe trains on.
+
+    Attributes:
+      name: a data set (`capvl.data.sources.open_source`), a mixture with weights such as
+        "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar or TFRecord shards
+        ("stream:gs://bucket/{00000..00099}.tar").
+      split: of every data set.
+      data_dir: where prepared data sets are; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image, text: names of the features where the table in `sources` doesn't know them.
+      tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
+      crop: "random", "center" or "squash".
+      crop_scale, crop_ratio: area and aspect ranges of random crops.
+      flip: flip half of the images (captions that name sides become wrong).
+      threads: batches that are made at once.
+      workers: processes that make batches; 0 for threads of this one.
+      prefetch: batches that are made ahead.
+      max_bad: share of images that may be bad before the run stops.
+      readers, window: streams only: parallel readers and their shuffle window in records.
+    """
+
+    name: str = "scenes/64"
+    split: str = "train"
+    data_dir: str = ""
+    image: str = ""
+    text: str = ""
+    tokenizer: str = ""
+    crop: str = "random"
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    flip: bool = False
+    threads: int = 2
+    workers: int = 0
+    prefetch: int = 4
+    max_bad: float = 0.05
+    readers: int = 1
+    window: int = 10_000
+
+    def __post_init__(self):
+        if self.crop not in ("random", "center", "squash"):
+            raise UserError(f"data.crop={self.crop!r} is unknown." + nearest(self.crop, ("random", "center", "squash")))
+        for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if not 0 < low <= high:
+                raise UserError(f"data.{name} must be a range of positive numbers, not {(low, high)}.")
+        if self.crop_scale[1] > 1:
+            raise UserError(f"data.crop_scale is a share of the image's area and ends at 1, not {self.crop_scale[1]}.")
+        for name in ("threads", "prefetch", "readers", "window"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.workers < 0 or not 0 <= self.max_bad <= 1:
+            raise UserError("data.workers must not be negative, and data.max_bad must be between 0 and 1.")
+
+    def directory(self) -> str:
+        """Where prepared data sets are."""
+        return self.data_dir or sources.default_data_dir()
+
+    def fields(self) -> sources.Fields | None:
+        """Feature names that the user gave."""
+        if not self.image and not self.text:
+            return None
+        return sources.Fields(image=self.image or "image", text=self.text)
+
+    def parts(self) -> list[tuple[str, float]]:
+        """(data set, weight) of the mixture."""
+        parts = []
+        for part in self.name.split("+"):
+            match = re.fullmatch(r"\s*([^*\s]+)\s*(?:\*\s*([0-9.eE-]+)\s*)?", part)
+            if not match or (match[2] and not 0 < float(match[2]) < float("inf")):
+                raise UserError(f"data.name={self.name!r} should read NAME or NAME*WEIGHT + NAME*WEIGHT.")
+            parts.append((match[1], float(match[2] or 1)))
+        return parts
+
+    def tokenizer_path(self) -> str:
+        """Path of the SentencePiece model."""
+        if self.tokenizer:
+            return self.tokenizer.replace("{data_dir}", self.directory())
+        if self.parts()[0][0].split("/")[0] == "scenes":
+            from capvl.data import prepare
+
+            return prepare.scenes_tokenizer(self.directory())
+        raise UserError(
+            "data.tokenizer is not set; train one with "
+            f"`python -m capvl.data.tokenizer --data={self.parts()[0][0]} --vocab=N --out=FILE` and set data.tokenizer=FILE."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Which of how many hosts."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def this(cls) -> "Host":
+        """This process."""
+        return cls(jax.process_index(), jax.process_count())
+
+    def rows(self, batch: int) -> range:
+        """Rows of a global batch that this host makes.
+
+        Raises:
+          UserError: the batch doesn't divide over the hosts.
+        """
+        if batch % self.count:
+            near = max(1, round(batch / self.count)) * self.count
+            raise UserError(f"batch_size={batch} doesn't divide over {self.count} hosts; the nearest that does is {near}.")
+        each = batch // self.count
+        return range(self.index * each, (self.index + 1) * each)
+
+
+class Order:
+    """Example number -> (which source, which record): a fresh permutation of each source every epoch."""
+
+    def __init__(self, sizes: list[int], weights: list[float], seed: int):
+        parts = [
+            grain.MapDataset.range(size).seed(seed + i).shuffle().repeat().map(functools.partial(_tag, i))
+            for i, size in enumerate(sizes)
+        ]
+        self._order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=weights)
+
+    def __getitem__(self, n: int) -> tuple[int, int]:
+        return self._order[n]
+
+
+def _tag(source: int, record: int) -> tuple[int, int]:
+    return source, int(record)
+
+
+@dataclasses.dataclass
+class TrainBatch:
+    """Makes batch k: picklable, so it runs in threads or worker processes."""
+
+    sources: list[sources.Source]
+    order: Order
+    transform: Any
+    seed: int
+    start: int
+    batch: int
+    rows: range
+
+    def __call__(self, k: int) -> dict[str, np.ndarray]:
+        """The rows of batch k that belong to this host, and `bad` (rows,): how many images were replaced."""
+        first = self.start + int(k) * self.batch
+        return stack([self.example(first + row) for row in self.rows])
+
+    def example(self, n: int) -> dict[str, Any]:
+        """Example n; a bad image is replaced by one drawn from (seed, n), at most ATTEMPTS times."""
+        which, record = self.order[n]
+        source = self.sources[which]
+        for attempt in range(ATTEMPTS):
+            try:
+                return self.transform(source[record], Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
+            except BadImageError as e:
+                last = e
+                record = replacement(self.seed, n, attempt, len(source))
+        raise UserError(f"{ATTEMPTS} images in a row of data set {source.name!r} are bad; the last: {last}")
+
+
+def stack(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows of equal keys and shapes -> arrays with a leading batch dimension."""
+    out = {}
+    for key in rows[0]:
+        first = np.asarray(rows[0][key])
+        out[key] = np.empty((len(rows), *first.shape), first.dtype)
+        for i, row in enumerate(rows):
+            out[key][i] = row[key]
+    return out
+
+
+class TrainLoader:
+    """Endless training batches of this host; `position` is the number of the next example over all hosts."""
+
+    def __init__(self, options: DataOptions, transform, features, *, batch: int, seed: int, position=0, host=None):
+        """Opens the sources.
+
+        Args:
+          options: `config.data`.
+          transform: the objective's, training form.
+          features: keys that an Example must have.
+          batch: global batch size.
+          seed: of order and augmentation.
+          position: example to begin with; a checkpoint's.
+          host: this host, by default.
+
+        Raises:
+          UserError: see `capvl.data.sources.open_source`.
+        """
+        self.options, self.batch, self.position = options, batch, position
+        host = host or Host.this()
+        self.seen = self.bad = 0
+        if options.name.startswith("stream:"):
+            stream = Stream(options.name[len("stream:") :], options, transform, seed=seed, host=host)
+            self._batches = stream.batches(batch, position)
+            return
+        parts = options.parts()
+        opened = [
+            sources.open_source(n, options.split, options.directory(), features=features, fields=options.fields())
+            for n, _ in parts
+        ]
+        order = Order([len(s) for s in opened], [w for _, w in parts], seed)
+        make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch))
+        self._batches = _prefetched(make, options)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch.
+
+        Raises:
+          UserError: more than `max_bad` of the images seen so far are bad.
+        """
+        batch = next(self._batches)
+        bad = batch.pop("bad")
+        self.position += self.batch
+        self.seen += len(bad)
+        self.bad += int(bad.sum())
+        if self.seen >= MIN_SEEN and self.bad > self.options.max_bad * self.seen:
+            raise UserError(
+                f"{self.bad} of {self.seen} images are bad, more than data.max_bad={self.options.max_bad}; "
+                f"check data set {self.options.name!r}."
+            )
+        return batch
+
+
+def _prefetched(make, options: DataOptions) -> Iterator[dict[str, np.ndarray]]:
+    """Batches 0, 1, 2 … made ahead in threads, or in worker processes."""
+    dataset = grain.MapDataset.range(2**62).map(make)
+    if options.workers:
+        # Worker processes read absl's flags.
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS(["capvl"])
+        each = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        options_mp = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
+        return iter(dataset.to_iter_dataset(each).mp_prefetch(options_mp))
+    read = grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=max(options.prefetch, options.threads))
+    return iter(dataset.to_iter_dataset(read))
+
+
+def eval_batches(source, transform, batch: int, host: Host | None = None, limit: int = 0) -> Iterator[dict]:
+    """Every example once, in order, padded with `mask` False; every host has as many batches.
+
+    A bad image becomes a padded row (mask False), so it counts nowhere.
+
+    Args:
+      source: what `open_source` returned.
+      transform: the evaluation form of a transform.
+      batch: global batch size.
+      host: this host, by default.
+      limit: only so many examples; 0 for all.
+    """
+    host = host or Host.this()
+    size = min(len(source), limit or len(source))
+    rows = host.rows(batch)
+    blank = None
+    for first in range(0, size, batch):
+        examples = []
+        for row in rows:
+            n = first + row
+            example = None
+            if n < size:
+                try:
+                    example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
+                except BadImageError:
+                    pass
+            examples.append(example)
+        blank = blank or _blank(next((e for e in examples if e), None), source, transform)
+        yield stack([e or blank for e in examples])
+
+
+def _blank(example: dict | None, source, transform) -> dict:
+    """A row of zeros shaped like an example."""
+    for n in range(len(source)):
+        if example:
+            break
+        try:
+            example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
+        except BadImageError:
+            continue
+    if not example:
+        raise UserError(f"Data set {source.name!r} has no image that can be decoded.")
+    return {k: np.zeros_like(v) for k, v in example.items()} | {"index": np.int32(-1)}
+
+
+def to_device(batch: dict[str, np.ndarray], sharding) -> dict[str, jax.Array]:
+    """This host's rows -> global device arrays."""
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

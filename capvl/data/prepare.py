@@ -1,0 +1,131 @@
+"""Prepares data sets.
+
+    python -m capvl.data.prepare scenes --config=128
+    python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --val='…/val/*.tar'
+    python -m capvl.data.prepare tfds --name=coco_captions
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+from rich.console import Console
+from rich.table import Table
+
+from capvl.data import sources, tars
+from capvl.errors import UserError, nearest
+
+SCENES_VOCAB = 512
+
+
+def scenes(config: str, data_dir: str) -> str:
+    """The folder of the embedded data set in a configuration, made if it isn't there.
+
+    Raises:
+      UserError: unknown configuration, or the folder can't be written.
+    """
+    from capvl.data.scenes.builder import Scenes
+
+    known = [c.name for c in Scenes.BUILDER_CONFIGS]
+    if config not in known:
+        raise UserError(f"scenes has no configuration {config!r}." + nearest(config, known))
+    import tensorflow_datasets as tfds
+
+    builder = Scenes(config=config, data_dir=data_dir, file_format="array_record")
+    if not os.path.exists(os.path.join(builder.data_dir, "dataset_info.json")):
+        total = sum(builder.builder_config.counts)
+        print(f"Making the embedded data set scenes/{config} ({total} examples) in {builder.data_dir} …", flush=True)
+        tfds.disable_progress_bar()
+        try:
+            builder.download_and_prepare()
+        except OSError as e:
+            raise UserError(f"Data set scenes/{config} can't be written to {data_dir!r}: {e}") from e
+    return str(builder.data_dir)
+
+
+def scenes_tokenizer(data_dir: str) -> str:
+    """Path of the embedded data set's tokenizer, trained if it isn't there."""
+    from capvl.data import tokenizer
+    from capvl.data.scenes import language, world
+
+    path = os.path.join(data_dir, "scenes", f"tokenizer_{SCENES_VOCAB}.model")
+    if not os.path.exists(path):
+        texts = []
+        for i in range(2000):
+            rng = world.generator(0, "train", i)
+            scene = world.draw_scene(rng)
+            texts += language.captions(scene, rng)
+            texts += [row[k] for row in language.questions(scene, rng) for k in ("question", "answer")]
+            texts += language.clip_captions(world.draw_clip(rng, 4))
+        tokenizer.train(texts, SCENES_VOCAB, path)
+    return path
+
+
+def from_tfds(name: str, data_dir: str) -> str:
+    """Downloads and prepares a tfds data set as ArrayRecord.
+
+    Raises:
+      UserError: tfds doesn't know it, or can't prepare it here.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError as e:
+        raise UserError(f"tfds has no data set {name!r}." + nearest(name, sources.FIELDS)) from e
+    except Exception as e:  # Each of tfds' builders has errors of its own.
+        first = str(e).strip().splitlines()
+        raise UserError(f"tfds could not prepare {name!r}: {type(e).__name__}: {first[0] if first else e}") from e
+    return str(builder.data_dir)
+
+
+def print_report(folder: pathlib.Path) -> None:
+    """How many examples a prepared data set has, and what was rejected and why."""
+    console = Console()
+    report = json.loads((folder / "report.json").read_text())
+    table = Table("split", "what", "count", "first", title=str(folder))
+    for split, entry in report.items():
+        table.add_row(split, "examples", str(entry["examples"]), "")
+        for reason, rejected in sorted(entry["rejected"].items()):
+            table.add_row(split, f"rejected: {reason}", str(rejected["count"]), " ".join(rejected["first"]))
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Prepare a data set for capvl.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in ("scenes", "tars", "tfds"):
+        sub = commands.add_parser(command, allow_abbrev=False)
+        sub.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+        if command == "scenes":
+            sub.add_argument("--config", default="64")
+            continue
+        sub.add_argument("--name", required=True)
+        if command == "tars":
+            for split in ("train", "val", "test"):
+                sub.add_argument(f"--{split}", default="", help=f"pattern of the tars of split {split}")
+            sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
+            sub.add_argument("--min_side", type=int, default=tars.Limits.min_side, help="pixels")
+            sub.add_argument("--max_aspect", type=float, default=tars.Limits.max_aspect)
+    args = parser.parse_args(argv)
+    data_dir = args.data_dir or sources.default_data_dir()
+    if args.command == "scenes":
+        print(scenes(args.config, data_dir))
+        print(scenes_tokenizer(data_dir))
+    elif args.command == "tfds":
+        print(from_tfds(args.name, data_dir))
+    else:
+        splits = {s: getattr(args, s) for s in ("train", "val", "test") if getattr(args, s)}
+        if not splits:
+            raise UserError("Say which tars: --train='…/*.tar', --val=…, --test=….")
+        limits = tars.Limits(min_side=args.min_side, max_aspect=args.max_aspect)
+        print_report(tars.prepare(args.name, splits, data_dir, limits=limits, workers=args.workers))
+
+
+if __name__ == "__main__":
+    from capvl.main import run
+
+    run(main)

@@ -1,0 +1,1 @@
+"""Procedural scenes: the embedded data set. Every fact about an image is known exactly."""

@@ -1,0 +1,87 @@
+"""The tfds builder of procedural scenes; it writes ArrayRecord without TensorFlow."""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from capvl.data.scenes import examples, world
+
+
+@dataclasses.dataclass(eq=False)
+class ScenesConfig(tfds.core.BuilderConfig):
+    """Which scenes.
+
+    Attributes:
+      side: image side in pixels.
+      frames: 0 for images, else frames of a clip.
+      counts: examples of train, val and test.
+      seed: of everything.
+    """
+
+    side: int = 64
+    frames: int = 0
+    counts: tuple[int, int, int] = (20_000, 1_000, 1_000)
+    seed: int = 0
+
+
+def _config(name: str, **options) -> ScenesConfig:
+    return ScenesConfig(name=name, description=name, version=tfds.core.Version("1.0.0"), **options)
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """Images (or short clips) of simple objects with captions, boxes, phrases and questions.
+
+    Example keys: `image` (JPEG), `text` (captions), `objects` (bbox as tfds BBox, phrase, shape,
+    color, size, texture, word), `questions` (kind, question, answer), `label` (shape of the
+    largest shaped object, an index into `world.SHAPES`), `index`. Clips have `frames` instead
+    of `image` and the `direction` of what moves.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = epath.Path(__file__).parent
+    BUILDER_CONFIGS = [
+        _config("64"),
+        _config("96", side=96),
+        _config("128", side=128),
+        _config("tiny", counts=(256, 64, 64)),
+        _config("demo", counts=(12_000, 500, 500)),
+        _config("clips", frames=8, counts=(4_000, 500, 500)),
+        _config("clips_tiny", frames=4, counts=(32, 8, 8)),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text, image = tfds.features.Text, tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+        things = {name: text() for name in ("phrase", "shape", "color", "size", "texture", "word")}
+        features = {
+            "text": tfds.features.Sequence(text()),
+            "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature(), **things}),
+            "questions": tfds.features.Sequence({name: text() for name in ("kind", "question", "answer")}),
+            "label": tfds.features.ClassLabel(names=[*world.SHAPES, "word"]),
+            "index": np.int64,
+        }
+        if self.builder_config.frames:
+            features |= {"frames": tfds.features.Sequence(image), "direction": text()}
+        else:
+            features["image"] = image
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager) -> dict:
+        del dl_manager
+        counts = self.builder_config.counts
+        return {split: self._generate_examples(split, n) for split, n in zip(world.SPLITS, counts, strict=True)}
+
+    def _generate_examples(self, split: str, count: int):
+        config = self.builder_config
+        make = functools.partial(examples.make, config.seed, split, config.side, config.frames)
+        # Spawned, not forked: JAX's threads may be running.
+        with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 1 + count // 500)) as pool:
+            for index, example in enumerate(pool.imap(make, range(count), chunksize=32)):
+                for thing in example["objects"]:
+                    x0, y0, x1, y1 = thing["bbox"]
+                    thing["bbox"] = tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1)
+                yield index, example

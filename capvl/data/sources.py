@@ -1,0 +1,227 @@
+"""Data sets by name: what is read of them, and one clear sentence where they can't be.
+
+An Example is a dict with some of these keys:
+  image   encoded bytes (JPEG, PNG, WebP …)
+  text    list of captions, str or UTF-8 bytes
+  label   int
+and, as they stand in the data set, any other feature that was asked for (objects, questions …).
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from capvl.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Which feature is the image, the text and the label; "a/b" is feature b of a sequence a."""
+
+    image: str = "image"
+    text: str = ""
+    label: str = ""
+
+
+FIELDS = {
+    "scenes": Fields(text="text", label="label"),
+    "image_text": Fields(text="text", label="label"),
+    "coco_captions": Fields(text="captions/text"),
+    "laion400m": Fields(text="caption"),
+    "wit": Fields(text="caption_reference_description"),
+    "wit_kaggle": Fields(text="caption_reference_description"),
+    "ref_coco": Fields(text="objects/refexp/raw"),
+    "imagenet2012": Fields(label="label"),
+    "imagenet_v2": Fields(label="label"),
+    "imagenet2012_real": Fields(label="real_label"),
+    "oxford_iiit_pet": Fields(label="label"),
+    "oxford_flowers102": Fields(label="label"),
+    "cifar10": Fields(label="label"),
+    "cifar100": Fields(label="label"),
+    "caltech101": Fields(label="label"),
+    "cars196": Fields(label="label"),
+    "caltech_birds2011": Fields(label="label"),
+    "food101": Fields(label="label"),
+    "stanford_dogs": Fields(label="label"),
+    "sun397": Fields(label="label"),
+    "dtd": Fields(label="label"),
+    "places365_small": Fields(label="label"),
+    "mnist": Fields(label="label"),
+}
+_TEXT_NAMES = ("text", "captions", "caption")
+
+
+def default_data_dir() -> str:
+    """$TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return os.environ.get("TFDS_DATA_DIR") or os.path.join(os.path.expanduser("~"), "tensorflow_datasets")
+
+
+class Source:
+    """A prepared split, read at random: `source[i]` is an Example with the features asked for.
+
+    Pickles as its arguments, so worker processes open their own files.
+    """
+
+    def __init__(self, directory: str, split: str, fields: Fields, features: tuple[str, ...], name: str):
+        self._arguments = (directory, split, fields, features, name)
+        self.name = name
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        self._parse = tf_example_pb2.Example.FromString
+        builder = tfds.builder_from_directory(directory)
+        self.info = builder.info
+        wanted = {f: getattr(fields, f, "") or f for f in features}
+        self._paths = {key: path.split("/") for key, path in wanted.items()}
+        _check_features(name, builder.info.features, wanted)
+        # Images, texts and labels are taken straight from the tf.train.Example, in a tenth of the
+        # time that tfds needs to rebuild the whole record; the rest is left to tfds.
+        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in ("image", "text", "label")}
+        self._rest = {k: p for k, p in self._paths.items() if k not in self._plain}
+        self._decoder = None
+        if self._rest:
+            partial = {path[0]: builder.info.features[path[0]] for path in self._rest.values()}
+            self._decoder = tfds.features.FeaturesDict(partial)
+        self._data = _open_split(builder, split, name)
+        if not len(self._data):
+            raise UserError(f"Split {split!r} of data set {name!r} is empty.")
+
+    def __reduce__(self):
+        return (Source, self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._data[index]
+        features = self._parse(record).features.feature
+        example = {}
+        for key, path in self._plain.items():
+            if key == "label":
+                example[key] = features[path].int64_list.value[0]
+            else:
+                values = features[path].bytes_list.value
+                example[key] = values[0] if key == "image" else list(values)
+        if self._decoder is not None:
+            skip = {"frames": _skip_frames()} if "frames" in self._rest else None
+            rest = self._decoder.deserialize_example_np(record, decoders=skip)
+            example |= {key: _get(rest, path) for key, path in self._rest.items()}
+        return example
+
+    def label_names(self) -> list[str] | None:
+        """Names of the classes, where the data set has them."""
+        feature = self.info.features[self._paths["label"][0]] if "label" in self._paths else None
+        return list(feature.names) if getattr(feature, "names", None) else None
+
+
+def _skip_frames():
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.SkipDecoding()
+
+
+def _get(record: Any, path: Sequence[str]) -> Any:
+    for i, part in enumerate(path):
+        if isinstance(record, list):
+            return [_get(r, path[i:]) for r in record]
+        record = record[part]
+    return record
+
+
+def _check_features(name: str, features, wanted: dict[str, str]) -> None:
+    for key, path in wanted.items():
+        first = path.split("/")[0]
+        if first not in features:
+            raise UserError(
+                f"Data set {name!r} has no {key} feature {path!r}; its features are {', '.join(sorted(features))}."
+            )
+
+
+def _open_split(builder, split: str, name: str):
+    known = list(builder.info.splits)
+    bare = re.split(r"[\[+]", split)[0]
+    if bare not in known:
+        raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    try:
+        return builder.as_data_source(split=split).data_source
+    except NotImplementedError as e:
+        raise UserError(
+            f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
+            f"`python -m capvl.data.prepare tfds --name={name}`."
+        ) from e
+    except (ValueError, OSError) as e:
+        raise UserError(f"Split {split!r} of data set {name!r} can't be read: {e}") from e
+
+
+def guess_fields(name: str, features) -> Fields:
+    """The table's entry, else one guessed from the features' names."""
+    base = name.split("/")[0].split(":")[0]
+    if base in FIELDS:
+        return FIELDS[base]
+    text = next((t for t in _TEXT_NAMES if t in features), "")
+    return Fields(text=text, label="label" if "label" in features else "")
+
+
+def open_source(
+    name: str,
+    split: str,
+    data_dir: str = "",
+    *,
+    features: tuple[str, ...] = ("image", "text"),
+    fields: Fields | None = None,
+) -> Source:
+    """Opens a prepared data set.
+
+    Args:
+      name: "scenes/64" (made on first use), a tfds name, the name given to `capvl.data.prepare
+        tars`, or a folder that holds a prepared data set.
+      split: a tfds split, such as "train" or "train[:90%]".
+      data_dir: where prepared data sets are; default `default_data_dir()`.
+      features: keys that the Examples shall have.
+      fields: which feature is what, where the table doesn't know the data set.
+
+    Raises:
+      UserError: unknown, not prepared, empty, or without the features asked for.
+    """
+    directory = find(name, data_dir or default_data_dir())
+    import tensorflow_datasets as tfds
+
+    if fields is None or fields == Fields():
+        fields = guess_fields(name, tfds.builder_from_directory(directory).info.features)
+    return Source(directory, split, fields, features, name)
+
+
+def find(name: str, data_dir: str) -> str:
+    """The folder of a prepared data set; embedded ones are made if need be.
+
+    Raises:
+      UserError: it is unknown or not prepared.
+    """
+    if os.path.isfile(os.path.join(name, "dataset_info.json")):
+        return name
+    bare = name.partition(":")[0]
+    base = bare.split("/")[0]
+    if base == "scenes":
+        from capvl.data import prepare
+
+        return prepare.scenes(bare.partition("/")[2] or "64", data_dir)
+    folder = pathlib.Path(data_dir, *bare.split("/"))
+    versions = sorted(folder.glob("*/dataset_info.json")) or sorted(folder.glob("*/*/dataset_info.json"))
+    wanted = name.partition(":")[2]
+    versions = [v for v in versions if not wanted or v.parent.name == wanted]
+    if versions:
+        return str(versions[-1].parent)
+    if base in FIELDS:
+        raise UserError(
+            f"Data set {name!r} is not prepared in {data_dir!r}; prepare it with "
+            f"`python -m capvl.data.prepare tfds --name={name} --data_dir={data_dir}`."
+        )
+    prepared = [p.name for p in pathlib.Path(data_dir).glob("*") if any(p.glob("**/dataset_info.json"))]
+    raise UserError(
+        f"Data set {name!r} is neither known nor prepared in {data_dir!r}; tar shards are prepared with "
+        f"`python -m capvl.data.prepare tars --name={base} --train='…/*.tar' --data_dir={data_dir}`."
+        + nearest(name, {*prepared, *FIELDS})
+    )
