@@ -1,0 +1,53 @@
+"""Evaluators: given a model, they yield (name, value) pairs. `EVALUATORS` is the index.
+
+An evaluator is a frozen dataclass of its options (`config.evals.NAME`) with one method,
+`setup(context)`, which opens its data and compiles its functions and returns
+`evaluate(params) -> iterator of (name, value)`. A value is a float, or `Samples` for the report.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+EVALUATORS = {
+    "perplexity": "capvl.evals.perplexity:Perplexity",
+    "image_gain": "capvl.evals.image_gain:ImageGain",
+    "fewshot": "capvl.evals.fewshot:FewShot",
+    "captions": "capvl.evals.captions:Captions",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an evaluator may know of a run: the recipe, the mesh, and the model's blueprint."""
+
+    recipe: Any
+    mesh: jax.sharding.Mesh
+    blueprint: Any
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Images with what the model wrote and what people wrote, for the report.
+
+    Attributes:
+      images: uint8 (R, R, 3) each.
+      written: the model's text of each.
+      references: texts that people gave, of each.
+    """
+
+    images: list[np.ndarray]
+    written: list[str]
+    references: list[str]
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """A device array, sharded over any hosts, as one NumPy array on every host."""
+    if array.is_fully_addressable:
+        return np.asarray(jax.device_get(array))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,0 +1,337 @@
+"""Recipes from config files, variant strings and flags; every unknown key and wrong type is named.
+
+A config file has `get_config()` that returns an ml_collections.ConfigDict of plain values.
+Sections are checked against the dataclasses that use them, so a key's name, type and default
+stand where it is used. `config.variants` maps short names to keys, for
+`configs/cappa_l16.py:res=384,batch=16k` (k is 1,024).
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+import types
+import typing
+from typing import Any
+
+from capvl.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """`config.checkpoint`.
+
+    Attributes:
+      every: steps between checkpoints.
+      keep: how many of the newest stay.
+      keep_every: checkpoints of multiples of so many steps stay for good; 0 for none.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self):
+        if self.every < 1 or self.keep < 1 or self.keep_every < 0:
+            raise UserError("checkpoint.every and checkpoint.keep must be at least 1, checkpoint.keep_every at least 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    Attributes:
+      steps, batch_size: length of the run, and examples a step over all devices.
+      seed: of weights, order, augmentation and everything else.
+      objective, model, data, optimizer, schedule, mesh, checkpoint: options of the parts.
+      evals: name -> evaluator.
+      micro_batches: gradient accumulation: parts that a batch is split into.
+      spike: a step whose gradient norm is above spike times its running mean is skipped; 0: never.
+      max_skipped: so many skipped steps in a row stop the run.
+      log_every, eval_every: in steps; eval_every=0 evaluates at the end only.
+      profile: (first step, number of steps) of a profiler trace; (0, 0) for none.
+      init_from: parameters to begin with: a workdir, or a big_vision .npz; "" for none.
+      source: the recipe as plain values, for config.json.
+    """
+
+    steps: int
+    batch_size: int
+    objective: Any
+    model: Any
+    data: Any
+    optimizer: Any
+    schedule: Any
+    mesh: Any
+    checkpoint: CheckpointOptions
+    evals: dict
+    seed: int = 0
+    micro_batches: int = 1
+    spike: float = 0.0
+    max_skipped: int = 10
+    log_every: int = 50
+    eval_every: int = 0
+    profile: tuple[int, int] = (0, 0)
+    init_from: str = ""
+    source: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "micro_batches", "max_skipped", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.eval_every < 0 or self.seed < 0 or self.spike < 0:
+            raise UserError("eval_every, seed and spike must not be negative.")
+
+    def train_step(self):
+        """The recipe's `capvl.step.TrainStep`."""
+        from capvl.step import TrainStep
+
+        return TrainStep(
+            self.objective,
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.steps,
+            seed=self.seed,
+            micro_batches=self.micro_batches,
+            spike=self.spike,
+        )
+
+
+# What may differ when a run is resumed: nothing of it changes what is learned, or it is the
+# user's declared right (another batch size sees the same examples).
+RESUMABLE = (
+    r"batch_size|micro_batches|log_every|eval_every|profile|max_skipped|init_from"
+    r"|(mesh|checkpoint|evals)(\..*)?|model\.(remat|unroll)|objective\.chunk"
+    r"|data\.(data_dir|threads|workers|prefetch|max_bad)"
+)
+
+
+def load(spec: str, overrides: list[tuple[str, str]] = ()) -> Recipe:
+    """The recipe of "FILE.py" or "FILE.py:variant=value,…" with `--config.key=value` overrides.
+
+    Raises:
+      UserError: no such file, variant, key or value.
+    """
+    path, _, variant = spec.partition(":")
+    values = _read_file(path)
+    variants = values.pop("variants", {})
+    for pair in filter(None, variant.split(",")):
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"Variant {pair!r} of {path!r} should read name=value.")
+        if key not in variants and key.split(".")[0] not in _sections():
+            raise UserError(f"{path!r} has no variant {key!r}." + nearest(key, variants))
+        for target in _as_tuple(variants.get(key, key)):
+            _set(values, target, _parse(text))
+    for key, text in overrides:
+        _set(values, key, _parse(text))
+    return resolve(values)
+
+
+def default_workdir(spec: str) -> str:
+    """runs/NAME of "…/NAME.py", with the variant in the name."""
+    path, _, variant = spec.partition(":")
+    name = pathlib.Path(path).stem + (f"-{variant}" if variant else "")
+    return os.path.join("runs", re.sub(r"[^A-Za-z0-9_.=,-]", "_", name))
+
+
+def resolve(values: dict) -> Recipe:
+    """A checked recipe from nested plain values (a config file's, or config.json's)."""
+    from capvl.data.loader import DataOptions
+    from capvl.evals import EVALUATORS
+    from capvl.objectives import OBJECTIVES
+    from capvl.optim.optimizer import OptimizerOptions
+    from capvl.optim.schedules import ScheduleOptions
+    from capvl.parallel.mesh import MeshOptions
+
+    values = dict(values)
+    objective_values = dict(values.pop("objective", {}))
+    objective_class = _named(OBJECTIVES, objective_values.pop("name", None), "objective.name")
+    parts = {
+        "objective": build(objective_class, objective_values, "objective"),
+        "model": build(objective_class.Model, values.pop("model", {}), "model"),
+        "data": build(DataOptions, values.pop("data", {}), "data"),
+        "optimizer": build(OptimizerOptions, values.pop("optimizer", {}), "optimizer"),
+        "schedule": build(ScheduleOptions, values.pop("schedule", {}), "schedule"),
+        "mesh": build(MeshOptions, values.pop("mesh", {}), "mesh"),
+        "checkpoint": build(CheckpointOptions, values.pop("checkpoint", {}), "checkpoint"),
+        "evals": {},
+    }
+    for name, options in dict(values.pop("evals", {})).items():
+        options = dict(options)
+        kind = _named(EVALUATORS, options.pop("type", name), f"evals.{name}.type")
+        parts["evals"][name] = build(kind, options, f"evals.{name}")
+    recipe = build(Recipe, values, "", given=parts)
+    return dataclasses.replace(recipe, source=describe(recipe))
+
+
+def describe(recipe: Recipe) -> dict:
+    """The recipe as nested plain values; `resolve` of it gives the recipe back."""
+    from capvl.evals import EVALUATORS
+    from capvl.objectives import OBJECTIVES
+
+    out = {}
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name == "source":
+            continue
+        if field.name == "evals":
+            value = {n: {"type": _name_of(EVALUATORS, e)} | dataclasses.asdict(e) for n, e in value.items()}
+        elif dataclasses.is_dataclass(value):
+            value = dataclasses.asdict(value)
+        if field.name == "objective":
+            value = {"name": _name_of(OBJECTIVES, recipe.objective)} | value
+        out[field.name] = value
+    return json.loads(json.dumps(out))
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    out = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def check_same(old: dict, new: dict, workdir: str) -> None:
+    """Raises UserError where a workdir's recipe is not the one that shall be resumed."""
+    old, new = flatten(old), flatten(new)
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not re.fullmatch(RESUMABLE, k)]
+    if changed:
+        shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(f"Workdir {workdir!r} belongs to another recipe ({shown}{more}); choose another --workdir.")
+
+
+def build(cls: type, values: Any, where: str, given: dict | None = None) -> Any:
+    """A dataclass from plain values.
+
+    Raises:
+      UserError: an unknown key or a value of the wrong type, by its full name.
+    """
+    dot = where + "." if where else ""
+    if not isinstance(values, dict):
+        raise UserError(f"{where or 'config'} should be a section of keys, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    known = [n for n in fields if n != "source" and n not in (given or {})]
+    arguments = dict(given or {})
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"Unknown key {dot + key!r}." + nearest(key, [*known, *(given or {})]))
+        arguments[key] = _convert(value, hints[key], dot + key)
+    for name in known:
+        required = fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING
+        if name not in arguments and required:
+            raise UserError(f"The config lacks {dot + name!r}.")
+    return cls(**arguments)
+
+
+_SUFFIX = {"k": 1024, "K": 1024, "M": 1024**2}
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong(key, "a list", value)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))
+        if len(arguments) != len(value):
+            raise _wrong(key, f"{len(arguments)} values", value)
+        return tuple(_convert(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+    if hint is int and isinstance(value, str) and (m := re.fullmatch(r"(\d+)([kKM])", value)):
+        return int(m[1]) * _SUFFIX[m[2]]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is str and not isinstance(value, str | list | tuple | dict) and value is not None:
+        return str(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+        words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", dict: "a section"}
+        raise _wrong(key, words.get(hint, hint.__name__), value)
+    return value
+
+
+def _wrong(key: str, wanted: str, value: Any) -> UserError:
+    return UserError(f"{key} should be {wanted}, not {value!r}.")
+
+
+def _parse(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _as_tuple(value: Any) -> tuple:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _sections() -> list[str]:
+    return [f.name for f in dataclasses.fields(Recipe) if f.name != "source"]
+
+
+def _set(values: dict, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    if sections and sections[0] not in _sections():
+        raise UserError(f"Unknown key {key!r}." + nearest(sections[0], _sections()))
+    if sections[:1] == ["evals"] and len(sections) > 1 and sections[1] not in values.get("evals", {}):
+        raise UserError(f"Unknown key {key!r}: there is no evaluator {sections[1]!r}." + nearest(sections[1], values.get("evals", {})))
+    node = values
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise UserError(f"Unknown key {key!r}: {section!r} is a value, not a section.")
+    node[last] = value
+
+
+def _named(registry: dict[str, str], name: Any, key: str) -> type:
+    if name not in registry:
+        raise UserError(f"{key}={name!r} is unknown." + nearest(str(name), registry))
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _name_of(registry: dict[str, str], value: Any) -> str:
+    target = f"{type(value).__module__}:{type(value).__qualname__}"
+    return next(name for name, path in registry.items() if path == target)
+
+
+def _read_file(path: str) -> dict:
+    """get_config() of a file as nested plain values; its neighbours can be imported by it."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        known = [str(p) for p in (file.parent if file.parent.is_dir() else pathlib.Path("configs")).glob("*.py")]
+        raise UserError(f"Config file {path!r} does not exist." + nearest(path, known))
+    spec = importlib.util.spec_from_file_location(f"capvl_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+        config = _get_config(module, path)
+    except UserError:
+        raise
+    except Exception as e:  # A config is the user's code: whatever it raises is told in one line.
+        raise UserError(f"Config file {path!r} fails: {type(e).__name__}: {e}") from e
+    finally:
+        sys.path.remove(str(file.parent.resolve()))
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def _get_config(module: types.ModuleType, path: str) -> Any:
+    if not hasattr(module, "get_config"):
+        raise UserError(f"Config file {path!r} has no function get_config().")
+    return module.get_config()

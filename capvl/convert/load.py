@@ -1,0 +1,59 @@
+"""Parameters to begin with: from a workdir or a big_vision .npz, positions resized where need be."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from capvl.convert.big_vision import from_big_vision
+from capvl.errors import UserError
+from capvl.models.parameters import Blueprint
+from capvl.nn.positions import resize_grid
+
+
+def load_parameters(path: str, model_options) -> dict[str, np.ndarray]:
+    """Parameters by path for a model, from a run's workdir or a flat big_vision .npz.
+
+    Encoder positions of another resolution are resized. Nothing is unpickled.
+
+    Raises:
+      UserError: missing, unreadable, or of another model.
+    """
+    blueprint = Blueprint(model_options)
+    if os.path.isdir(path):
+        from capvl.checkpoint import Checkpointer
+
+        params, _ = Checkpointer(path).read_params(None)
+    elif path.endswith(".npz"):
+        params = from_big_vision(read_npz(path))
+    else:
+        raise UserError(f"Parameters {path!r} are neither a workdir nor an .npz file.")
+    params = _resize_positions(params, blueprint.shapes)
+    from capvl.checkpoint import check_leaves
+
+    stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
+    check_leaves(stored, blueprint.shapes, path)
+    return params
+
+
+def read_npz(path: str) -> dict[str, np.ndarray]:
+    """A flat .npz, with pickles refused.
+
+    Raises:
+      UserError: missing, not an .npz, or with pickled objects in it.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"File {path!r} does not exist.")
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in z.files}
+    except (ValueError, OSError, EOFError) as e:
+        raise UserError(f"{path!r} can't be read as an .npz of plain arrays: {e}") from e
+
+
+def _resize_positions(params: dict, shapes: dict) -> dict:
+    name = "encoder/positions"
+    if name in params and name in shapes and params[name].shape[0] != shapes[name].shape[0]:
+        if params[name].shape[1] == shapes[name].shape[1]:
+            params = params | {name: resize_grid(params[name], shapes[name].shape[0])}
+    return params

@@ -1,0 +1,137 @@
+"""k-shot classification on frozen features by closed-form ridge regression (as in CapPa's reference)."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from capvl.data import loader, sources
+from capvl.data.transforms import ImageLabel
+from capvl.errors import UserError
+from capvl.evals import Context, to_host
+from capvl.parallel.rules import batch_sharding
+
+BIAS = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Yields `SHOTSshot` accuracy for each number of shots, averaged over the seeds.
+
+    The L2 strength is chosen on the shots themselves, by leave-one-out error; the test split
+    is never used for a choice.
+
+    Attributes:
+      name: a data set with labels.
+      train, test: its splits.
+      shots: images a class.
+      seeds: draws of the shots.
+      l2: strengths to choose from.
+      features: "encoder" (the pooled feature) or "pixels" (a baseline: the image itself, 16 x 16).
+    """
+
+    name: str = "scenes/64"
+    train: str = "train"
+    test: str = "test"
+    shots: tuple[int, ...] = (1, 5, 10)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    l2: tuple[float, ...] = tuple(2.0**i for i in (-10, -5, 0, 5, 10))
+    features: str = "encoder"
+
+    def __post_init__(self):
+        if self.features not in ("encoder", "pixels"):
+            raise UserError(f"fewshot features={self.features!r} should be 'encoder' or 'pixels'.")
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        directory = context.recipe.data.directory()
+        opened = [
+            sources.open_source(self.name, split, directory, features=("image", "label"))
+            for split in (self.train, self.test)
+        ]
+        transform = ImageLabel(context.recipe.model.res)
+
+        @jax.jit
+        def features(params, image):
+            batch = context.recipe.objective.prepare({"image": image, "text": _no_text(image)}, train=False)
+            if self.features == "pixels":
+                return jax.image.resize(batch["image"], (image.shape[0], 16, 16, 3), "linear").reshape(image.shape[0], -1)
+            return context.blueprint.bind(params).features(batch["image"])
+
+        def collect(params, source):
+            xs, ys = [], []
+            for host_batch in loader.eval_batches(source, transform, context.batch):
+                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
+                mask = to_host(batch["mask"])
+                xs.append(to_host(features(params, batch["image"]))[mask])
+                ys.append(to_host(batch["label"])[mask])
+            return np.concatenate(xs), np.concatenate(ys)
+
+        def evaluate(params):
+            (x, y), (x_test, y_test) = (collect(params, source) for source in opened)
+            classes, y = np.unique(y, return_inverse=True)
+            y_test = np.searchsorted(classes, y_test)
+            for shots in self.shots:
+                scores = []
+                for seed in self.seeds:
+                    chosen = select_shots(y, len(classes), shots, seed)
+                    scores.append(accuracy(x[chosen], y[chosen], x_test, y_test, len(classes), self.l2))
+                yield f"{shots}shot", float(np.mean(scores))
+            yield "chance", float(np.bincount(y_test, minlength=len(classes)).max() / len(y_test))
+
+        return evaluate
+
+
+def _no_text(image):
+    return jax.numpy.zeros((image.shape[0], 1), jax.numpy.int32)
+
+
+def select_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> np.ndarray:
+    """Indices of `shots` examples of each class, in class order, drawn by numpy's default_rng(seed)."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(num_classes)])
+
+
+def standardize(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Centred and scaled features with a constant feature of 100 behind them: (N, F) -> (N, F + 1)."""
+    return np.concatenate([(x - mean) / std, np.full((len(x), 1), BIAS)], axis=1)
+
+
+def ridge(x: np.ndarray, y: np.ndarray, num_classes: int, l2: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression to ±1 targets in float64.
+
+    Args:
+      x: (N, F) standardized features.
+      y: (N,) labels.
+      num_classes, l2: K classes, penalty.
+
+    Returns:
+      weights (F, K), and the leave-one-out predictions (N, K) of the training examples.
+    """
+    x = x.astype(np.float64)
+    targets = 2.0 * np.eye(num_classes)[y] - 1.0
+    if len(x) < x.shape[1]:
+        dual = np.linalg.inv(x @ x.T + l2 * np.eye(len(x)))
+        weights = x.T @ (dual @ targets)
+        # Dual form of leave-one-out: residual_i = (dual @ targets)_i / dual_ii.
+        residual = (dual @ targets) / np.diag(dual)[:, None]
+        return weights, targets - residual
+    inverse = np.linalg.inv(x.T @ x + l2 * np.eye(x.shape[1]))
+    weights = inverse @ (x.T @ targets)
+    leverage = np.einsum("nf,fg,ng->n", x, inverse, x)
+    residual = (targets - x @ weights) / (1 - leverage)[:, None]
+    return weights, targets - residual
+
+
+def accuracy(x, y, x_test, y_test, num_classes: int, l2s) -> float:
+    """Test accuracy of the strength whose leave-one-out accuracy on the shots is best (ties: least error)."""
+    mean, std = x.mean(axis=0, keepdims=True), x.std(axis=0, keepdims=True) + 1e-5
+    x, x_test = standardize(x, mean, std), standardize(x_test, mean, std)
+    targets = 2.0 * np.eye(num_classes)[y] - 1.0
+
+    def quality(l2):
+        _, left_out = ridge(x, y, num_classes, l2)
+        return (left_out.argmax(1) == y).mean(), -np.square(left_out - targets).mean()
+
+    weights, _ = ridge(x, y, num_classes, max(l2s, key=quality))
+    return float(((x_test @ weights).argmax(1) == y_test).mean())

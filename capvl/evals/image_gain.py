@@ -1,0 +1,68 @@
+"""Does the model look? NLL per token of a caption with another image, minus with its own."""
+
+import dataclasses
+
+import numpy as np
+
+from capvl.data import loader
+from capvl.evals import Context, to_host
+from capvl.evals.perplexity import compile_scores, open_pairs
+from capvl.parallel.rules import batch_sharding
+
+Z_95 = 1.959963984540054
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGain:
+    """Yields, for each mode: `gain` in nats per token, and `low` and `high` of its 95 % interval.
+
+    The other image is the one that stands next to it in the data set's order (the last one's
+    is the first), so that every image serves once. The interval is the normal one of the mean
+    over captions, each caption's gain being that of its tokens' mean.
+
+    Attributes:
+      name, split: data set; "" for the training set's.
+      limit: examples; 0 for all.
+      modes: of "cap" and "pa".
+    """
+
+    name: str = ""
+    split: str = "val"
+    limit: int = 0
+    modes: tuple[str, ...] = ("cap", "pa")
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        _, batches = open_pairs(context, self.name, self.split, self.limit)
+        score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
+
+        def evaluate(params):
+            gains = {mode: [] for mode in self.modes}
+            for host_batch in batches():
+                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
+                mask, text = to_host(batch["mask"]), to_host(batch["text"])
+                count = int(mask.sum())
+                if count < 2:
+                    continue
+                other = loader.to_device({"image": _others(host_batch)}, batch_sharding(context.mesh))["image"]
+                tokens = (text != 0).sum(axis=1)[mask]
+                for mode in self.modes:
+                    own = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
+                    swapped = to_host(score[mode](params, other, batch["text"]))[mask]
+                    gains[mode].append((own - swapped) / tokens)
+            for mode in self.modes:
+                gain = np.concatenate(gains[mode])
+                half = Z_95 * gain.std(ddof=1) / np.sqrt(len(gain))
+                yield f"{mode}/gain", float(gain.mean())
+                yield f"{mode}/low", float(gain.mean() - half)
+                yield f"{mode}/high", float(gain.mean() + half)
+
+        return evaluate
+
+
+def _others(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Each real row's image replaced by the next real row's of this host's batch, around the end."""
+    image = batch["image"].copy()
+    real = np.flatnonzero(batch["mask"])
+    image[real] = batch["image"][np.roll(real, -1)]
+    return image

@@ -1,0 +1,75 @@
+"""Negative log-likelihood of held-out captions, autoregressive (Cap) and in parallel (Pa)."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from capvl.data import loader, sources
+from capvl.evals import Context, to_host
+from capvl.evals.likelihood import log_likelihood
+from capvl.parallel.rules import batch_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Yields, for modes cap and pa: `nll` (nats per caption), `nll_per_token`, `perplexity` (its exp).
+
+    Attributes:
+      name, split: data set; "" for the training set's.
+      limit: examples; 0 for all.
+      modes: of "cap" and "pa".
+    """
+
+    name: str = ""
+    split: str = "val"
+    limit: int = 0
+    modes: tuple[str, ...] = ("cap", "pa")
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        data, batches = open_pairs(context, self.name, self.split, self.limit)
+        score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
+
+        def evaluate(params):
+            totals = dict.fromkeys(self.modes, 0.0)
+            examples = tokens = 0
+            for host_batch in batches():
+                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
+                mask = to_host(batch["mask"])
+                examples += int(mask.sum())
+                tokens += int(((to_host(batch["text"]) != 0) & mask[:, None]).sum())
+                for mode in self.modes:
+                    totals[mode] -= float(to_host(score[mode](params, batch["image"], batch["text"]))[mask].sum())
+            for mode, total in totals.items():
+                yield f"{mode}/nll", total / examples
+                yield f"{mode}/nll_per_token", total / tokens
+                yield f"{mode}/perplexity", float(np.exp(total / tokens))
+
+        return evaluate
+
+
+def open_pairs(context: Context, name: str, split: str, limit: int):
+    """The source, and a function that gives its evaluation batches, for the recipe's model and tokenizer."""
+    recipe = context.recipe
+    data = recipe.data
+    transform = recipe.objective.transform(recipe.model, data, train=False)
+    source = sources.open_source(
+        name or data.parts()[0][0],
+        split,
+        data.directory(),
+        features=recipe.objective.features(),
+        fields=None if name else data.fields(),
+    )
+    return source, lambda: loader.eval_batches(source, transform, context.batch, limit=limit)
+
+
+def compile_scores(context: Context, *, parallel: bool):
+    """jitted (params, image uint8, text) -> log-likelihoods (B,)."""
+
+    def score(params, image, text):
+        model = context.blueprint.bind(params)
+        batch = context.recipe.objective.prepare({"image": image, "text": text}, train=False)
+        return log_likelihood(model, batch["image"], batch["text"], parallel=parallel)
+
+    return jax.jit(score)

@@ -1,0 +1,143 @@
+"""Where numbers go: JSON lines, TensorBoard, and one terminal line that a script can grep."""
+
+import json
+import math
+import pathlib
+import time
+
+import jax
+
+from capvl import flops
+from capvl.errors import UserError
+
+
+def open_workdir(workdir: str) -> pathlib.Path:
+    """Makes a workdir.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    path = pathlib.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"Workdir {workdir!r} can't be written: {e.strerror or e}.") from e
+    return path
+
+
+class MetricWriter:
+    """Appends to `metrics.jsonl` and TensorBoard event files, on the first host only."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int = 0):
+        """first_step: lines of later steps, left by a killed run, are dropped."""
+        self._file = None
+        if jax.process_index():
+            return
+        path = workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= first_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        import tensorboardX
+
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line and one TensorBoard point for each value."""
+        if self._file is None:
+            return
+        clean = {k: (v if math.isfinite(v) else str(v)) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step} | clean) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def read(workdir: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl; an unfinished last line is left out."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"Workdir {str(workdir)!r} has no metrics.jsonl; train there first.")
+    return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) < math.inf]
+
+
+class Clock:
+    """Throughput between two logging steps: what share of the time was waiting for data."""
+
+    def __init__(self, total_steps: int, batch: int, flops_per_example: float):
+        self._total, self._batch, self._flops = total_steps, batch, flops_per_example
+        self._devices = jax.device_count()
+        self._peak = flops.peak(jax.devices()[0].device_kind)
+        self._begin: tuple[float, int] | None = None
+        self._waited = self._paused = 0.0
+
+    def start(self, step: int) -> None:
+        """Begins an interval after `step`."""
+        self._begin, self._waited, self._paused = (time.perf_counter(), step), 0.0, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Time that the loop spent waiting for a batch."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Time spent on evaluation and checkpoints: counted neither as waiting nor as training."""
+        self._paused += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        """Speeds since `start`, which is called anew."""
+        begin, first = self._begin
+        seconds = max(time.perf_counter() - begin - self._paused, 1e-9)
+        steps = max(step - first, 1)
+        rate = steps * self._batch / seconds
+        out = {
+            "images_per_second": rate,
+            "images_per_second_per_chip": rate / self._devices,
+            "data_wait": self._waited / seconds,
+            "seconds_per_step": seconds / steps,
+        }
+        if self._peak:
+            out["mfu"] = rate * self._flops / (self._devices * self._peak)
+        self.start(step)
+        return out
+
+
+def progress_line(step: int, total: int, values: dict[str, float]) -> str:
+    """`step 1000/366500 (0.3%) loss 3.2100 img/s 512 img/s/chip 512 MFU 41.0% data 0.2% ETA 2d3h`."""
+    parts = [f"step {step}/{total} ({100 * step / total:.1f}%)", f"loss {values['loss']:.4f}"]
+    parts.append(f"img/s {values['images_per_second']:.1f}")
+    parts.append(f"img/s/chip {values['images_per_second_per_chip']:.1f}")
+    if "mfu" in values:
+        parts.append(f"MFU {100 * values['mfu']:.1f}%")
+    parts.append(f"data {100 * values['data_wait']:.1f}%")
+    for name in ("skipped", "bad_images"):
+        if values.get(name):
+            parts.append(f"{name} {values[name]:.0f}")
+    parts.append(f"ETA {duration((total - step) * values['seconds_per_step'])}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 2d3h, 5m10s, 12s."""
+    seconds = round(seconds)
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    units = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    first = next((i for i, (n, _) in enumerate(units) if n), 3)
+    return "".join(f"{n}{u}" for n, u in units[first : first + 2])

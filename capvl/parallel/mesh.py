@@ -1,0 +1,51 @@
+"""The device mesh of a recipe."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType
+
+from capvl.errors import UserError
+from capvl.parallel.rules import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """`config.mesh`: devices along each axis; one of them may be -1 for all that are left.
+
+    Attributes:
+      replica: copies of the weights; the outermost axis, which may cross slices.
+      fsdp: shards of batch and weights.
+      tensor: shards of heads, MLP and vocabulary.
+    """
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """Extent of each axis for so many devices.
+
+        Raises:
+          UserError: the axes don't multiply to the devices.
+        """
+        extents = [self.replica, self.fsdp, self.tensor]
+        named = f"mesh replica={self.replica} x fsdp={self.fsdp} x tensor={self.tensor}"
+        if extents.count(-1) > 1 or any(e == 0 or e < -1 for e in extents):
+            raise UserError(f"{named}: every axis must be positive, and at most one of them -1.")
+        known = math.prod(e for e in extents if e != -1)
+        if -1 in extents:
+            if devices % known:
+                raise UserError(f"{named} needs a multiple of {known} devices, but there are {devices}.")
+            extents[extents.index(-1)] = devices // known
+        elif known != devices:
+            raise UserError(f"{named} makes {known} devices, but there are {devices}; -1 takes all that are left.")
+        return tuple(extents)
+
+
+def make_mesh(options: MeshOptions, devices: list | None = None) -> jax.sharding.Mesh:
+    """The mesh (replica, fsdp, tensor) over all devices, or over the given ones."""
+    devices = devices or jax.devices()
+    shape = options.shape(len(devices))
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

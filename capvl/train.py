@@ -1,0 +1,296 @@
+"""The training loop: restore -> (batch -> step -> log the step before) -> evaluate -> save.
+
+The host stays one step ahead of the devices: a step's metrics are read after the next step was
+dispatched. Inside the loop every implicit transfer between host and device is an error.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from capvl import config, metrics, report
+from capvl.checkpoint import Checkpointer
+from capvl.data import loader
+from capvl.errors import UserError
+from capvl.evals import Context, Samples
+from capvl.models import parameters
+from capvl.parallel.mesh import make_mesh
+from capvl.parallel.rules import batch_sharding
+from capvl.step import TrainState, check_batch
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT asked this process, or any other of the run, to save and leave."""
+
+    def __init__(self):
+        self.asked = False
+        self._old = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def now(self, step: int) -> bool:
+        """The same answer on all hosts."""
+        if jax.process_count() == 1:
+            return self.asked
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(self.asked).any())
+
+
+def say(text: str) -> None:
+    """One line of the first host."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+@dataclasses.dataclass
+class Run:
+    """What `run` sets up once and the loop uses."""
+
+    recipe: config.Recipe
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    step: object
+    update: object
+    checkpointer: Checkpointer
+    loader: loader.TrainLoader
+    writer: metrics.MetricWriter
+    evaluators: dict
+    clock: metrics.Clock
+
+    def log(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Reads a finished step's metrics; stops the run after too many skipped steps in a row."""
+        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        if values["skipped_in_row"] >= self.recipe.max_skipped:
+            raise UserError(
+                f"{int(values['skipped_in_row'])} steps in a row up to step {step} had a loss or gradient that is not "
+                f"finite or explodes; nothing of them was kept. Lower optimizer.lr or look at the data."
+            )
+        if step % self.recipe.log_every and step not in (1, self.recipe.steps):
+            return
+        values |= self.clock.read(step) | {"bad_images": float(self.loader.bad)}
+        self.writer.write(step, values)
+        say(metrics.progress_line(step, self.recipe.steps, values))
+
+    def evaluate(self, state: TrainState) -> None:
+        """Runs all evaluators and prints their table."""
+        begin = time.perf_counter()
+        step = int(jax.device_get(state.step))
+        rows = evaluate(self.evaluators, state.params | state.ema, self.workdir, step)
+        if rows:
+            self.writer.write(step, rows)
+            print_table(step, rows)
+        self.clock.paused(time.perf_counter() - begin)
+
+    def save(self, state: TrainState, position: int) -> None:
+        """Begins a checkpoint; the loop goes on while it is written."""
+        begin = time.perf_counter()
+        self.checkpointer.save(state, position, self.recipe.source)
+        self.clock.paused(time.perf_counter() - begin)
+
+
+def run(recipe: config.Recipe, workdir: str) -> None:
+    """Trains a recipe in a workdir, from its newest checkpoint where it has one.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    path = metrics.open_workdir(workdir)
+    _claim(path, recipe)
+    jax.config.update("jax_compilation_cache_dir", str(path.resolve() / "compiled"))
+    mesh = make_mesh(recipe.mesh)
+    with jax.set_mesh(mesh), Stop() as stop:
+        training, state = set_up(recipe, path, mesh)
+        try:
+            state = loop(training, state, stop)
+        finally:
+            training.writer.close()
+            with contextlib.suppress(UserError):
+                training.checkpointer.close()
+    if stop.asked and int(jax.device_get(state.step)) < recipe.steps:
+        say(f"Stopped by a signal after step {int(jax.device_get(state.step))}; start again with the same workdir to resume.")
+        return
+    if jax.process_index() == 0:
+        say(f"Report: {report.write([path], path / 'report.html')}")
+
+
+def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
+    """The loop itself. Returns the last state, which is saved."""
+    recipe, clock = training.recipe, training.clock
+    sharding = batch_sharding(training.mesh)
+    first = int(jax.device_get(state.step))
+    previous = None
+    clock.start(first)
+    with jax.transfer_guard("disallow"):
+        for step in range(first + 1, recipe.steps + 1):
+            begin = time.perf_counter()
+            host_batch = next(training.loader)
+            clock.waited(time.perf_counter() - begin)
+            with profiled(training, step):
+                state, values = training.update(state, loader.to_device(host_batch, sharding))
+            if previous is not None:
+                training.log(step - 1, previous)
+            previous = values
+            stopping = stop.now(step)
+            saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stopping
+            evaluates = step == recipe.steps or (recipe.eval_every and step % recipe.eval_every == 0)
+            if saves or evaluates:
+                training.log(step, previous)  # A run that must stop does so before it saves.
+                previous = None
+                with jax.transfer_guard("allow"):
+                    if saves:
+                        training.save(state, training.loader.position)
+                    if evaluates and not stopping:
+                        training.evaluate(state)
+            if stopping:
+                break
+    training.checkpointer.wait()
+    return state
+
+
+@contextlib.contextmanager
+def profiled(training: Run, step: int):
+    """Traces the steps of `config.profile` into workdir/profile."""
+    begin, count = training.recipe.profile
+    if count and step == begin:
+        jax.profiler.start_trace(str(training.workdir / "profile"))
+    yield
+    if count and step == begin + count - 1:
+        with jax.transfer_guard("allow"):
+            jax.effects_barrier()
+        jax.profiler.stop_trace()
+        say(f"Profile of steps {begin} to {step}: {training.workdir / 'profile'}")
+
+
+def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainState]:
+    """Opens everything that the loop needs, and the state to begin with."""
+    step = recipe.train_step()
+    recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+    transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
+    _check_vocabulary(recipe, transform)
+    context = Context(recipe, mesh, step.blueprint, recipe.batch_size)
+    evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
+    checkpointer = Checkpointer(str(path), recipe.checkpoint)
+    abstract = step.abstract_state(mesh)
+    restored = checkpointer.restore(abstract, say=say)
+    if restored:
+        state, position = restored.state, restored.position
+        say(f"Resumed after step {restored.step} of {path}.")
+    else:
+        state, position = initial_state(recipe, step, mesh), 0
+    data = loader.TrainLoader(
+        recipe.data, transform, recipe.objective.features(), batch=recipe.batch_size, seed=recipe.seed, position=position
+    )
+    print_overview(recipe, step, mesh, path)
+    writer = metrics.MetricWriter(path, int(jax.device_get(state.step)))
+    clock = metrics.Clock(recipe.steps, recipe.batch_size, recipe.objective.flops(recipe.model))
+    shardings = step.state_shardings(mesh)
+    update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return Run(recipe, path, mesh, step, update, checkpointer, data, writer, evaluators, clock), state
+
+
+def initial_state(recipe: config.Recipe, step, mesh) -> TrainState:
+    """A fresh state, created where it belongs; parameters from `init_from` where it is set."""
+    shardings = step.state_shardings(mesh)
+    if not recipe.init_from:
+        return jax.jit(step.init_from_seed, out_shardings=shardings)()
+    from capvl.convert.load import load_parameters
+
+    params = load_parameters(recipe.init_from, recipe.model)
+    say(f"Parameters from {recipe.init_from}.")
+    params = {k: jax.device_put(params[k], sharding) for k, sharding in shardings.params.items()}
+    return jax.jit(step.init, out_shardings=shardings)(params)
+
+
+def evaluate(evaluators: dict, params: dict, workdir: pathlib.Path, step: int) -> dict[str, float]:
+    """Runs evaluators; samples go to workdir/samples, numbers are returned by name."""
+    rows = {}
+    for name, evaluator in evaluators.items():
+        for key, value in evaluator(params):
+            if isinstance(value, Samples):
+                report.save_samples(workdir, step, value)
+            else:
+                rows[f"{name}/{key}"] = value
+    return rows
+
+
+def print_table(step: int, rows: dict[str, float]) -> None:
+    """Evaluation results as a table."""
+    if jax.process_index():
+        return
+    table = Table("evaluation", "value", title=f"after step {step}", title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+def print_overview(recipe: config.Recipe, step, mesh, path: pathlib.Path) -> None:
+    """The resolved recipe in a few lines, and the parameters with their shardings."""
+    if jax.process_index():
+        return
+    console = Console()
+    values = {k: v for k, v in recipe.source.items() if k != "evals"}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            console.print(f"[bold]{section}[/]  " + "  ".join(f"{k}={v}" for k, v in value.items()), highlight=False)
+    plain = "  ".join(f"{k}={v}" for k, v in values.items() if not isinstance(v, dict))
+    console.print(f"[bold]run[/]  {plain}  workdir={path}", highlight=False)
+    console.print("[bold]evals[/]  " + ("  ".join(recipe.evals) or "none"), highlight=False)
+    shardings = step.blueprint.shardings(mesh)
+    table = Table("parameter", "shape", "sharding", "trains", title="parameters", title_justify="left")
+    for name, leaf in step.blueprint.shapes.items():
+        table.add_row(name, "x".join(map(str, leaf.shape)), str(tuple(shardings[name].spec)), "yes" if name in step.trainable else "no")
+    console.print(table)
+    total = parameters.count(step.blueprint.shapes)
+    encoder = parameters.count(step.blueprint.shapes, "encoder/.*")
+    devices = "x".join(f"{k}={v}" for k, v in mesh.shape.items())
+    console.print(
+        f"{total / 1e6:.2f} M parameters ({encoder / 1e6:.2f} M in the encoder) on {mesh.size} "
+        f"{jax.devices()[0].device_kind} ({devices}), {recipe.objective.flops(recipe.model) / 1e9:.2f} GFLOP an image",
+        highlight=False,
+    )
+
+
+def _claim(path: pathlib.Path, recipe: config.Recipe) -> None:
+    """Writes config.json, or checks that the workdir is of this recipe."""
+    file = path / "config.json"
+    if file.exists():
+        try:
+            old = json.loads(file.read_text())
+        except ValueError as e:
+            raise UserError(f"{file} is not JSON; remove it or choose another --workdir.") from e
+        config.check_same(old, recipe.source, str(path))
+    if jax.process_index() == 0:
+        temporary = file.with_name("config.json.tmp")
+        temporary.write_text(json.dumps(recipe.source, indent=1))
+        os.replace(temporary, file)
+
+
+def _check_vocabulary(recipe: config.Recipe, transform) -> None:
+    tokenizer = getattr(transform, "tokenizer", None)
+    if tokenizer is not None and tokenizer.vocab > recipe.model.vocab:
+        raise UserError(
+            f"Tokenizer {tokenizer.path!r} has {tokenizer.vocab} pieces, more than model.vocab={recipe.model.vocab}."
+        )
