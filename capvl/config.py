@@ -126,9 +126,9 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> Recipe:
         if key not in variants and key.split(".")[0] not in _sections():
             raise UserError(f"{path!r} has no variant {key!r}." + nearest(key, variants))
         for target in _as_tuple(variants.get(key, key)):
-            _set(values, target, _parse(text))
+            set_key(values, target, text)
     for key, text in overrides:
-        _set(values, key, _parse(text))
+        set_key(values, key, text)
     return resolve(values)
 
 
@@ -284,7 +284,12 @@ def _sections() -> list[str]:
     return [f.name for f in dataclasses.fields(Recipe) if f.name != "source"]
 
 
-def _set(values: dict, key: str, value: Any) -> None:
+def set_key(values: dict, key: str, text: str) -> None:
+    """Sets a dotted key of nested values to what the text stands for.
+
+    Raises:
+      UserError: there is no such section.
+    """
     *sections, last = key.split(".")
     if sections and sections[0] not in _sections():
         raise UserError(f"Unknown key {key!r}." + nearest(sections[0], _sections()))
@@ -295,7 +300,7 @@ def _set(values: dict, key: str, value: Any) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise UserError(f"Unknown key {key!r}: {section!r} is a value, not a section.")
-    node[last] = value
+    node[last] = _parse(text)
 
 
 def _named(registry: dict[str, str], name: Any, key: str) -> type:

@@ -91,7 +91,7 @@ def from_big_vision(theirs: Mapping[str, Any]) -> dict[str, np.ndarray]:
             ours[name] = take(key)[0]
     _take_layers(ours, take, "encoder/blocks", "encoder/Transformer/encoderblock_", _ENCODER_LAYER, layers)
     depth = _take_layers(ours, take, "decoder/blocks", "decoder/EncDecBlock", _DECODER_LAYER, layers)
-    ours["decoder/cross_kv/kernel"] = np.stack(
+    ours["decoder/cross_kv"] = np.stack(
         [np.stack([take(f"decoder/EncDecBlock{i}/{part}/kernel") for part in _CROSS_KV], 1) for i in range(depth)]
     )
     if "encoder/map/probe" in ours:
@@ -112,7 +112,7 @@ def to_big_vision(ours: Mapping[str, Any], *, scan: bool = False) -> dict[str, n
     theirs |= {key: ours[name][None] for name, key in _WITH_BATCH_AXIS.items() if name in ours}
     _give_layers(theirs, ours, "encoder/blocks", "encoder/Transformer/encoderblock_", _ENCODER_LAYER)
     _give_layers(theirs, ours, "decoder/blocks", "decoder/EncDecBlock", _DECODER_LAYER)
-    for i, kernel in enumerate(ours["decoder/cross_kv/kernel"]):
+    for i, kernel in enumerate(ours["decoder/cross_kv"]):
         for part, name in enumerate(_CROSS_KV):
             theirs[f"decoder/EncDecBlock{i}/{name}/kernel"] = kernel[:, part]
     for name, keys in _MAP.items():

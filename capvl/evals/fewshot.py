@@ -45,10 +45,19 @@ class FewShot:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         directory = context.recipe.data.directory()
-        opened = [
-            sources.open_source(self.name, split, directory, features=("image", "label"))
-            for split in (self.train, self.test)
-        ]
+
+        def opened(split, features=("image", "label")):
+            return sources.open_source(self.name, split, directory, features=features)
+
+        labels = opened(self.train, features=("label",))
+        labels = np.array([labels[i]["label"] for i in range(len(labels))])
+        classes, labels = np.unique(labels, return_inverse=True)
+        draws = {
+            (shots, seed): select_shots(labels, len(classes), shots, seed) for shots in self.shots for seed in self.seeds
+        }
+        # Only the images that some draw uses are encoded.
+        used = np.unique(np.concatenate(list(draws.values())))
+        train, test = Subset(opened(self.train), used), opened(self.test)
         transform = ImageLabel(context.recipe.model.res)
 
         @jax.jit
@@ -65,21 +74,36 @@ class FewShot:
                 mask = to_host(batch["mask"])
                 xs.append(to_host(features(params, batch["image"]))[mask])
                 ys.append(to_host(batch["label"])[mask])
+            if sum(map(len, ys)) < len(source):
+                raise UserError(f"Data set {source.name!r} has images that can't be decoded; prepare it again.")
             return np.concatenate(xs), np.concatenate(ys)
 
         def evaluate(params):
-            (x, y), (x_test, y_test) = (collect(params, source) for source in opened)
-            classes, y = np.unique(y, return_inverse=True)
-            y_test = np.searchsorted(classes, y_test)
+            x, y = collect(params, train)
+            x_test, y_test = collect(params, test)
+            y, y_test = np.searchsorted(classes, y), np.searchsorted(classes, y_test)
             for shots in self.shots:
                 scores = []
                 for seed in self.seeds:
-                    chosen = select_shots(y, len(classes), shots, seed)
-                    scores.append(accuracy(x[chosen], y[chosen], x_test, y_test, len(classes), self.l2))
+                    rows = np.searchsorted(used, draws[shots, seed])
+                    scores.append(accuracy(x[rows], y[rows], x_test, y_test, len(classes), self.l2))
                 yield f"{shots}shot", float(np.mean(scores))
             yield "chance", float(np.bincount(y_test, minlength=len(classes)).max() / len(y_test))
 
         return evaluate
+
+
+class Subset:
+    """Some records of a source."""
+
+    def __init__(self, source, indices: np.ndarray):
+        self.name, self._source, self._indices = source.name, source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int):
+        return self._source[int(self._indices[index])]
 
 
 def _no_text(image):

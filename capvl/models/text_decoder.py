@@ -63,11 +63,11 @@ class TextDecoder(nnx.Module):
         self.tokens = weight(rngs, (vocab + 1, width), (None, "embed"), weights.normal(1.0))
         self.positions = weight(rngs, (length, width), (None, "embed"), weights.normal(width**-0.5))
         # Cross-attention keys and values of all layers, one matmul.
-        self.cross_kv = Dense(
+        self.cross_kv = weight(
+            rngs,
             (size.depth, width, 2, heads, width // heads),
             ("layers", "embed", None, "heads", None),
             weights.xavier_uniform(width, width),
-            rngs=rngs,
         )
         self.blocks = stack(lambda r: DecoderBlock(size, r), size.depth, rngs)
         self.norm = LayerNorm(width, rngs=rngs)
@@ -75,7 +75,10 @@ class TextDecoder(nnx.Module):
 
     def image_kv(self, encoded_BND) -> tuple[jax.Array, jax.Array]:
         """Keys and values of every layer for the image tokens: two arrays (layers, B, N, H, K)."""
-        kv = self.cross_kv("bnd,ydchk->ycbnhk", encoded_BND)
+        b, n, width = encoded_BND.shape
+        kernel = self.cross_kv[...].astype(encoded_BND.dtype)
+        kv = jnp.einsum("xd,ydchk->ycxhk", encoded_BND.reshape(b * n, width), kernel)
+        kv = kv.reshape(*kv.shape[:2], b, n, *kv.shape[3:])
         return kv[:, 0], kv[:, 1]
 
     def embed(self, tokens_BL) -> jax.Array:
@@ -126,7 +129,7 @@ class TextDecoder(nnx.Module):
 
     def init_cache(self, batch: int, length: int, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
         """Empty self-attention caches: two zero arrays (layers, B, length, H, K)."""
-        heads, head_width = self.cross_kv.kernel.shape[-2:]
+        heads, head_width = self.cross_kv.shape[-2:]
         shape = (self.depth, batch, length, heads, head_width)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 

@@ -44,7 +44,7 @@ class MapHead(nnx.Module):
         self.mlp = Mlp(size.width, size.mlp, rngs=rngs)
 
     def __call__(self, tokens_BND) -> jax.Array:
-        kv_BNcHK = self.kv("bnd,dchk->bnchk", tokens_BND)
+        kv_BNcHK = self.kv(tokens_BND)
         probe_B1D = jnp.broadcast_to(
             self.probe[...].astype(tokens_BND.dtype)[None], (tokens_BND.shape[0], 1, tokens_BND.shape[-1])
         )
@@ -86,6 +86,7 @@ class ViT(nnx.Module):
             (patch, patch, 3, width),
             (None, None, None, "embed"),
             weights.lecun_normal(patch * patch * 3),
+            contract=3,
             bias=(width,),
             rngs=rngs,
         )
@@ -105,7 +106,7 @@ class ViT(nnx.Module):
         p = self.patch
         patches = image_BRRC.astype(dtype).reshape(b, height // p, p, width // p, p, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p, p, channels)
-        return self.stem("bnijc,ijcd->bnd", patches)
+        return self.stem(patches)
 
     def add_positions(self, x_BND) -> jax.Array:
         """Adds the position embedding."""

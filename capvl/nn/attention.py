@@ -25,15 +25,16 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
     """
     if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None:
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, is_causal=causal, implementation="cudnn")
-    q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
-    logits_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    q_BHTK, k_BHSK, v_BHSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
+    q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
+    logits_BHTS = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
     if causal:
-        triangle = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
+        triangle = jnp.tril(jnp.ones(logits_BHTS.shape[-2:], bool))[None, None]
         mask = triangle if mask is None else mask & triangle
     if mask is not None:
         logits_BHTS = jnp.where(mask, logits_BHTS, jnp.finfo(jnp.float32).min)
-    weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(v_BSHK.dtype)
-    return jnp.einsum("bhts,bshk->bthk", weights_BHTS, v_BSHK)
+    weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(v_BHSK.dtype)
+    return jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights_BHTS, v_BHSK), 1, 2)
 
 
 def output_projection(width: int, heads: int, *, bias: bool, rngs: nnx.Rngs) -> Dense:
@@ -42,6 +43,7 @@ def output_projection(width: int, heads: int, *, bias: bool, rngs: nnx.Rngs) -> 
         (heads, width // heads, width),
         ("heads", None, "embed"),
         weights.xavier_uniform(width, width),
+        contract=2,
         bias=(width,) if bias else None,
         rngs=rngs,
     )
@@ -68,12 +70,12 @@ class SelfAttention(nnx.Module):
 
     def project(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each (B, T, H, K)."""
-        qkv_BTcHK = checkpoint_name(self.qkv("btd,dchk->btchk", x_BTD), "qkv")
+        qkv_BTcHK = checkpoint_name(self.qkv(x_BTD), "qkv")
         return qkv_BTcHK[:, :, 0], qkv_BTcHK[:, :, 1], qkv_BTcHK[:, :, 2]
 
     def __call__(self, x_BTD, *, mask=None, causal: bool = False) -> jax.Array:
         mixed_BTHK = checkpoint_name(attend(*self.project(x_BTD), mask=mask, causal=causal), "attention")
-        return self.out("bthk,hkd->btd", mixed_BTHK)
+        return self.out(mixed_BTHK)
 
     def step(self, x_B1D, cache: tuple[jax.Array, jax.Array], index) -> tuple[jax.Array, tuple]:
         """One decoding step: writes key and value at `index` of the (B, L, H, K) caches and attends to 0..index."""
@@ -81,7 +83,7 @@ class SelfAttention(nnx.Module):
         keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, axis=1)
         seen = (jnp.arange(keys.shape[1]) <= index)[None, None, None, :]
-        return self.out("bthk,hkd->btd", attend(q, keys, values, mask=seen)), (keys, values)
+        return self.out(attend(q, keys, values, mask=seen)), (keys, values)
 
 
 class CrossAttention(nnx.Module):
@@ -92,6 +94,6 @@ class CrossAttention(nnx.Module):
         self.out = output_projection(width, heads, bias=bias, rngs=rngs)
 
     def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
-        q_BTHK = checkpoint_name(self.q("btd,dchk->btchk", x_BTD)[:, :, 0], "cross_q")
+        q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")
         mixed_BTHK = checkpoint_name(attend(q_BTHK, k_BNHK, v_BNHK), "cross_attention")
-        return self.out("bthk,hkd->btd", mixed_BTHK)
+        return self.out(mixed_BTHK)

@@ -47,7 +47,7 @@ class OptimizerOptions:
     eps: float = 1e-8
     momentum_dtype: str = "bfloat16"
     clip_rms: float = 0.0
-    decay: Rules = ((".*/kernel", 1.0),)
+    decay: Rules = ((".*/(kernel|cross_kv)", 1.0),)
     lr_mult: Rules = ()
     frozen: tuple[str, ...] = ()
     ema: float = 0.0

@@ -1,0 +1,113 @@
+"""Speed of a recipe's train step on the devices that are here, with made-up batches."""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl import config, flops
+from capvl.main import config_arguments
+from capvl.parallel.mesh import make_mesh
+from capvl.parallel.rules import batch_sharding
+from capvl.step import check_batch
+
+
+def matmul_rate(seconds: float = 1.0) -> float:
+    """FLOP/s of a bare float32 matmul, 1568 x 768 x 3072, on the default device."""
+    m, k, n = 1568, 768, 3072
+    a, b = jnp.ones((m, k), jnp.float32), jnp.ones((k, n), jnp.float32)
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, b).block_until_ready()
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        multiply(a, b).block_until_ready()
+        count += 1
+    return 2 * m * k * n * count / (time.perf_counter() - begin)
+
+
+def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random images, and texts of `tokens` tokens on average (uniform in half to one and a half times that)."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items():
+        if spec.dtype == np.uint8:
+            batch[name] = rng.integers(0, 256, spec.shape, np.uint8)
+        elif spec.dtype == np.bool_:
+            batch[name] = np.full(spec.shape, name == "mask")
+        else:
+            length = spec.shape[1]
+            lengths = rng.integers(max(1, tokens // 2), min(length, tokens + tokens // 2) + 1, spec.shape[0])
+            ids = rng.integers(2, recipe.model.vocab, spec.shape)
+            batch[name] = np.where(np.arange(length) < lengths[:, None], ids, 0).astype(np.int32)
+    return batch
+
+
+def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
+    """Times of one recipe's step.
+
+    Returns:
+      Median seconds a step, images/s, host seconds a step (dispatch: what the host spends before
+      it has its hands free again), compile seconds, peak memory in bytes where it is known,
+      and the share of a bare matmul's rate that is reached in analytic FLOPs.
+    """
+    mesh = make_mesh(recipe.mesh)
+    with jax.set_mesh(mesh):
+        step = recipe.train_step()
+        recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+        shardings = step.state_shardings(mesh)
+        state = jax.jit(step.init_from_seed, out_shardings=shardings)()
+        batch = jax.device_put(example_batch(recipe, tokens), batch_sharding(mesh))
+        update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        begin = time.perf_counter()
+        compiled = update.lower(state, batch).compile()
+        compile_seconds = time.perf_counter() - begin
+        memory = compiled.memory_analysis()
+        update(state, batch)[0].step.block_until_ready()
+        state = jax.jit(step.init_from_seed, out_shardings=shardings)()
+        times, host = [], []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            state, metrics = update(state, batch)
+            host.append(time.perf_counter() - begin)
+            metrics["loss"].block_until_ready()
+            times.append(time.perf_counter() - begin)
+    seconds = float(np.median(times))
+    work = recipe.objective.flops(recipe.model) * recipe.batch_size / seconds
+    out = {
+        "seconds_per_step": seconds,
+        "images_per_second": recipe.batch_size / seconds,
+        "host_seconds_per_step": float(np.median(host)),
+        "compile_seconds": compile_seconds,
+        "flops_per_second": work,
+        "argument_bytes": float(memory.argument_size_in_bytes),
+        "temporary_bytes": float(memory.temp_size_in_bytes),
+    }
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        out["peak_bytes"] = float(stats["peak_bytes_in_use"])
+    if peak := flops.peak(jax.devices()[0].device_kind):
+        out["mfu"] = work / (peak * mesh.size)
+    elif jax.default_backend() == "cpu":
+        out["matmul_flops_per_second"] = matmul_rate()
+        out["share_of_matmul"] = work / out["matmul_flops_per_second"]
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m capvl.bench step", allow_abbrev=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, default=10, help="steps to time")
+    parser.add_argument("--tokens", type=int, default=16, help="mean length of the made-up texts")
+    parser.add_argument("--json", default="", help="also write the numbers to this file")
+    args, overrides = config_arguments(parser, argv)
+    recipe = config.load(args.config, overrides)
+    numbers = measure(recipe, min(args.tokens, recipe.model.length), args.steps)
+    for name, value in numbers.items():
+        print(f"{name:28s} {value:,.4f}" if value < 1e4 else f"{name:28s} {value:,.0f}")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(numbers, file, indent=1)
