@@ -263,7 +263,9 @@ def check_leaves(stored: dict[str, list], wanted: dict[str, Any], where: str) ->
         else:
             (shape, dtype), leaf = stored[name], wanted[name]
             if tuple(shape) != tuple(leaf.shape) or dtype != str(leaf.dtype):
-                differences.append(f"{name} is {dtype}{list(shape)} in the checkpoint, {leaf.dtype}{list(leaf.shape)} here")
+                differences.append(
+                    f"{name} is {dtype}{list(shape)} in the checkpoint, {leaf.dtype}{list(leaf.shape)} here"
+                )
     if differences:
         more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
         raise UserError(f"Checkpoint {where!r} is of another model: {'; '.join(differences[:8])}{more}.")

@@ -37,7 +37,9 @@ class CheckpointOptions:
 
     def __post_init__(self):
         if self.every < 1 or self.keep < 1 or self.keep_every < 0:
-            raise UserError("checkpoint.every and checkpoint.keep must be at least 1, checkpoint.keep_every at least 0.")
+            raise UserError(
+                "checkpoint.every and checkpoint.keep must be at least 1, checkpoint.keep_every at least 0."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +205,9 @@ def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
 def check_same(old: dict, new: dict, workdir: str) -> None:
     """Raises UserError where a workdir's recipe is not the one that shall be resumed."""
     old, new = flatten(old), flatten(new)
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not re.fullmatch(RESUMABLE, k)]
+    changed = [
+        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not re.fullmatch(RESUMABLE, k)
+    ]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -294,7 +298,10 @@ def set_key(values: dict, key: str, text: str) -> None:
     if sections and sections[0] not in _sections():
         raise UserError(f"Unknown key {key!r}." + nearest(sections[0], _sections()))
     if sections[:1] == ["evals"] and len(sections) > 1 and sections[1] not in values.get("evals", {}):
-        raise UserError(f"Unknown key {key!r}: there is no evaluator {sections[1]!r}." + nearest(sections[1], values.get("evals", {})))
+        raise UserError(
+            f"Unknown key {key!r}: there is no evaluator {sections[1]!r}."
+            + nearest(sections[1], values.get("evals", {}))
+        )
     node = values
     for section in sections:
         node = node.setdefault(section, {})

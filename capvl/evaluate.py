@@ -1,8 +1,8 @@
 """Runs evaluators on a checkpoint.
 
-    python -m capvl.evaluate runs/cappa_demo
-    python -m capvl.evaluate runs/cappa_demo --only=perplexity --config.evals.perplexity.split=test
-    python -m capvl.evaluate runs/cappa_demo --untrained
+python -m capvl.evaluate runs/cappa_demo
+python -m capvl.evaluate runs/cappa_demo --only=perplexity --config.evals.perplexity.split=test
+python -m capvl.evaluate runs/cappa_demo --untrained
 """
 
 import argparse

@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     args, overrides = config_arguments(parser, argv)
 
     from capvl import config
+    from capvl.parallel import distributed
 
+    distributed.start()
     recipe = config.load(args.config, overrides)
 
     from capvl import train

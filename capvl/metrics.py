@@ -84,8 +84,19 @@ class Clock:
         self._total, self._batch, self._flops = total_steps, batch, flops_per_example
         self._devices = jax.device_count()
         self._peak = flops.peak(jax.devices()[0].device_kind)
+        self._created = time.perf_counter()
         self._begin: tuple[float, int] | None = None
         self._waited = self._paused = 0.0
+
+    @property
+    def started(self) -> bool:
+        """Whether the first step, with its compilation, is over."""
+        return self._begin is not None
+
+    def compiled(self, step: int) -> float:
+        """Ends the first step: seconds until then. Intervals begin here."""
+        self.start(step)
+        return time.perf_counter() - self._created
 
     def start(self, step: int) -> None:
         """Begins an interval after `step`."""

@@ -1,6 +1,6 @@
 """One self-contained HTML page of one or several runs: curves, results, written captions.
 
-    python -m capvl.report runs/a runs/b --out=report.html
+python -m capvl.report runs/a runs/b --out=report.html
 """
 
 import argparse
@@ -113,7 +113,11 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
         axes.legend(fontsize=7)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    return buffer.getvalue().split("?>", 1)[-1].split(">", 1)[-1] if buffer.getvalue().startswith("<?xml") else buffer.getvalue()
+    return (
+        buffer.getvalue().split("?>", 1)[-1].split(">", 1)[-1]
+        if buffer.getvalue().startswith("<?xml")
+        else buffer.getvalue()
+    )
 
 
 def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:

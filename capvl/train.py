@@ -88,7 +88,10 @@ class Run:
                 f"{int(values['skipped_in_row'])} steps in a row up to step {step} had a loss or gradient that is not "
                 f"finite or explodes; nothing of them was kept. Lower optimizer.lr or look at the data."
             )
-        if step % self.recipe.log_every and step not in (1, self.recipe.steps):
+        if self.clock.started and step % self.recipe.log_every and step != self.recipe.steps:
+            return
+        if not self.clock.started:
+            say(f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {self.clock.compiled(step):.1f} s")
             return
         values |= self.clock.read(step) | {"bad_images": float(self.loader.bad)}
         self.writer.write(step, values)
@@ -129,8 +132,9 @@ def run(recipe: config.Recipe, workdir: str) -> None:
             training.writer.close()
             with contextlib.suppress(UserError):
                 training.checkpointer.close()
-    if stop.asked and int(jax.device_get(state.step)) < recipe.steps:
-        say(f"Stopped by a signal after step {int(jax.device_get(state.step))}; start again with the same workdir to resume.")
+    done = int(jax.device_get(state.step))
+    if done < recipe.steps:
+        say(f"Stopped by a signal and saved after step {done}; start again with the same workdir to resume.")
         return
     if jax.process_index() == 0:
         say(f"Report: {report.write([path], path / 'report.html')}")
@@ -142,7 +146,6 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
     sharding = batch_sharding(training.mesh)
     first = int(jax.device_get(state.step))
     previous = None
-    clock.start(first)
     with jax.transfer_guard("disallow"):
         for step in range(first + 1, recipe.steps + 1):
             begin = time.perf_counter()
@@ -201,7 +204,12 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainS
     else:
         state, position = initial_state(recipe, step, mesh), 0
     data = loader.TrainLoader(
-        recipe.data, transform, recipe.objective.features(), batch=recipe.batch_size, seed=recipe.seed, position=position
+        recipe.data,
+        transform,
+        recipe.objective.features(),
+        batch=recipe.batch_size,
+        seed=recipe.seed,
+        position=position,
     )
     print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)))
@@ -261,7 +269,12 @@ def print_overview(recipe: config.Recipe, step, mesh, path: pathlib.Path) -> Non
     shardings = step.blueprint.shardings(mesh)
     table = Table("parameter", "shape", "sharding", "trains", title="parameters", title_justify="left")
     for name, leaf in step.blueprint.shapes.items():
-        table.add_row(name, "x".join(map(str, leaf.shape)), str(tuple(shardings[name].spec)), "yes" if name in step.trainable else "no")
+        table.add_row(
+            name,
+            "x".join(map(str, leaf.shape)),
+            str(tuple(shardings[name].spec)),
+            "yes" if name in step.trainable else "no",
+        )
     console.print(table)
     total = parameters.count(step.blueprint.shapes)
     encoder = parameters.count(step.blueprint.shapes, "encoder/.*")

@@ -33,5 +33,7 @@ def get_config():
         cifar_pixels=dict(type="fewshot", name="cifar10", shots=(10,), features="pixels"),
         captions=dict(count=24),
     )
-    config.variants = dict(pa="objective.pa", seed="seed", res="model.res", batch="batch_size", steps="steps", lr="optimizer.lr")
+    config.variants = dict(
+        pa="objective.pa", seed="seed", res="model.res", batch="batch_size", steps="steps", lr="optimizer.lr"
+    )
     return config

@@ -67,3 +67,60 @@ def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
     scale = max(np.abs(expected).max(initial=0), 1e-7)
     worst = np.abs(actual - expected).max(initial=0)
     assert worst <= tolerance * scale, f"{name}: off by {worst:.3g} where the largest value is {scale:.3g}"
+
+
+TINY_MODEL = {
+    "encoder": "w16d2h2m32/16",
+    "res": 32,
+    "decoder_layers": 2,
+    "vocab": 512,
+    "length": 12,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """A folder with the embedded data set in its smallest configuration."""
+    from capvl.data import prepare
+
+    folder = str(tmp_path_factory.mktemp("data"))
+    prepare.scenes("tiny", folder)
+    prepare.scenes_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """A function that gives the plain values of a tiny recipe, with some of them changed."""
+
+    def make(**changes) -> dict:
+        values = {
+            "steps": 6,
+            "batch_size": 16,
+            "objective": {"name": "cappa"},
+            "model": dict(TINY_MODEL),
+            "data": {"name": "scenes/tiny", "data_dir": data_dir},
+            "optimizer": {"lr": 3e-3},
+            "schedule": {"warmup": 2},
+            "log_every": 1,
+            "checkpoint": {"every": 2},
+            "evals": {},
+        }
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            if name:
+                values[section] = {**values[section], name: value}
+            else:
+                values[section] = value
+        return values
+
+    return make
+
+
+@pytest.fixture
+def tiny_recipe(tiny):
+    """As `tiny`, resolved."""
+    from capvl import config
+
+    return lambda **changes: config.resolve(tiny(**changes))

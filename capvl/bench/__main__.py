@@ -1,7 +1,7 @@
 """The benchmark commands.
 
-    python -m capvl.bench step --config=configs/cappa_demo.py
-    python -m capvl.bench data --tars='…/*.tar'
+python -m capvl.bench step --config=configs/cappa_demo.py
+python -m capvl.bench data --tars='…/*.tar'
 """
 
 import argparse

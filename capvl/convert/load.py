@@ -53,7 +53,7 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
 
 def _resize_positions(params: dict, shapes: dict) -> dict:
     name = "encoder/positions"
-    if name in params and name in shapes and params[name].shape[0] != shapes[name].shape[0]:
-        if params[name].shape[1] == shapes[name].shape[1]:
-            params = params | {name: resize_grid(params[name], shapes[name].shape[0])}
-    return params
+    old, new = params.get(name), shapes.get(name)
+    if old is None or new is None or old.shape[0] == new.shape[0] or old.shape[1] != new.shape[1]:
+        return params
+    return params | {name: resize_grid(old, new.shape[0])}

@@ -1,0 +1,1 @@
+"""Data sets, transforms, tokenizers and the loader."""

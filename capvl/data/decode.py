@@ -74,7 +74,13 @@ def decode(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
 def _dct_factor(height: int, width: int, min_height: int, min_width: int) -> int:
     """1, 2, 4 or 8: the powers of two are what libjpeg-turbo has fast code for; 6/8 is slower than 8/8."""
     factor = 1
-    while factor < 8 and min_height and min_width and height >= 2 * factor * min_height and width >= 2 * factor * min_width:
+    while (
+        factor < 8
+        and min_height
+        and min_width
+        and height >= 2 * factor * min_height
+        and width >= 2 * factor * min_width
+    ):
         factor *= 2
     return factor
 

@@ -6,6 +6,7 @@ that order, and host h of H reads its H-th part. So a run resumed at any n, on a
 hosts and with any batch size, sees exactly the examples that the uninterrupted run would.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -109,7 +110,8 @@ class DataOptions:
             return prepare.scenes_tokenizer(self.directory())
         raise UserError(
             "data.tokenizer is not set; train one with "
-            f"`python -m capvl.data.tokenizer --data={self.parts()[0][0]} --vocab=N --out=FILE` and set data.tokenizer=FILE."
+            f"`python -m capvl.data.tokenizer --data={self.parts()[0][0]} --vocab=N --out=FILE` and "
+            "set data.tokenizer=FILE."
         )
 
 
@@ -133,7 +135,9 @@ class Host:
         """
         if batch % self.count:
             near = max(1, round(batch / self.count)) * self.count
-            raise UserError(f"batch_size={batch} doesn't divide over {self.count} hosts; the nearest that does is {near}.")
+            raise UserError(
+                f"batch_size={batch} doesn't divide over {self.count} hosts; the nearest that does is {near}."
+            )
         each = batch // self.count
         return range(self.index * each, (self.index + 1) * each)
 
@@ -291,10 +295,8 @@ def eval_batches(source, transform, batch: int, host: Host | None = None, limit:
             n = first + row
             example = None
             if n < size:
-                try:
+                with contextlib.suppress(BadImageError):
                     example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
-                except BadImageError:
-                    pass
             examples.append(example)
         blank = blank or _blank(next((e for e in examples if e), None), source, transform)
         yield stack([e or blank for e in examples])

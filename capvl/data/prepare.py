@@ -1,8 +1,8 @@
 """Prepares data sets.
 
-    python -m capvl.data.prepare scenes --config=128
-    python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --val='…/val/*.tar'
-    python -m capvl.data.prepare tfds --name=coco_captions
+python -m capvl.data.prepare scenes --config=128
+python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --val='…/val/*.tar'
+python -m capvl.data.prepare tfds --name=coco_captions
 """
 
 import argparse

@@ -158,7 +158,7 @@ def _open_split(builder, split: str, name: str):
 
 def guess_fields(name: str, features) -> Fields:
     """The table's entry, else one guessed from the features' names."""
-    base = name.split("/")[0].split(":")[0]
+    base = name.split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
     if base in FIELDS:
         return FIELDS[base]
     text = next((t for t in _TEXT_NAMES if t in features), "")

@@ -111,7 +111,9 @@ class Stream:
 
         readers = self.options.readers
         if batch % readers or position % readers:
-            raise UserError(f"batch_size={batch} and the position {position} must be multiples of data.readers={readers}.")
+            raise UserError(
+                f"batch_size={batch} and the position {position} must be multiples of data.readers={readers}."
+            )
         own = range(self.host.index * readers // self.host.count, (self.host.index + 1) * readers // self.host.count)
         records = {r: self._records(r, skip=position // readers) for r in own}
         with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:

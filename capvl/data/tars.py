@@ -302,7 +302,7 @@ def _finish(name: str, folder: pathlib.Path, parts: pathlib.Path, splits: dict, 
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     infos = []
-    for split in splits:
+    for split in list(splits):
         own = [reports[key] for key in sorted(reports) if key[0] == split]
         if not sum(r["examples"] for r in own):
             raise UserError(f"Split {split!r} of {name!r} has no example left; rejected: {totals(own)}.")
@@ -313,9 +313,7 @@ def _finish(name: str, folder: pathlib.Path, parts: pathlib.Path, splits: dict, 
             os.link(_part(parts, split, i), template.sharded_filepath(shard_index=i, num_shards=len(own)))
         lengths = [r["examples"] for r in own]
         size = sum(r["bytes"] for r in own)
-        infos.append(
-            tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
-        )
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
     tfds.folder_dataset.write_metadata(
         data_dir=str(staging),
         features=features(),

@@ -48,7 +48,13 @@ class Captions:
             batch = recipe.objective.prepare({"image": image, "text": np.zeros((len(image), 1), np.int32)}, train=False)
             kv = model.decoder.image_kv(model.encode(batch["image"]))
             return generate(
-                model, kv, recipe.model.length, tokenizer.eos, key=key, temperature=self.temperature or 1.0, top_k=self.top_k
+                model,
+                kv,
+                recipe.model.length,
+                tokenizer.eos,
+                key=key,
+                temperature=self.temperature or 1.0,
+                top_k=self.top_k,
             )[0]
 
         def evaluate(params):

@@ -53,7 +53,9 @@ class FewShot:
         labels = np.array([labels[i]["label"] for i in range(len(labels))])
         classes, labels = np.unique(labels, return_inverse=True)
         draws = {
-            (shots, seed): select_shots(labels, len(classes), shots, seed) for shots in self.shots for seed in self.seeds
+            (shots, seed): select_shots(labels, len(classes), shots, seed)
+            for shots in self.shots
+            for seed in self.seeds
         }
         # Only the images that some draw uses are encoded.
         used = np.unique(np.concatenate(list(draws.values())))
@@ -64,7 +66,9 @@ class FewShot:
         def features(params, image):
             batch = context.recipe.objective.prepare({"image": image, "text": _no_text(image)}, train=False)
             if self.features == "pixels":
-                return jax.image.resize(batch["image"], (image.shape[0], 16, 16, 3), "linear").reshape(image.shape[0], -1)
+                return jax.image.resize(batch["image"], (image.shape[0], 16, 16, 3), "linear").reshape(
+                    image.shape[0], -1
+                )
             return context.blueprint.bind(params).features(batch["image"])
 
         def collect(params, source):

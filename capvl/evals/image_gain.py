@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from capvl.data import loader
@@ -16,8 +17,8 @@ Z_95 = 1.959963984540054
 class ImageGain:
     """Yields, for each mode: `gain` in nats per token, and `low` and `high` of its 95 % interval.
 
-    The other image is the one that stands next to it in the data set's order (the last one's
-    is the first), so that every image serves once. The interval is the normal one of the mean
+    The other image is the next one of the same batch, in the data set's order (the last one's is
+    the first), so that every image serves once. The interval is the normal one of the mean
     over captions, each caption's gain being that of its tokens' mean.
 
     Attributes:
@@ -34,6 +35,7 @@ class ImageGain:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         _, batches = open_pairs(context, self.name, self.split, self.limit)
+        take = jax.jit(lambda image, index: image[index], out_shardings=batch_sharding(context.mesh))
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
 
         def evaluate(params):
@@ -44,7 +46,7 @@ class ImageGain:
                 count = int(mask.sum())
                 if count < 2:
                     continue
-                other = loader.to_device({"image": _others(host_batch)}, batch_sharding(context.mesh))["image"]
+                other = take(batch["image"], next_real(mask))
                 tokens = (text != 0).sum(axis=1)[mask]
                 for mode in self.modes:
                     own = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
@@ -60,9 +62,9 @@ class ImageGain:
         return evaluate
 
 
-def _others(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Each real row's image replaced by the next real row's of this host's batch, around the end."""
-    image = batch["image"].copy()
-    real = np.flatnonzero(batch["mask"])
-    image[real] = batch["image"][np.roll(real, -1)]
-    return image
+def next_real(mask: np.ndarray) -> np.ndarray:
+    """For each real row the index of the next real one, around the end; padded rows keep their own."""
+    index = np.arange(len(mask), dtype=np.int32)
+    real = np.flatnonzero(mask)
+    index[real] = np.roll(real, -1)
+    return index

@@ -21,10 +21,8 @@ def log_likelihood(model, image_BRRC, text_BL, *, parallel: bool = False) -> jax
 
 def log_likelihood_of_kv(model, image_kv, text_BL, *, parallel: bool = False) -> jax.Array:
     """As `log_likelihood`, from the decoder's keys and values of encoded images."""
-    if parallel:
-        hidden = model.hidden_parallel(text_BL.shape[1], image_kv)
-    else:
-        hidden = model.hidden_causal(text_BL, image_kv)
+    length = text_BL.shape[1]
+    hidden = model.hidden_parallel(length, image_kv) if parallel else model.hidden_causal(text_BL, image_kv)
     weights = (text_BL != 0).astype(jnp.float32)
     layer = model.decoder.logits
     _, nll_BL = vocabulary_loss(hidden, text_BL, weights, layer.kernel[...], layer.bias[...])

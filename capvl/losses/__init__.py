@@ -1,0 +1,1 @@
+"""Losses that know no model."""

@@ -1,0 +1,1 @@
+"""Towers and their joins."""

@@ -48,9 +48,7 @@ class Blueprint:
 
     def bind(self, params: dict[str, jax.Array]) -> nnx.Module:
         """The model with these parameters."""
-        flat = [
-            (path, variable.replace(params[_name(path)])) for path, variable in self._state.flat_state()
-        ]
+        flat = [(path, variable.replace(params[_name(path)])) for path, variable in self._state.flat_state()]
         return nnx.merge(self.graphdef, nnx.State.from_flat_path(dict(flat)))
 
     def shardings(self, mesh) -> dict[str, jax.sharding.NamedSharding]:

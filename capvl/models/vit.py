@@ -93,9 +93,7 @@ class ViT(nnx.Module):
         if positions_kind == "learned":
             self.positions = weight(rngs, (grid * grid, width), (None, "embed"), weights.normal(width**-0.5))
         self.cls = weight(rngs, (1, width), (None, None), weights.zeros) if pool == "cls" else None
-        self.registers = (
-            weight(rngs, (registers, width), (None, None), weights.normal(0.02)) if registers else None
-        )
+        self.registers = weight(rngs, (registers, width), (None, None), weights.normal(0.02)) if registers else None
         self.blocks = stack(lambda r: EncoderBlock(size, r), size.depth, rngs)
         self.norm = LayerNorm(width, rngs=rngs)
         self.map = MapHead(size, rngs) if pool == "map" else None

@@ -47,7 +47,9 @@ class CapPa:
     def __post_init__(self):
         for name, known in (("draw", ("example", "stratified")), ("average", ("example", "token"))):
             if getattr(self, name) not in known:
-                raise UserError(f"objective.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), known))
+                raise UserError(
+                    f"objective.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), known)
+                )
         for name in ("pa", "mask_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"objective.{name} must be between 0 and 1, not {getattr(self, name)}.")

@@ -55,7 +55,9 @@ class OptimizerOptions:
     def __post_init__(self):
         for name, known in (("name", ("adafactor", "adamw")), ("momentum_dtype", ("bfloat16", "float32"))):
             if getattr(self, name) not in known:
-                raise UserError(f"optimizer.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), known))
+                raise UserError(
+                    f"optimizer.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), known)
+                )
         if self.lr < 0 or not 0 <= self.beta1 < 1 or not 0 <= self.beta2 <= 1 or not 0 <= self.ema < 1:
             raise UserError("optimizer: lr must not be negative, beta1 and ema must be in [0, 1), beta2 in [0, 1].")
         for pattern in (*self.frozen, *(p for p, _ in (*self.decay, *self.lr_mult))):

@@ -29,9 +29,7 @@ def test_variant(variant):
     golden = load_golden("cappa", "opt.npz")
     cfg = {k: v.item() for k, v in under(golden, "cfg").items()}
     optimizer_changes, schedule_changes = VARIANTS[variant]
-    options = OptimizerOptions(
-        lr=cfg["lr"], weight_decay=cfg["wd"], clip_norm=cfg["clip"], **optimizer_changes
-    )
+    options = OptimizerOptions(lr=cfg["lr"], weight_decay=cfg["wd"], clip_norm=cfg["clip"], **optimizer_changes)
     total = cfg["total_steps"]
     schedule = make_schedule(ScheduleOptions(**({"warmup": cfg["warmup_steps"]} | schedule_changes)), total)
     expected_schedule = golden[f"{variant}/schedule"][0]

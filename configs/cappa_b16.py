@@ -1,0 +1,15 @@
+"""CapPa with ViT-B/16: the recipe of cappa_l16.py with another encoder.
+
+COMMAND   python -m capvl.main --config=configs/cappa_b16.py --workdir=gs://…/cappa_b16
+DATA      as cappa_l16.py
+CHIPS     a TPU pod slice; not yet run at this size by us
+EXPECTED  not measured by us
+"""
+
+import cappa_l16
+
+
+def get_config():
+    config = cappa_l16.get_config()
+    config.model.encoder = "B/16"
+    return config
