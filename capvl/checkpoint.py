@@ -255,7 +255,8 @@ class BrokenError(Exception):
 def check_leaves(stored: dict[str, list], wanted: dict[str, Any], where: str) -> None:
     """Raises UserError, with the first differences, where stored leaves are not the wanted ones."""
     differences = []
-    for name in sorted(stored.keys() | wanted.keys()):
+    # Parameters first: they say what is different, the optimizer's state only follows.
+    for name in sorted(stored.keys() | wanted.keys(), key=lambda n: (n.startswith("opt_state"), n)):
         if name not in wanted:
             differences.append(f"{name} is only in the checkpoint")
         elif name not in stored:

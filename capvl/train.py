@@ -91,7 +91,9 @@ class Run:
         if self.clock.started and step % self.recipe.log_every and step != self.recipe.steps:
             return
         if not self.clock.started:
-            say(f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {self.clock.compiled(step):.1f} s")
+            say(
+                f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {self.clock.compiled(step):.1f} s"
+            )
             return
         values |= self.clock.read(step) | {"bad_images": float(self.loader.bad)}
         self.writer.write(step, values)

@@ -14,7 +14,7 @@ def get_config():
     config.steps = 700
     config.batch_size = 64
     config.objective = dict(name="cappa", pa=0.75, draw="stratified")
-    config.model = dict(encoder="nano/8", res=64, decoder_layers=2, vocab=512, length=32, dtype="float32")
+    config.model = dict(encoder="nano/8", res=64, decoder_layers=2, vocab=128, length=32, dtype="float32")
     config.data = dict(name="scenes/demo", crop="center")
     config.optimizer = dict(name="adafactor", lr=1e-3, weight_decay=1e-4, clip_norm=1.0)
     config.schedule = dict(kind="cosine", warmup=50)

@@ -73,7 +73,7 @@ TINY_MODEL = {
     "encoder": "w16d2h2m32/16",
     "res": 32,
     "decoder_layers": 2,
-    "vocab": 512,
+    "vocab": 128,
     "length": 12,
     "dtype": "float32",
 }

@@ -16,7 +16,7 @@ from rich.table import Table
 from capvl.data import sources, tars
 from capvl.errors import UserError, nearest
 
-SCENES_VOCAB = 512
+SCENES_VOCAB = 128
 
 
 def scenes(config: str, data_dir: str) -> str:

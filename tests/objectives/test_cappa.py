@@ -28,7 +28,9 @@ def model():
 def batch(n=8, seed=0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, OPTIONS.length + 1, n)
-    text = np.where(np.arange(OPTIONS.length) < lengths[:, None], rng.integers(2, OPTIONS.vocab, (n, OPTIONS.length)), 0)
+    text = np.where(
+        np.arange(OPTIONS.length) < lengths[:, None], rng.integers(2, OPTIONS.vocab, (n, OPTIONS.length)), 0
+    )
     image = rng.integers(0, 256, (n, OPTIONS.res, OPTIONS.res, 3), np.uint8)
     return {
         "image": jnp.asarray(image),

@@ -1,0 +1,82 @@
+"""Tokenizers: sticky end, odd texts, and models that can't be used."""
+
+import pickle
+
+import numpy as np
+import pytest
+from conftest import real_data
+
+from capvl.data import prepare, sources
+from capvl.data.tokenizer import EOS, Tokenizer, main, train
+from capvl.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data_dir):
+    return Tokenizer(prepare.scenes_tokenizer(data_dir))
+
+
+def test_sticky_end(tokenizer):
+    short = tokenizer("a red circle", 12)
+    assert list(short[np.flatnonzero(short)][-1:]) == [EOS]
+    assert (short[np.argmax(short == EOS) + 1 :] == 0).all()
+    long = tokenizer("a red circle and a blue square " * 50, 12)
+    assert long[-1] == EOS
+    assert (long[:-1] != EOS).all()
+    assert (long != 0).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "word " * 10_000, b"\xff\xfe broken", "שלום עולם", "🌍🎉", "a\x00b", b"plain bytes"]
+)
+def test_odd_texts(tokenizer, text):
+    ids = tokenizer(text, 16)
+    assert ids.shape == (16,)
+    assert ids.dtype == np.int32
+    assert (ids == EOS).sum() == 1
+    assert ids.max() < tokenizer.vocab
+    assert isinstance(tokenizer.decode(ids), str)
+
+
+def test_decoding_returns_the_text(tokenizer, data_dir):
+    source = sources.open_source("scenes/tiny", "val", data_dir, features=("text",))
+    for i in range(20):
+        for text in source[i]["text"]:
+            assert tokenizer.decode(tokenizer(text, 64)) == text.decode()
+
+
+def test_pickles_as_its_path(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    np.testing.assert_array_equal(again("a red ring", 8), tokenizer("a red ring", 8))
+
+
+def test_training_is_deterministic(tmp_path):
+    texts = [f"the {c} {s} number {i}" for i in range(200) for c in ("red", "blue") for s in ("dog", "cat")]
+    for name in ("a", "b"):
+        train(texts, 60, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_command(data_dir, tmp_path, capsys):
+    out = tmp_path / "made.model"
+    main([f"--data_dir={data_dir}", "--data=scenes/tiny", "--vocab=100", f"--out={out}"])
+    assert "100 pieces from 256 examples" in capsys.readouterr().out
+    assert Tokenizer(out).vocab == 100
+
+
+def test_models_that_can_not_be_used(tmp_path):
+    with pytest.raises(UserError, match="is missing; train one"):
+        Tokenizer(tmp_path / "none.model")
+    (tmp_path / "bad.model").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        Tokenizer(tmp_path / "bad.model")
+    with pytest.raises(UserError, match="No tokenizer of 100 pieces"):
+        train([], 100, tmp_path / "x.model")
+
+
+@pytest.mark.realdata
+def test_the_c4_model():
+    tokenizer = Tokenizer(real_data("tokenizers", "cc_all.32000.100extra.sentencepiece.model"))
+    text = "A dog runs on the beach ."
+    assert tokenizer.vocab >= 32_000
+    assert tokenizer.decode(tokenizer(text, 64)) == text

@@ -1,0 +1,188 @@
+"""Real processes: kills, signals, exit codes, several hosts."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY_MODEL
+
+from capvl.checkpoint import Checkpointer
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({values!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, data_dir):
+    """A function that starts a training process of a tiny recipe."""
+    folder = tmp_path_factory.mktemp("configs")
+
+    def make(workdir, *arguments, devices=1, environment=None, **changes):
+        values = {
+            "steps": 12,
+            "batch_size": 16,
+            "objective": {"name": "cappa"},
+            "model": dict(TINY_MODEL),
+            "data": {"name": "scenes/tiny", "data_dir": data_dir},
+            "optimizer": {"lr": 3e-3},
+            "schedule": {"warmup": 2},
+            "log_every": 1,
+            "checkpoint": {"every": 2},
+            "evals": {},
+        } | changes
+        file = folder / f"{abs(hash(str(values)))}.py"
+        file.write_text(CONFIG.format(values=values))
+        command = [sys.executable, "-m", "capvl.main", f"--config={file}", f"--workdir={workdir}", *arguments]
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {})
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return make
+
+
+def finish(process, timeout=180):
+    out, _ = process.communicate(timeout=timeout)
+    return process.returncode, out
+
+
+def losses_of(workdir):
+    lines = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def params_of(workdir):
+    return Checkpointer(str(workdir)).read_params(None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    code, out = finish(start(workdir))
+    assert code == 0, out
+    return workdir
+
+
+def assert_same_run(workdir, undisturbed):
+    expected, found = losses_of(undisturbed), losses_of(workdir)
+    assert {s: expected[s] for s in found} == found
+    (a, step), (b, other) = params_of(undisturbed), params_of(workdir)
+    assert step == other
+    for name, value in a.items():
+        np.testing.assert_array_equal(b[name], value, err_msg=name)
+
+
+def wait_for(process, happened, timeout=120):
+    deadline = time.time() + timeout
+    while not happened():
+        assert time.time() < deadline
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(start, tmp_path, undisturbed):
+    """SIGKILL at a random step, then in the middle of a save, then to the end."""
+    rng = np.random.default_rng(int(time.time()))
+    steps = tmp_path / "checkpoints"
+
+    def logged(step):
+        return lambda: (tmp_path / "metrics.jsonl").exists() and max(losses_of(tmp_path) or {0: 0}) >= step
+
+    process = start(tmp_path)
+    assert wait_for(process, logged(int(rng.integers(2, 6))))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    process = start(tmp_path)
+    in_save = wait_for(process, lambda: any("tmp" in f.name for f in steps.glob("*")) if steps.exists() else False)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert in_save, "it was over before a save could be caught"
+    assert any("tmp" in f.name for f in steps.glob("*")), "the save was not interrupted"
+
+    code, out = finish(start(tmp_path))
+    assert code == 0, out
+    assert "Resumed after step" in out
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_sigterm_saves_and_leaves_with_zero(start, tmp_path, undisturbed):
+    process = start(tmp_path, checkpoint={"every": 100})
+    assert wait_for(process, lambda: (tmp_path / "metrics.jsonl").exists() and losses_of(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    code, out = finish(process)
+    assert code == 0, out
+    assert "Stopped by a signal and saved after step" in out
+    assert len(Checkpointer(str(tmp_path)).steps()) == 1
+    code, out = finish(start(tmp_path, checkpoint={"every": 100}))
+    assert code == 0, out
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--config=configs/cappa_dmo.py"], "Did you mean 'configs/cappa_demo.py'"),
+        (["--config=configs/cappa_demo.py", "--config.step=1"], "Unknown key 'step'. Did you mean 'steps'?"),
+        (["--config=configs/cappa_l16.py", "--config.data.data_dir=/nowhere"], "c4_32000.model' is missing"),
+    ],
+)
+def test_one_sentence_and_exit_code_2(arguments, words, tmp_path):
+    command = [sys.executable, "-m", "capvl.main", *arguments, f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+
+
+def test_two_processes_equal_one(start, tmp_path):
+    """2 processes of 4 devices, joined by gloo, train as 1 process of 8 devices."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    changes = {"steps": 4, "mesh": {"replica": 2, "fsdp": 4}, "evals": {"perplexity": {"limit": 20}}}
+    code, out = finish(start(tmp_path / "one", devices=8, **changes))
+    assert code == 0, out
+    processes = []
+    for i in range(2):
+        names = {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(i),
+        }
+        processes.append(start(tmp_path / "two", devices=4, environment=names, **changes))
+    for process in processes:
+        code, out = finish(process)
+        assert code == 0, out
+    expected, found = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([found[s] for s in expected], list(expected.values()), rtol=1e-5)
+    # The processes' checkpoint is whole for one process.
+    code, out = finish(start(tmp_path / "two", devices=2, **(changes | {"mesh": {"fsdp": 2}})))
+    assert code == 0, out
+    assert "Resumed after step 4" in out
+
+
+def test_import_is_quick_and_loads_no_tensorflow():
+    script = "import time; t = time.time(); import capvl; print(time.time() - t); import sys; print('jax' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    seconds, jax_loaded = out.split()
+    assert jax_loaded == "False"
+    script = "import sys, capvl.train, capvl.data.prepare, capvl.evaluate, tensorflow_datasets; print('tensorflow' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.strip() == "False", "TensorFlow is loaded at run time"
