@@ -46,9 +46,7 @@ def start(tmp_path_factory, data_dir):
         file.write_text(CONFIG.format(values=values))
         command = [sys.executable, "-m", "capvl.main", f"--config={file}", f"--workdir={workdir}", *arguments]
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {})
-        return subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return make
 
@@ -179,7 +177,9 @@ def test_two_processes_equal_one(start, tmp_path):
 
 
 def test_import_is_quick_and_loads_no_tensorflow():
-    script = "import time; t = time.time(); import capvl; print(time.time() - t); import sys; print('jax' in sys.modules)"
+    script = (
+        "import time; t = time.time(); import capvl; print(time.time() - t); import sys; print('jax' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     seconds, jax_loaded = out.split()
     assert jax_loaded == "False"
