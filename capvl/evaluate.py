@@ -11,7 +11,7 @@ import pathlib
 
 import jax
 
-from capvl import config, train
+from capvl import config, terminal, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
@@ -53,12 +53,12 @@ def evaluate(
         if untrained:
             params, at = jax.jit(blueprint.init, out_shardings=shardings)(jax.random.key(recipe.seed)), 0
         else:
-            params, at = Checkpointer(workdir).read_params(blueprint.shapes, step=step, say=train.say)
+            params, at = Checkpointer(workdir).read_params(blueprint.shapes, step=step, say=terminal.say)
             params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
         context = Context(recipe, mesh, blueprint, recipe.batch_size)
         evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         rows = train.evaluate(evaluators, params, path / "evaluate", at)
-    train.print_table(at, rows)
+    terminal.print_results(at, rows)
     if jax.process_index() == 0:
         with (path / "evaluations.jsonl").open("a") as out:
             out.write(json.dumps({"step": at, "untrained": untrained, "overrides": list(overrides)} | rows) + "\n")

@@ -126,29 +126,3 @@ class Clock:
             out["mfu"] = rate * self._flops / (self._devices * self._peak)
         self.start(step)
         return out
-
-
-def progress_line(step: int, total: int, values: dict[str, float]) -> str:
-    """`step 1000/366500 (0.3%) loss 3.2100 img/s 512 img/s/chip 512 MFU 41.0% data 0.2% ETA 2d3h`."""
-    parts = [f"step {step}/{total} ({100 * step / total:.1f}%)", f"loss {values['loss']:.4f}"]
-    parts.append(f"img/s {values['images_per_second']:.1f}")
-    parts.append(f"img/s/chip {values['images_per_second_per_chip']:.1f}")
-    if "mfu" in values:
-        parts.append(f"MFU {100 * values['mfu']:.1f}%")
-    parts.append(f"data {100 * values['data_wait']:.1f}%")
-    for name in ("skipped", "bad_images"):
-        if values.get(name):
-            parts.append(f"{name} {values[name]:.0f}")
-    parts.append(f"ETA {duration((total - step) * values['seconds_per_step'])}")
-    return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """The two largest units: 2d3h, 5m10s, 12s."""
-    seconds = round(seconds)
-    days, rest = divmod(seconds, 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, seconds = divmod(rest, 60)
-    units = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
-    first = next((i for i, (n, _) in enumerate(units) if n), 3)
-    return "".join(f"{n}{u}" for n, u in units[first : first + 2])

@@ -14,18 +14,16 @@ import threading
 import time
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
-from capvl import config, metrics, report
+from capvl import config, metrics, report, terminal
 from capvl.checkpoint import Checkpointer
 from capvl.data import loader
 from capvl.errors import UserError
 from capvl.evals import Context, Samples
-from capvl.models import parameters
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
 from capvl.step import TrainState, check_batch
+from capvl.terminal import say
 
 
 class Stop:
@@ -60,12 +58,6 @@ class Stop:
             return bool(multihost_utils.process_allgather(self.asked).any())
 
 
-def say(text: str) -> None:
-    """One line of the first host."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
 @dataclasses.dataclass
 class Run:
     """What `run` sets up once and the loop uses."""
@@ -92,13 +84,12 @@ class Run:
         if self.clock.started and step % self.recipe.log_every and step != self.recipe.steps:
             return
         if not self.clock.started:
-            say(
-                f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {self.clock.compiled(step):.1f} s"
-            )
+            seconds = self.clock.compiled(step)
+            say(f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {seconds:.1f} s")
             return
         values |= self.clock.read(step) | {"bad_images": float(self.loader.bad)}
         self.writer.write(step, values)
-        say(metrics.progress_line(step, self.recipe.steps, values))
+        say(terminal.progress_line(step, self.recipe.steps, values))
 
     def evaluate(self, state: TrainState) -> None:
         """Runs all evaluators and prints their table."""
@@ -107,7 +98,7 @@ class Run:
         rows = evaluate(self.evaluators, state.params | state.ema, self.workdir, step)
         if rows:
             self.writer.write(step, rows)
-            print_table(step, rows)
+            terminal.print_results(step, rows)
         self.clock.paused(time.perf_counter() - begin)
 
     def save(self, state: TrainState, position: int) -> None:
@@ -194,6 +185,7 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainS
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
     recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+    recipe.data.check_prepared()
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
     _check_vocabulary(recipe, transform)
     context = Context(recipe, mesh, step.blueprint, recipe.batch_size)
@@ -214,7 +206,7 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainS
         seed=recipe.seed,
         position=position,
     )
-    print_overview(recipe, step, mesh, path)
+    terminal.print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)))
     clock = metrics.Clock(recipe.steps, recipe.batch_size, recipe.objective.flops(recipe.model))
     shardings = step.state_shardings(mesh)
@@ -245,48 +237,6 @@ def evaluate(evaluators: dict, params: dict, workdir: pathlib.Path, step: int) -
             else:
                 rows[f"{name}/{key}"] = value
     return rows
-
-
-def print_table(step: int, rows: dict[str, float]) -> None:
-    """Evaluation results as a table."""
-    if jax.process_index():
-        return
-    table = Table("evaluation", "value", title=f"after step {step}", title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)
-
-
-def print_overview(recipe: config.Recipe, step, mesh, path: pathlib.Path) -> None:
-    """The resolved recipe in a few lines, and the parameters with their shardings."""
-    if jax.process_index():
-        return
-    console = Console()
-    values = {k: v for k, v in recipe.source.items() if k != "evals"}
-    for section, value in values.items():
-        if isinstance(value, dict):
-            console.print(f"[bold]{section}[/]  " + "  ".join(f"{k}={v}" for k, v in value.items()), highlight=False)
-    plain = "  ".join(f"{k}={v}" for k, v in values.items() if not isinstance(v, dict))
-    console.print(f"[bold]run[/]  {plain}  workdir={path}", highlight=False)
-    console.print("[bold]evals[/]  " + ("  ".join(recipe.evals) or "none"), highlight=False)
-    shardings = step.blueprint.shardings(mesh)
-    table = Table("parameter", "shape", "sharding", "trains", title="parameters", title_justify="left")
-    for name, leaf in step.blueprint.shapes.items():
-        table.add_row(
-            name,
-            "x".join(map(str, leaf.shape)),
-            str(tuple(shardings[name].spec)),
-            "yes" if name in step.trainable else "no",
-        )
-    console.print(table)
-    total = parameters.count(step.blueprint.shapes)
-    encoder = parameters.count(step.blueprint.shapes, "encoder/.*")
-    devices = "x".join(f"{k}={v}" for k, v in mesh.shape.items())
-    console.print(
-        f"{total / 1e6:.2f} M parameters ({encoder / 1e6:.2f} M in the encoder) on {mesh.size} "
-        f"{jax.devices()[0].device_kind} ({devices}), {recipe.objective.flops(recipe.model) / 1e9:.2f} GFLOP an image",
-        highlight=False,
-    )
 
 
 def _claim(path: pathlib.Path, recipe: config.Recipe) -> None:

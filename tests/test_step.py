@@ -63,10 +63,9 @@ def test_sharded_equals_one_device(tiny_recipe, shape, draw, one_device_runs):
         batch = {k: np.concatenate([v[:each]] * parts) for k, v in batch.items()}
     losses, state = run(recipe, mesh=make_mesh(MeshOptions(*shape)), batch=batch)
     if draw == "stratified":
-        batch = {
-            k: np.concatenate([np.repeat(v[: each // 2], parts, 0), np.repeat(v[each // 2 : each], parts, 0)])
-            for k, v in batch.items()
-        }
+        heads = {k: np.repeat(v[: each // 2], parts, 0) for k, v in batch.items()}
+        tails = {k: np.repeat(v[each // 2 : each], parts, 0) for k, v in batch.items()}
+        batch = {k: np.concatenate([heads[k], tails[k]]) for k in batch}
     key = (draw, parts if draw == "stratified" else 0)
     if key not in one_device_runs:
         one_device_runs[key] = run(recipe, batch=batch)

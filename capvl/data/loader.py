@@ -20,7 +20,7 @@ import numpy as np
 from capvl.data import sources
 from capvl.data.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
-from capvl.data.streams import Stream
+from capvl.data.streams import Stream, expand
 from capvl.errors import UserError, nearest
 
 ATTEMPTS = 10
@@ -99,6 +99,14 @@ class DataOptions:
                 raise UserError(f"data.name={self.name!r} should read NAME or NAME*WEIGHT + NAME*WEIGHT.")
             parts.append((match[1], float(match[2] or 1)))
         return parts
+
+    def check_prepared(self) -> None:
+        """Raises UserError where a data set is unknown or not prepared; makes the embedded one."""
+        if self.name.startswith("stream:"):
+            expand(self.name[len("stream:") :])
+            return
+        for name, _ in self.parts():
+            sources.find(name, self.directory())
 
     def tokenizer_path(self) -> str:
         """Path of the SentencePiece model."""

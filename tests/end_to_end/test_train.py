@@ -239,9 +239,17 @@ def test_batch_that_does_not_divide(tiny_recipe, tmp_path):
 
 
 def test_data_set_that_is_not_prepared(tiny_recipe, tmp_path):
-    recipe = tiny_recipe(data__name="flickr8k")
+    with pytest.raises(UserError, match="'flickr8k' is neither known nor prepared.*capvl.data.prepare tars"):
+        train.run(tiny_recipe(data__name="flickr8k"), str(tmp_path))
+
+
+def test_tokenizer_that_is_not_there(tiny_recipe, data_dir, tmp_path):
+    recipe = tiny_recipe(data__name=f"{data_dir}/scenes/tiny/1.0.0")
     with pytest.raises(UserError, match="data.tokenizer is not set; train one with"):
-        train.run(recipe, str(tmp_path))
+        train.run(recipe, str(tmp_path / "a"))
+    recipe = tiny_recipe(data__tokenizer="{data_dir}/none.model")
+    with pytest.raises(UserError, match="none.model' is missing"):
+        train.run(recipe, str(tmp_path / "b"))
 
 
 def test_profile(tiny_recipe, tmp_path, capsys):

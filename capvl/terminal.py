@@ -1,0 +1,94 @@
+"""What a run tells its user on the terminal; only the first host speaks."""
+
+import os
+import sys
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from capvl.models import parameters
+
+
+def say(text: str) -> None:
+    """One line of the first host."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def console() -> Console:
+    """The terminal, or 120 columns where the output goes to a file; silent on other hosts."""
+    out = sys.stdout if jax.process_index() == 0 else open(os.devnull, "w")  # noqa: SIM115
+    return Console(file=out, width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def print_results(step: int, rows: dict[str, float]) -> None:
+    """Evaluation results as a table."""
+    table = Table("evaluation", "value", title=f"after step {step}", title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.4f}")
+    console().print(table)
+
+
+def print_overview(recipe, step, mesh, workdir) -> None:
+    """The resolved recipe in a few lines, and the parameters with their shardings.
+
+    Args:
+      recipe: a `capvl.config.Recipe`.
+      step: its `capvl.step.TrainStep`.
+      mesh, workdir: of the run.
+    """
+    out = console()
+    values = {k: v for k, v in recipe.source.items() if k != "evals"}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            out.print(f"[bold]{section}[/]  " + _pairs(value))
+    out.print("[bold]run[/]  " + _pairs({k: v for k, v in values.items() if not isinstance(v, dict)}))
+    out.print(f"[bold]evals[/]  {'  '.join(recipe.evals) or 'none'}")
+    out.print(f"[bold]workdir[/]  {workdir}\n")
+    shardings = step.blueprint.shardings(mesh)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("parameter", "shape", "sharding", ""):
+        table.add_column(heading, no_wrap=True)
+    for name, leaf in step.blueprint.shapes.items():
+        axes = ", ".join("-" if a is None else str(a) for a in shardings[name].spec)
+        shape = " x ".join(map(str, leaf.shape))
+        table.add_row(name, shape, axes, "" if name in step.trainable else "frozen")
+    out.print(table)
+    total = parameters.count(step.blueprint.shapes)
+    encoder = parameters.count(step.blueprint.shapes, "encoder/.*")
+    devices = " x ".join(f"{k}={v}" for k, v in mesh.shape.items())
+    kind = jax.devices()[0].device_kind
+    out.print(f"\n{total / 1e6:.2f} M parameters, {encoder / 1e6:.2f} M of them in the encoder")
+    out.print(f"{recipe.objective.flops(recipe.model) / 1e9:.2f} GFLOP an image, {mesh.size} {kind} ({devices})\n")
+
+
+def _pairs(values: dict) -> str:
+    """key=value for what says something: empty values are left out."""
+    return "  ".join(f"{k}={v}" for k, v in values.items() if v not in ("", [], None)).replace("[", "\\[")
+
+
+def progress_line(step: int, total: int, values: dict[str, float]) -> str:
+    """`step 1000/366500 (0.3%) loss 3.2100 img/s 512 img/s/chip 512 MFU 41.0% data 0.2% ETA 2d3h`."""
+    parts = [f"step {step}/{total} ({100 * step / total:.1f}%)", f"loss {values['loss']:.4f}"]
+    parts.append(f"img/s {values['images_per_second']:.1f}")
+    parts.append(f"img/s/chip {values['images_per_second_per_chip']:.1f}")
+    if "mfu" in values:
+        parts.append(f"MFU {100 * values['mfu']:.1f}%")
+    parts.append(f"data {100 * values['data_wait']:.1f}%")
+    for name in ("skipped", "bad_images"):
+        if values.get(name):
+            parts.append(f"{name} {values[name]:.0f}")
+    parts.append(f"ETA {duration((total - step) * values['seconds_per_step'])}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 2d3h, 5m10s, 12s."""
+    seconds = round(seconds)
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    units = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    first = next((i for i, (n, _) in enumerate(units) if n), 3)
+    return "".join(f"{n}{u}" for n, u in units[first : first + 2])
