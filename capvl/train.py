@@ -116,7 +116,8 @@ def run(recipe: config.Recipe, workdir: str) -> None:
     """
     path = metrics.open_workdir(workdir)
     _claim(path, recipe)
-    jax.config.update("jax_compilation_cache_dir", str(path.resolve() / "compiled"))
+    if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR may share one between runs.
+        jax.config.update("jax_compilation_cache_dir", str(path.resolve() / "compiled"))
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh), Stop() as stop:
         training, state = set_up(recipe, path, mesh)
@@ -185,7 +186,7 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainS
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
     recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
-    recipe.data.check_prepared()
+    _prepare_data(recipe)
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
     _check_vocabulary(recipe, transform)
     context = Context(recipe, mesh, step.blueprint, recipe.batch_size)
@@ -252,6 +253,19 @@ def _claim(path: pathlib.Path, recipe: config.Recipe) -> None:
         temporary = file.with_name("config.json.tmp")
         temporary.write_text(json.dumps(recipe.source, indent=1))
         os.replace(temporary, file)
+
+
+def _prepare_data(recipe: config.Recipe) -> None:
+    """Checks that the data sets are there; the first host makes embedded ones before the others look."""
+    if jax.process_count() == 1:
+        recipe.data.check_prepared()
+        return
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() == 0:
+        recipe.data.check_prepared()
+    multihost_utils.sync_global_devices("data sets")
+    recipe.data.check_prepared()
 
 
 def _check_vocabulary(recipe: config.Recipe, transform) -> None:

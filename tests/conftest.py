@@ -1,9 +1,17 @@
 """Test-wide rules: 8 CPU devices, strict dtypes and ranks, warnings are errors, no network."""
 
+import atexit
 import os
+import shutil
 import socket
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # One cache for all workers and the processes that tests start; made by the first to come here.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="capvl-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import numpy as np

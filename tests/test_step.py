@@ -40,12 +40,14 @@ def one_device_runs():
     return {}
 
 
-def assert_params_close(found, expected, tolerance=5e-3):
+# Updates in proportion to the gradient: Adafactor's and Adam's own first updates are its sign,
+# which noise alone decides where a gradient is zero on paper.
+SMOOTH = {"name": "adamw", "lr": 1.0, "eps": 1.0, "momentum_dtype": "float32"}
+
+
+def assert_params_close(found, expected):
     for name, value in expected.items():
-        other = found[name]
-        if name.endswith("qkv/bias"):  # The keys' part has no gradient but noise, which Adafactor scales up.
-            value, other = (np.delete(np.asarray(x), 1, axis=-3) for x in (value, other))
-        assert_close(other, value, tolerance, name)
+        assert_close(found[name], value, 1e-4, name)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def assert_params_close(found, expected, tolerance=5e-3):
 )
 def test_sharded_equals_one_device(tiny_recipe, shape, draw, one_device_runs):
     pa = 0.75 if draw == "example" else 0.5
-    recipe = tiny_recipe(batch_size=16, objective__draw=draw, objective__pa=pa, objective__chunk=16)
+    recipe = tiny_recipe(optimizer=SMOOTH, objective__draw=draw, objective__pa=pa, objective__chunk=16)
     batch = example_batch(recipe, 6)
     # On one device the stratified share is the batch's head, on several it is each device's head:
     # every device gets the same examples, and the single one all heads before all tails.
@@ -156,7 +158,7 @@ def test_spike_is_skipped(tiny_recipe):
 
 @pytest.mark.parametrize("average", ["example", "token"])
 def test_micro_batches_equal_one_batch(tiny_recipe, average):
-    changes = dict(objective__pa=0.0, objective__average=average)
+    changes = dict(optimizer=SMOOTH, objective__pa=0.0, objective__average=average)
     losses, state = run(tiny_recipe(**changes))
     micro_losses, micro_state = run(tiny_recipe(micro_batches=4, **changes))
     assert_close(micro_losses, losses, 1e-5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import config, flops
+from capvl.data import loader
 from capvl.main import config_arguments
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
@@ -49,9 +50,9 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
     """Times of one recipe's step.
 
     Returns:
-      Median seconds a step, images/s, host seconds a step (dispatch: what the host spends before
-      it has its hands free again), compile seconds, peak memory in bytes where it is known,
-      and the share of a bare matmul's rate that is reached in analytic FLOPs.
+      Median seconds a step, images/s, seconds until a dispatch returns and seconds of other host
+      work a step, compile seconds, bytes of arguments, temporaries and their peak, and the share
+      of a bare matmul's rate (the MFU, where the chip's peak is known) in analytic FLOPs.
     """
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
@@ -59,7 +60,8 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
         recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
         shardings = step.state_shardings(mesh)
         state = jax.jit(step.init_from_seed, out_shardings=shardings)()
-        batch = jax.device_put(example_batch(recipe, tokens), batch_sharding(mesh))
+        host_batch = example_batch(recipe, tokens)
+        batch = loader.to_device(host_batch, batch_sharding(mesh))
         update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         begin = time.perf_counter()
         compiled = update.lower(state, batch).compile()
@@ -67,27 +69,32 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
         memory = compiled.memory_analysis()
         update(state, batch)[0].step.block_until_ready()
         state = jax.jit(step.init_from_seed, out_shardings=shardings)()
-        times, host = [], []
+        times, dispatch, rest = [], [], []
         for _ in range(steps):
             begin = time.perf_counter()
             state, metrics = update(state, batch)
-            host.append(time.perf_counter() - begin)
+            dispatch.append(time.perf_counter() - begin)
             metrics["loss"].block_until_ready()
             times.append(time.perf_counter() - begin)
+            # What else the loop's host does in a step: hand over the next batch, read the last metrics.
+            begin = time.perf_counter()
+            batch = loader.to_device(host_batch, batch_sharding(mesh))
+            {k: float(v) for k, v in jax.device_get(metrics).items()}
+            rest.append(time.perf_counter() - begin)
     seconds = float(np.median(times))
     work = recipe.objective.flops(recipe.model) * recipe.batch_size / seconds
     out = {
         "seconds_per_step": seconds,
         "images_per_second": recipe.batch_size / seconds,
-        "host_seconds_per_step": float(np.median(host)),
+        "dispatch_seconds": float(np.median(dispatch)),
+        "host_seconds_besides": float(np.median(rest)),
         "compile_seconds": compile_seconds,
         "flops_per_second": work,
         "argument_bytes": float(memory.argument_size_in_bytes),
         "temporary_bytes": float(memory.temp_size_in_bytes),
     }
     stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        out["peak_bytes"] = float(stats["peak_bytes_in_use"])
+    out["peak_bytes"] = float(stats.get("peak_bytes_in_use", out["argument_bytes"] + out["temporary_bytes"]))
     if peak := flops.peak(jax.devices()[0].device_kind):
         out["mfu"] = work / (peak * mesh.size)
     elif jax.default_backend() == "cpu":

@@ -103,8 +103,19 @@ def make_optimizer(options: OptimizerOptions, batch_dims: dict[str, int] | None 
         if options.beta1:
             parts.append(momentum(options.beta1, dtype))
     else:
-        parts.append(optax.scale_by_adam(options.beta1, options.beta2, options.eps, mu_dtype=dtype))
+        parts.append(_adam(options, dtype))
     return optax.chain(*parts, _rate_and_decay(options))
+
+
+def _adam(options: OptimizerOptions, dtype) -> optax.GradientTransformation:
+    """optax's Adam, which mixes float32 with a bfloat16 momentum and so needs the standard promotion."""
+    adam = optax.scale_by_adam(options.beta1, options.beta2, options.eps, mu_dtype=dtype)
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _rate_and_decay(options: OptimizerOptions):

@@ -7,6 +7,7 @@ import pytest
 from conftest import assert_close, load_golden, under
 
 from capvl.convert.big_vision import from_big_vision, to_big_vision
+from capvl.evals.likelihood import log_likelihood
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.parameters import Blueprint
 from capvl.objectives.cappa import CapPa
@@ -52,118 +53,126 @@ def batch(golden):
     return {"image": jnp.asarray(golden["in/image"]), "text": jnp.asarray(golden["in/labels"])}
 
 
-@pytest.fixture(scope="module", params=["scanned", "unrolled", "remat"])
-def model(request, golden, params):
-    changes = {"scanned": {}, "unrolled": {"unroll": True}, "remat": {"remat": "full"}}[request.param]
-    return Blueprint(options_of(golden, **changes)).bind(params)
+VARIANTS = {"scanned": {}, "unrolled": {"unroll": True}, "remat": {"remat": "full"}, "named": {"remat": "named"}}
+OBJECTIVES = {
+    "ar": CapPa(pa=0.0),
+    "pp": CapPa(pa=1.0),
+    "smooth01": CapPa(pa=0.0, smoothing=0.1),
+    "ar, small chunks": CapPa(pa=0.0, chunk=5),
+    "pp, small chunks": CapPa(pa=1.0, chunk=5),
+}
 
 
-def test_encoder_stages(model, golden):
-    image = jnp.asarray(golden["in/image"])
-    encoder = model.encoder
-    stem = encoder.embed(image, jnp.float32)
-    assert_close(stem.reshape(golden["out/enc_stem"].shape), golden["out/enc_stem"], FORWARD, "stem")
-    x = encoder.add_positions(stem)
-    assert_close(x, golden["out/enc_with_posemb"], FORWARD, "positions")
-    first = jax.tree.map(lambda p: p[0], encoder.blocks)
-    assert_close(first.attn(first.norm1(x)), golden["out/enc_block00_sa"], FORWARD, "first self-attention")
-    assert_close(first(x), golden["out/enc_block00_plus_mlp"], FORWARD, "first block")
-
-
-def test_encoded_and_mean_pool(model, golden):
-    encoded = model.encode(jnp.asarray(golden["in/image"]))
-    assert_close(encoded, golden["out/encoded"], FORWARD, "encoded")
-    assert_close(model.encoder.pool(encoded), golden["out/enc_gap_pre_logits"], FORWARD, "mean pool")
-
-
-def test_map_pool(golden):
-    extra = {f"encoder/{k}": v for k, v in under(golden, "out/vitmap_extra_params").items()}
-    head = {k: extra.pop(k) for k in list(extra) if k.startswith("encoder/head/")}
-    params = from_big_vision(under(golden, "params") | extra)
-    model = Blueprint(options_of(golden, pool="map")).bind(jax.tree.map(jnp.asarray, params))
-    pooled = model.features(jnp.asarray(golden["in/image"]))
-    assert_close(pooled, golden["out/vitmap_pre_logits"], FORWARD, "MAP pool")
-    logits = np.asarray(pooled) @ head["encoder/head/kernel"] + head["encoder/head/bias"]
-    assert_close(logits, golden["out/vitmap_logits"], FORWARD, "MAP logits")
-
-
-def test_class_token(golden):
-    extra = {f"encoder/{k}": v for k, v in under(golden, "out/vittok_extra_params").items()}
-    params = from_big_vision(under(golden, "params") | extra)
-    model = Blueprint(options_of(golden, pool="cls")).bind(jax.tree.map(jnp.asarray, params))
-    pooled = model.features(jnp.asarray(golden["in/image"]))
-    assert_close(pooled, golden["out/vittok_pre_logits"], FORWARD, "class token")
-
-
-def test_logits(model, golden, batch):
-    assert_close(model.logits(batch["image"], batch["text"]), golden["out/ar_logits"], FORWARD, "AR logits")
-    parallel = model.logits(batch["image"], batch["text"], parallel=True)
-    assert_close(parallel, golden["out/pp_logits"], FORWARD, "PP logits")
-
-
-def prepared(objective, batch):
-    return objective.prepare(batch, train=True)
-
-
-@pytest.mark.parametrize(
-    "name, objective",
-    [
-        ("out/loss_ar", CapPa(pa=0.0)),
-        ("out/loss_pp", CapPa(pa=1.0)),
-        ("out/loss_ar_smooth01", CapPa(pa=0.0, smoothing=0.1)),
-    ],
-)
-@pytest.mark.parametrize("chunk", [5, 1024])
-def test_losses(model, golden, batch, name, objective, chunk):
-    import dataclasses
-
-    objective = dataclasses.replace(objective, chunk=chunk)
-    loss, _ = objective.loss(model, prepared(objective, batch), jax.random.key(0))
-    assert_close(loss, golden[name], FORWARD, name)
-
-
-def test_loss_with_token_masks(model, golden, batch):
-    objective = CapPa(pa=0.0)
-    weights = objective.token_weights(batch["text"], token_mask_BL=jnp.asarray(golden["in/label_masks"]))
-    loss, _ = objective.loss(model, prepared(objective, batch) | {"weights": weights}, jax.random.key(0))
-    assert_close(loss, golden["out/loss_ar_label_masks"], FORWARD)
+def loss_of(objective, model, batch, **changes):
+    return objective.loss(model, objective.prepare(batch, train=True) | changes, jax.random.key(0))[0]
 
 
 def mixed_loss(model, golden, batch):
     objective = CapPa(pa=0.5)
-    ready = prepared(objective, batch)
+    ready = objective.prepare(batch, train=True)
     use_pa = jnp.asarray(golden["in/use_pp"])
     kv = model.decoder.image_kv(model.encode(ready["image"]))
     hidden = objective.hidden_mixed(model, ready["text"], kv, use_pa, jax.random.key(0))
     return objective.loss_of_hidden(model, hidden, ready, use_pa)[0]
 
 
-def test_mixed_loss(model, golden, batch):
-    assert_close(mixed_loss(model, golden, batch), golden["out/loss_mixed"], FORWARD)
+@pytest.fixture(scope="module", params=["scanned", "unrolled", "remat"])
+def outputs(request, golden, params, batch):
+    """Everything that a forward pass is compared in, from one compilation a variant."""
+    blueprint = Blueprint(options_of(golden, **VARIANTS[request.param]))
+    class_tokens = jnp.asarray(golden["in/class_tokens"])
 
-
-@pytest.mark.parametrize("name", ["ar", "pp", "smooth01", "mixed"])
-@pytest.mark.parametrize("variant", ["scanned", "unrolled", "named"])
-def test_every_gradient(golden, grads, params, batch, name, variant):
-    changes = {"scanned": {}, "unrolled": {"unroll": True}, "named": {"remat": "named"}}[variant]
-    blueprint = Blueprint(options_of(golden, **changes))
-    objective = CapPa(pa=float(name == "pp"), smoothing=0.1 if name == "smooth01" else 0.0)
-
-    def loss(params):
+    @jax.jit
+    def compute(params):
         model = blueprint.bind(params)
-        if name == "mixed":
-            return mixed_loss(model, golden, batch)
-        return objective.loss(model, prepared(objective, batch), jax.random.key(0))[0]
+        encoder, image, text = model.encoder, batch["image"], batch["text"]
+        stem = encoder.embed(image, jnp.float32)
+        first = jax.tree.map(lambda p: p[0], encoder.blocks)
+        x = encoder.add_positions(stem)
+        encoded = model.encode(image)
+        token_weights = CapPa(pa=0.0).token_weights(text, token_mask_BL=jnp.asarray(golden["in/label_masks"]))
+        out = {
+            "enc_stem": stem.reshape(golden["out/enc_stem"].shape),
+            "enc_with_posemb": x,
+            "enc_block00_sa": first.attn(first.norm1(x)),
+            "enc_block00_plus_mlp": first(x),
+            "encoded": encoded,
+            "enc_gap_pre_logits": encoder.pool(encoded),
+            "ar_logits": model.logits(image, text),
+            "pp_logits": model.logits(image, text, parallel=True),
+            "loss_mixed": mixed_loss(model, golden, batch),
+            "loss_ar_label_masks": loss_of(CapPa(pa=0.0), model, batch, weights=token_weights),
+            "nll_sum_per_example": -log_likelihood(model, image, text),
+            "perplexity_eval": -log_likelihood(model, image, text),
+        }
+        out |= {f"loss_{name}": loss_of(o, model, batch) for name, o in OBJECTIVES.items()}
+        out["scores"] = jax.lax.map(
+            lambda tokens: log_likelihood(model, image, jnp.broadcast_to(tokens[None], (len(image), len(tokens)))),
+            class_tokens,
+        ).T
+        return out
 
-    ours = to_big_vision(jax.jit(jax.grad(loss))(params))
-    expected = under(grads, f"grad_{name}")
-    assert expected, f"no gradients under grad_{name}"
-    largest = max(np.abs(g).max() for g in expected.values())
-    for path, gradient in expected.items():
-        if path.endswith("key/bias"):  # Exactly zero on paper: only noise to compare.
-            assert np.abs(ours[path]).max() < 1e-5 * largest
-            continue
-        assert_close(ours[path], gradient, GRADIENT, path)
+    return jax.device_get(compute(params))
+
+
+def test_forward_pass(outputs, golden):
+    named = {"loss_smooth01": "loss_ar_smooth01"}
+    for name, value in outputs.items():
+        expected = golden["out/" + named.get(name, name.split(",")[0])]
+        assert_close(value, expected, FORWARD, name)
+
+
+def test_loss_weights_and_per_example_losses(golden, params, batch):
+    objective = CapPa(pa=0.0)
+    b = len(golden["in/image"])
+    weights = np.asarray(objective.token_weights(batch["text"]))
+    np.testing.assert_array_equal(weights > 0, golden["out/loss_weights"] > 0)
+    assert_close(weights.sum(1), np.ones(b), 1e-6)
+    blueprint = Blueprint(options_of(golden))
+    for parallel, name in ((False, "loss_ar_per_example"), (True, "loss_pp_per_example")):
+
+        @jax.jit
+        def nll(params, parallel=parallel):
+            return -log_likelihood(blueprint.bind(params), batch["image"], batch["text"], parallel=parallel)
+
+        assert_close(nll(params) / np.asarray(batch["text"] != 0).sum(1), golden["out/" + name], FORWARD, name)
+
+
+@pytest.mark.parametrize("kind, pool, tensor", [("vitmap", "map", "pre_logits"), ("vittok", "cls", "pre_logits")])
+def test_other_poolings(golden, kind, pool, tensor):
+    extra = {f"encoder/{k}": v for k, v in under(golden, f"out/{kind}_extra_params").items()}
+    head = {k.rsplit("/", 1)[1]: extra.pop(k) for k in list(extra) if k.startswith("encoder/head/")}
+    blueprint = Blueprint(options_of(golden, pool=pool))
+    params = jax.tree.map(jnp.asarray, from_big_vision(under(golden, "params") | extra))
+    pooled = jax.jit(lambda p: blueprint.bind(p).features(jnp.asarray(golden["in/image"])))(params)
+    assert_close(pooled, golden[f"out/{kind}_{tensor}"], FORWARD, pool)
+    if head:
+        logits = np.asarray(pooled) @ head["kernel"] + head["bias"]
+        assert_close(logits, golden[f"out/{kind}_logits"], FORWARD, "head")
+
+
+@pytest.mark.parametrize("variant", ["scanned", "unrolled", "named"])
+def test_every_gradient(golden, grads, params, batch, variant):
+    blueprint = Blueprint(options_of(golden, **VARIANTS[variant]))
+    names = ("ar", "pp", "smooth01") if variant == "scanned" else ("ar", "pp")
+    losses = {name: lambda m, o=OBJECTIVES[name]: loss_of(o, m, batch) for name in names}
+    if variant == "scanned":
+        losses["mixed"] = lambda m: mixed_loss(m, golden, batch)
+
+    @jax.jit
+    def gradients(params):
+        return {n: jax.grad(lambda p, f=f: f(blueprint.bind(p)))(params) for n, f in losses.items()}
+
+    for name, ours in gradients(params).items():
+        ours = to_big_vision(ours)
+        expected = under(grads, f"grad_{name}")
+        assert expected, f"no gradients under grad_{name}"
+        largest = max(np.abs(g).max() for g in expected.values())
+        for path, gradient in expected.items():
+            if path.endswith("key/bias"):  # Exactly zero on paper: only noise to compare.
+                assert np.abs(ours[path]).max() < 1e-5 * largest
+                continue
+            assert_close(ours[path], gradient, GRADIENT, f"{name} {path}")
 
 
 def test_scanned_layout_round_trip(golden, params):
@@ -178,23 +187,8 @@ def test_scanned_layout_round_trip(golden, params):
         assert back.keys() == layout.keys()
         for path, value in layout.items():
             np.testing.assert_array_equal(back[path], value, err_msg=path)
-    logits = Blueprint(options_of(golden)).bind(jax.tree.map(jnp.asarray, ours))
-    logits = logits.logits(jnp.asarray(golden["in/image"]), jnp.asarray(golden["in/labels"]))
-    assert_close(logits, theirs["out/ar_logits"], FORWARD)
-
-
-def test_class_scores_and_perplexity(model, golden, batch):
-    from capvl.evals.likelihood import log_likelihood
-
-    nll = -log_likelihood(model, batch["image"], batch["text"])
-    assert_close(nll, golden["out/nll_sum_per_example"], FORWARD, "summed NLL")
-    assert_close(nll, golden["out/perplexity_eval"], FORWARD, "perplexity evaluator")
-    b = len(golden["in/image"])
-    scores = [
-        log_likelihood(model, batch["image"], jnp.broadcast_to(jnp.asarray(tokens)[None], (b, len(tokens))))
-        for tokens in golden["in/class_tokens"]
-    ]
-    assert_close(np.stack(scores, axis=1), golden["out/scores"], FORWARD, "class scores")
+    np.testing.assert_array_equal(theirs["out/ar_logits"].shape, golden["out/ar_logits"].shape)
+    assert_close(theirs["out/ar_logits"], golden["out/ar_logits"], FORWARD)
 
 
 def trajectory(golden, params, batch, steps, objective, **step_options):
