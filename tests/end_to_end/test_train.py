@@ -11,6 +11,7 @@ import pytest
 from capvl import config, evaluate, report, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
+from capvl.parallel.mesh import make_mesh
 
 EVALS = {
     "perplexity": {"limit": 40},
@@ -19,6 +20,15 @@ EVALS = {
     "pixels": {"type": "fewshot", "name": "scenes/tiny", "shots": (2,), "seeds": (0,), "features": "pixels"},
     "captions": {"count": 5},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """These runs use one of the eight devices: several compile longer and are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, evaluate):
+            patch.setattr(module, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture
@@ -233,7 +243,8 @@ def test_workdir_that_can_not_be_written(tiny_recipe, tmp_path):
         train.run(tiny_recipe(), str(tmp_path / "file" / "run"))
 
 
-def test_batch_that_does_not_divide(tiny_recipe, tmp_path):
+def test_batch_that_does_not_divide(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "make_mesh", make_mesh)
     with pytest.raises(UserError, match="batch_size=12 doesn't divide over 8 data-parallel devices"):
         train.run(tiny_recipe(batch_size=12), str(tmp_path))
 
