@@ -49,7 +49,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("96", side=96),
         _config("128", side=128),
         _config("tiny", counts=(256, 64, 64)),
-        _config("demo", counts=(12_000, 500, 500)),
+        _config("demo", counts=(6_000, 400, 400)),
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
     ]
