@@ -100,8 +100,12 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(start, tmp_pa
     def logged(step):
         return lambda: (tmp_path / "metrics.jsonl").exists() and max(losses_of(tmp_path) or {0: 0}) >= step
 
+    def committed():
+        return any(f.name.isdigit() for f in steps.glob("*"))
+
     process = start(tmp_path)
     assert wait_for(process, logged(int(rng.integers(2, 6))))
+    assert wait_for(process, committed)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

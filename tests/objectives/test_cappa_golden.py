@@ -135,7 +135,9 @@ def test_loss_weights_and_per_example_losses(golden, params, batch):
         def nll(params, parallel=parallel):
             return -log_likelihood(blueprint.bind(params), batch["image"], batch["text"], parallel=parallel)
 
-        assert_close(nll(params) / np.asarray(batch["text"] != 0).sum(1), golden["out/" + name], FORWARD, name)
+        assert_close(
+            np.asarray(nll(params)) / np.asarray(batch["text"] != 0).sum(1), golden["out/" + name], FORWARD, name
+        )
 
 
 @pytest.mark.parametrize("kind, pool, tensor", [("vitmap", "map", "pre_logits"), ("vittok", "cls", "pre_logits")])
