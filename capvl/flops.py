@@ -1,30 +1,9 @@
-"""Matmul FLOPs on paper, and the peak rates of chips.
+"""Matmul FLOPs on paper.
 
 A multiply-add counts as two. Only matmuls count; softmax, norms and activations don't.
 """
 
 from capvl.models import sizes
-
-# Dense bfloat16 FLOP/s a chip, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device by its `device_kind`, the longest known prefix winning; None if unknown."""
-    known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
-
 
 def _layer(tokens: int, width: int, mlp: int) -> float:
     """Self-attention and MLP of one layer, forward."""

@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from capvl import flops
+from capvl import chips
 from capvl.errors import UserError
 
 
@@ -83,7 +83,7 @@ class Clock:
     def __init__(self, total_steps: int, batch: int, flops_per_example: float):
         self._total, self._batch, self._flops = total_steps, batch, flops_per_example
         self._devices = jax.device_count()
-        self._peak = flops.peak(jax.devices()[0].device_kind)
+        self._peak = chips.peak_flops(jax.devices()[0].device_kind)
         self._created = time.perf_counter()
         self._begin: tuple[float, int] | None = None
         self._waited = self._paused = 0.0

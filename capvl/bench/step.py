@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import config, flops
+from capvl import chips, config
 from capvl.data import loader
 from capvl.main import config_arguments
 from capvl.parallel.mesh import make_mesh
@@ -95,7 +95,7 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
     }
     stats = jax.local_devices()[0].memory_stats() or {}
     out["peak_bytes"] = float(stats.get("peak_bytes_in_use", out["argument_bytes"] + out["temporary_bytes"]))
-    if peak := flops.peak(jax.devices()[0].device_kind):
+    if peak := chips.peak_flops(jax.devices()[0].device_kind):
         out["mfu"] = work / (peak * mesh.size)
     elif jax.default_backend() == "cpu":
         out["matmul_flops_per_second"] = matmul_rate()

@@ -25,16 +25,48 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
     """
     if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None:
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, is_causal=causal, implementation="cudnn")
-    q_BHTK, k_BHSK, v_BHSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
-    q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
-    logits_BHTS = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
     if causal:
-        triangle = jnp.tril(jnp.ones(logits_BHTS.shape[-2:], bool))[None, None]
+        triangle = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
         mask = triangle if mask is None else mask & triangle
+    return _softmax_attention(q_BTHK, k_BSHK, v_BSHK, mask)
+
+
+@jax.custom_vjp
+def _softmax_attention(q_BTHK, k_BSHK, v_BSHK, mask):
+    return _attention_forward(q_BTHK, k_BSHK, v_BSHK, mask)[0]
+
+
+def _attention_forward(q_BTHK, k_BSHK, v_BSHK, mask):
+    """Keeps exp(logits - maximum) in the activations' dtype; its sum divides the output, not the weights."""
+    scale = q_BTHK.shape[-1] ** -0.5
+    logits_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
     if mask is not None:
         logits_BHTS = jnp.where(mask, logits_BHTS, jnp.finfo(jnp.float32).min)
-    weights_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(v_BHSK.dtype)
-    return jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights_BHTS, v_BHSK), 1, 2)
+    peak_BHT1 = logits_BHTS.max(axis=-1, keepdims=True)
+    exp_BHTS = jnp.exp(logits_BHTS - peak_BHT1)
+    inverse_BTH1 = jnp.swapaxes(1 / exp_BHTS.sum(axis=-1), 1, 2)[..., None]
+    exp_BHTS = exp_BHTS.astype(v_BSHK.dtype)
+    mixed_BTHK = jnp.einsum("bhts,bshk->bthk", exp_BHTS, v_BSHK, preferred_element_type=jnp.float32)
+    mixed_BTHK = (mixed_BTHK * inverse_BTH1).astype(q_BTHK.dtype)
+    return mixed_BTHK, (q_BTHK, k_BSHK, v_BSHK, exp_BHTS, inverse_BTH1, mixed_BTHK)
+
+
+def _attention_backward(saved, gradient_BTHK):
+    """d logits = weights * (d weights - sum over keys of weights * d weights), and that sum is gradient . output."""
+    q_BTHK, k_BSHK, v_BSHK, exp_BHTS, inverse_BTH1, mixed_BTHK = saved
+    dtype, scale = q_BTHK.dtype, q_BTHK.shape[-1] ** -0.5
+    gradient_f32 = gradient_BTHK.astype(jnp.float32) * inverse_BTH1
+    along_BHT1 = jnp.swapaxes((gradient_f32 * mixed_BTHK.astype(jnp.float32)).sum(-1), 1, 2)[..., None]
+    gradient_BTHK = gradient_f32.astype(dtype)
+    dexp_BHTS = jnp.einsum("bthk,bshk->bhts", gradient_BTHK, v_BSHK, preferred_element_type=jnp.float32)
+    dlogits_BHTS = (exp_BHTS.astype(jnp.float32) * (dexp_BHTS - along_BHT1)).astype(dtype)
+    dq_BTHK = jnp.einsum("bhts,bshk->bthk", dlogits_BHTS, k_BSHK) * scale
+    dk_BSHK = jnp.einsum("bhts,bthk->bshk", dlogits_BHTS, q_BTHK) * scale
+    dv_BSHK = jnp.einsum("bhts,bthk->bshk", exp_BHTS, gradient_BTHK)
+    return dq_BTHK, dk_BSHK, dv_BSHK, None
+
+
+_softmax_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def output_projection(width: int, heads: int, *, bias: bool, rngs: nnx.Rngs) -> Dense:

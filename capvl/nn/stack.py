@@ -58,10 +58,13 @@ def scan(
     """
     graphdef, params = nnx.split(layers)
 
+    # Kernels are cast once and not in the loop, which would save a cast copy of each for the backward pass.
+    params = jax.tree.map(lambda p: p.astype(x.dtype) if p.ndim > 2 else p, params)
+
     def step(carry, layer):
         layer_params, layer_xs = layer
         return body(nnx.merge(graphdef, layer_params), carry, layer_xs), None
 
     if remat != "none":
-        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=unroll)
     return jax.lax.scan(step, x, (params, xs), unroll=True if unroll else 1)[0]

@@ -51,9 +51,9 @@ def scale_by_factored_rms(beta2_cap: float = 0.999, batch_dims: dict[str, int] |
       An optax transformation over a flat dict of arrays.
     """
     batch_dims = batch_dims or {}
-    placeholder = jnp.zeros((1,), jnp.float32)
 
     def init(params):
+        placeholder = jnp.zeros((1,), jnp.float32)
         row, column, full = {}, {}, {}
         for path, p in params.items():
             axes = factored_axes(p.shape, batch_dims.get(path, 0))
@@ -98,7 +98,7 @@ def momentum(decay: float, dtype) -> optax.GradientTransformation:
     With a bfloat16 state the decay acts as bfloat16(decay), as in the reference, where optax
     multiplies a Python scalar with a bfloat16 array.
     """
-    kept = float(jnp.asarray(decay, dtype))
+    kept = float(np.asarray(decay, dtype))
 
     def init(params):
         return MomentumState(jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params))
