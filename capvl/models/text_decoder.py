@@ -30,7 +30,7 @@ class DecoderBlock(nnx.Module):
         self.mlp = Mlp(size.width, size.mlp, bias=False, rngs=rngs)
 
     def __call__(self, y_BLD, image_kv, *, mask=None, causal: bool = False) -> jax.Array:
-        y_BLD = y_BLD + self.self_attn(self.norm1(y_BLD), mask=mask, causal=causal)
+        y_BLD = checkpoint_name(y_BLD + self.self_attn(self.norm1(y_BLD), mask=mask, causal=causal), "residual")
         return self.look_and_think(y_BLD, image_kv)
 
     def look_and_think(self, y_BLD, image_kv) -> jax.Array:

@@ -42,12 +42,12 @@ def _attention_forward(q_BTHK, k_BSHK, v_BSHK, mask):
     logits_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
     if mask is not None:
         logits_BHTS = jnp.where(mask, logits_BHTS, jnp.finfo(jnp.float32).min)
-    peak_BHT1 = logits_BHTS.max(axis=-1, keepdims=True)
+    peak_BHT1 = checkpoint_name(logits_BHTS.max(axis=-1, keepdims=True), "softmax")
     exp_BHTS = jnp.exp(logits_BHTS - peak_BHT1)
-    inverse_BTH1 = jnp.swapaxes(1 / exp_BHTS.sum(axis=-1), 1, 2)[..., None]
+    inverse_BTH1 = checkpoint_name(jnp.swapaxes(1 / exp_BHTS.sum(axis=-1), 1, 2)[..., None], "softmax")
     exp_BHTS = exp_BHTS.astype(v_BSHK.dtype)
     mixed_BTHK = jnp.einsum("bhts,bshk->bthk", exp_BHTS, v_BSHK, preferred_element_type=jnp.float32)
-    mixed_BTHK = (mixed_BTHK * inverse_BTH1).astype(q_BTHK.dtype)
+    mixed_BTHK = checkpoint_name((mixed_BTHK * inverse_BTH1).astype(q_BTHK.dtype), "attention")
     return mixed_BTHK, (q_BTHK, k_BSHK, v_BSHK, exp_BHTS, inverse_BTH1, mixed_BTHK)
 
 
@@ -106,8 +106,7 @@ class SelfAttention(nnx.Module):
         return qkv_BTcHK[:, :, 0], qkv_BTcHK[:, :, 1], qkv_BTcHK[:, :, 2]
 
     def __call__(self, x_BTD, *, mask=None, causal: bool = False) -> jax.Array:
-        mixed_BTHK = checkpoint_name(attend(*self.project(x_BTD), mask=mask, causal=causal), "attention")
-        return self.out(mixed_BTHK)
+        return self.out(attend(*self.project(x_BTD), mask=mask, causal=causal))
 
     def step(self, x_B1D, cache: tuple[jax.Array, jax.Array], index) -> tuple[jax.Array, tuple]:
         """One decoding step: writes key and value at `index` of the (B, L, H, K) caches and attends to 0..index."""
@@ -127,5 +126,4 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
         q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")
-        mixed_BTHK = checkpoint_name(attend(q_BTHK, k_BNHK, v_BNHK), "cross_attention")
-        return self.out(mixed_BTHK)
+        return self.out(attend(q_BTHK, k_BNHK, v_BNHK))

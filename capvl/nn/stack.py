@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-NAMED_ACTIVATIONS = ("qkv", "attention", "mlp_up", "cross_q", "cross_attention")
+NAMED_ACTIVATIONS = ("qkv", "attention", "softmax", "residual", "mlp_up", "cross_q")
 
 _POLICIES = jax.checkpoint_policies
 

@@ -16,7 +16,7 @@ from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
 from capvl.models.text_decoder import shift_right
-from capvl.parallel.rules import data_groups
+from capvl.parallel.rules import constrain, data_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +111,14 @@ class CapPa:
     def loss(self, model: Captioner, batch, key):
         """Mean loss over the batch; metrics `nll_cap` and `nll_pa` are nats per token of either mode."""
         drop_key, mode_key = jax.random.split(key)
-        kv = model.decoder.image_kv(model.encode(batch["image"], key=drop_key))
-        text = batch["text"]
+        encoded, text = model.encode(batch["image"], key=drop_key), batch["text"]
+        if self.draw == "stratified" and 0 < self.pa < 1:
+            hidden, use_pa = self._stratified(model, text, encoded, mode_key)
+            return self.loss_of_hidden(model, hidden, batch, use_pa)
+        kv = model.decoder.image_kv(encoded)
         if self.pa in (0, 1):
             hidden = self._hidden_pa(model, text, kv, mode_key) if self.pa else model.hidden_causal(text, kv)
             use_pa = jnp.full(text.shape[:1], bool(self.pa))
-        elif self.draw == "stratified":
-            hidden, use_pa = self._stratified(model, text, kv, mode_key)
         else:
             use_pa = jax.random.uniform(mode_key, text.shape[:1]) < self.pa
             hidden = self.hidden_mixed(model, text, kv, use_pa, mode_key)
@@ -165,24 +166,28 @@ class CapPa:
         rank_BL = jnp.argsort(jnp.argsort(jax.random.uniform(key, text_BL.shape), axis=1), axis=1)
         return jnp.where(rank_BL < count, mask_id, text_BL)
 
-    def _stratified(self, model, text_BL, kv, key):
+    def _stratified(self, model, text_BL, encoded_BND, key):
         """The first share of each device's examples by Pa, the others by Cap."""
         groups, batch = data_groups(), text_BL.shape[0]
-        count = round(self.pa * (batch // groups))
-
-        def cut(x, start, stop, axis=0):
-            head, tail = x.shape[:axis], x.shape[axis + 1 :]
-            split = x.reshape(*head, groups, batch // groups, *tail)
-            return jax.lax.slice_in_dim(split, start, stop, axis=axis + 1).reshape(*head, -1, *tail)
-
-        def kv_of(start, stop):
-            return jax.tree.map(lambda a: cut(a, start, stop, axis=1), kv)
-
         each = batch // groups
-        pa = self._hidden_pa(model, cut(text_BL, 0, count), kv_of(0, count), key)
-        cap = model.hidden_causal(cut(text_BL, count, each), kv_of(count, each))
-        joined = [h.reshape(groups, -1, *h.shape[1:]) for h in (pa, cap)]
-        hidden = jnp.concatenate(joined, axis=1).reshape(batch, *pa.shape[1:])
+        count = round(self.pa * each)
+
+        def grouped(x):
+            return constrain(x.reshape(groups, -1, *x.shape[1:]), "groups", *(None,) * x.ndim)
+
+        def flat(x):
+            return constrain(x.reshape(-1, *x.shape[2:]), "batch", *(None,) * (x.ndim - 2))
+
+        def cut(x, start, stop):
+            return flat(jax.lax.slice_in_dim(grouped(x), start, stop, axis=1))
+
+        # Keys and values are projected for each part by itself, so that they are never cut.
+        kv_pa, kv_cap = (
+            model.decoder.image_kv(cut(encoded_BND, *part)) for part in ((0, count), (count, each))
+        )
+        pa = self._hidden_pa(model, cut(text_BL, 0, count), kv_pa, key)
+        cap = model.hidden_causal(cut(text_BL, count, each), kv_cap)
+        hidden = flat(jnp.concatenate([grouped(pa), grouped(cap)], axis=1))
         return hidden, jnp.tile(jnp.arange(each) < count, groups)
 
     def flops(self, model_options: CaptionerOptions) -> float:
