@@ -18,6 +18,7 @@ from capvl.models.parameters import Blueprint
 from capvl.objectives import Objective
 from capvl.optim.optimizer import OptimizerOptions, apply, make_optimizer, split_trainable
 from capvl.optim.schedules import ScheduleOptions, make_schedule
+from capvl.parallel import compiler
 from capvl.parallel.rules import constrain, data_groups
 
 NORM_MEMORY = 0.99
@@ -110,6 +111,15 @@ class TrainStep:
             return NamedSharding(mesh, P(*kept))
 
         return jax.tree_util.tree_map_with_path(of_leaf, shapes)
+
+    def jit(self, mesh):
+        """The compiled step of a mesh: (state, batch) -> (state, metrics), which takes the old state's memory."""
+        return jax.jit(
+            self.__call__,
+            donate_argnums=0,
+            out_shardings=(self.state_shardings(mesh), None),
+            compiler_options=compiler.options(mesh) or None,
+        )
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. Metrics are float32 scalars: the objective's, grad_norm, lr, skipped, skipped_in_row."""

@@ -210,9 +210,7 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainS
     terminal.print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)))
     clock = metrics.Clock(recipe.steps, recipe.batch_size, recipe.objective.flops(recipe.model))
-    shardings = step.state_shardings(mesh)
-    update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    return Run(recipe, path, mesh, step, update, checkpointer, data, writer, evaluators, clock), state
+    return Run(recipe, path, mesh, step, step.jit(mesh), checkpointer, data, writer, evaluators, clock), state
 
 
 def initial_state(recipe: config.Recipe, step, mesh) -> TrainState:

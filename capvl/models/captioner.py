@@ -27,7 +27,7 @@ class CaptionerOptions:
       vocab: number of token ids.
       length: text positions.
       dtype: of activations and matmuls, "bfloat16" or "float32".
-      remat: what the backward pass recomputes: "none", "dots", "named" or "full".
+      remat: what the backward pass recomputes: "none", "dots", "named", "offload" or "full".
       unroll: straight-line layers instead of a loop.
     """
 

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from capvl.models.sizes import Size
 from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, SelfAttention
-from capvl.nn.layers import Dense, LayerNorm, Mlp
+from capvl.nn.layers import Dense, LayerNorm, Mlp, merge_leading
 from capvl.nn.stack import scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
@@ -75,11 +75,11 @@ class TextDecoder(nnx.Module):
 
     def image_kv(self, encoded_BND) -> tuple[jax.Array, jax.Array]:
         """Keys and values of every layer for the image tokens: two arrays (layers, B, N, H, K)."""
-        b, n, width = encoded_BND.shape
         kernel = self.cross_kv[...].astype(encoded_BND.dtype)
-        kv = jnp.einsum("xd,ydchk->ycxhk", encoded_BND.reshape(b * n, width), kernel)
-        kv = kv.reshape(*kv.shape[:2], b, n, *kv.shape[3:])
-        return kv[:, 0], kv[:, 1]
+        x = merge_leading(encoded_BND)
+        keys, values = (jnp.einsum("...d,ydhk->y...hk", x, kernel[:, :, c]) for c in (0, 1))
+        shape = (len(kernel), *encoded_BND.shape[:2], *kernel.shape[3:])
+        return keys.reshape(shape), values.reshape(shape)
 
     def embed(self, tokens_BL) -> jax.Array:
         """Token embedding plus position, (B, L, D) float32."""
@@ -107,8 +107,7 @@ class TextDecoder(nnx.Module):
         Until its first cross-attention the decoder sees the same input in every example, so that
         much is computed once and broadcast.
         """
-        masks_1L = jnp.full((1, length), self.vocab, jnp.int32)
-        y_1LD = self.embed(masks_1L).astype(dtype)
+        y_1LD = (self.tokens[...][self.vocab][None, None] + self.positions[...][None, :length]).astype(dtype)
         batch = image_kv[0].shape[1]
         graphdef, params = nnx.split(self.blocks)
         first = nnx.merge(graphdef, jax.tree.map(lambda p: p[0], params))

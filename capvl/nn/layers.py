@@ -1,7 +1,6 @@
 """Dense layer, layer normalisation and MLP, in the activations' dtype with float32 weights."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,18 @@ from capvl.nn import weights
 from capvl.nn.weights import weight
 
 
-class Dense(nnx.Module):
-    """x @ kernel + bias over the last `contract` dimensions of x: (..., in) -> (..., out).
+def merge_leading(x: jax.Array, keep: int = 1) -> jax.Array:
+    """x with all but its last `keep` dimensions merged if it is float32, else x itself.
 
-    In float32, which is what CPUs train in, the leading dimensions are merged for the matmul: XLA's
-    CPU backend needs up to three times as long for the gradients of a dot with two of them. In
-    bfloat16 they stay, because merging (B, 196) breaks TPU tiles and costs a copy.
+    CPUs train in float32, and XLA's CPU backend needs up to three times as long for the gradients
+    of a dot with two leading dimensions. In bfloat16 they stay: merging (B, 196) breaks the tiles
+    of a TPU and costs a copy.
     """
+    return x.reshape(-1, *x.shape[x.ndim - keep :]) if x.dtype == jnp.float32 else x
+
+
+class Dense(nnx.Module):
+    """x @ kernel + bias over the last `contract` dimensions of x: (..., in) -> (..., out)."""
 
     def __init__(self, shape, axes, init, *, contract: int = 1, bias=None, bias_init=weights.zeros, rngs: nnx.Rngs):
         self.contract = contract
@@ -28,15 +32,14 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
-        leading, inner = x.shape[: x.ndim - self.contract], x.shape[x.ndim - self.contract :]
-        merged = (math.prod(leading),) if x.dtype == jnp.float32 else leading
-        outer = len(merged)
-        axes = tuple(range(outer, outer + self.contract)), tuple(range(self.contract))
-        y = jax.lax.dot_general(x.reshape(*merged, *inner), kernel, (axes, ((), ())))
+        rows = merge_leading(x, self.contract)
+        outer = rows.ndim - self.contract
+        axes = tuple(range(outer, rows.ndim)), tuple(range(self.contract))
+        y = jax.lax.dot_general(rows, kernel, (axes, ((), ())))
         if self.bias is not None:
             bias = self.bias[...].astype(y.dtype)
             y = y + bias.reshape((1,) * outer + bias.shape)
-        return y.reshape(*leading, *kernel.shape[self.contract :])
+        return y.reshape(*x.shape[: x.ndim - self.contract], *kernel.shape[self.contract :])
 
 
 @jax.custom_vjp

@@ -1,7 +1,7 @@
-"""A stack of equal layers, stored with a leading `layers` axis and run by `jax.lax.scan`.
+"""A stack of equal layers, stored with a leading `layers` axis and run by `jax.lax.scan` or one after the other.
 
-Scanned and unrolled forms share one layout of the parameters (unrolling is the scan's own
-`unroll`), so a checkpoint of one is a checkpoint of the other.
+Scanned and unrolled forms share one layout of the parameters, so a checkpoint of one is a
+checkpoint of the other.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,12 @@ REMAT = {
     "none": None,
     "dots": _POLICIES.dots_with_no_batch_dims_saveable,
     "named": _POLICIES.save_only_these_names(*NAMED_ACTIVATIONS),
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(NAMED_ACTIVATIONS),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": _POLICIES.nothing_saveable,
 }
 
@@ -67,4 +73,16 @@ def scan(
 
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=unroll)
-    return jax.lax.scan(step, x, (params, xs), unroll=True if unroll else 1)[0]
+    if not unroll:
+        return jax.lax.scan(step, x, (params, xs))[0]
+    for layer in _layers((params, xs)):
+        x, _ = step(x, layer)
+    return x
+
+
+def _layers(stacked: Any) -> list:
+    """The slices of a pytree along its leading axis; their gradients come together by one concatenation."""
+    leaves, treedef = jax.tree.flatten(stacked)
+    depth = len(leaves[0])
+    columns = [[part[0] for part in jax.lax.split(leaf, (1,) * depth)] for leaf in leaves]
+    return [jax.tree.unflatten(treedef, row) for row in zip(*columns, strict=True)]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from capvl.errors import UserError
@@ -44,8 +45,27 @@ class MeshOptions:
         return tuple(extents)
 
 
+def slice_count(devices) -> int:
+    """Slices, joined by the data-centre network, that the devices belong to."""
+    return len({d.slice_index for d in devices if d.platform == "tpu"}) or 1
+
+
 def make_mesh(options: MeshOptions, devices: list | None = None) -> jax.sharding.Mesh:
-    """The mesh (replica, fsdp, tensor) over all devices, or over the given ones."""
+    """The mesh (replica, fsdp, tensor) over all devices, or over the given ones.
+
+    Raises:
+      UserError: the axes don't multiply to the devices, or an axis other than replica crosses slices.
+    """
     devices = devices or jax.devices()
     shape = options.shape(len(devices))
+    slices = slice_count(devices)
+    if slices > 1:
+        if shape[0] % slices:
+            raise UserError(
+                f"mesh.replica={shape[0]} should be a multiple of the {slices} slices, which only replicas may cross; "
+                f"--config.mesh.replica={slices} is the least."
+            )
+        within = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
+        return jax.sharding.Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

@@ -2,7 +2,7 @@
 
 XLA's own `cost_analysis` counts the body of a loop once. Here each while loop is counted as
 often as its condition says (counter < constant), and a loop of unknown length as often as the
-nearest `at_most(n)` scope around it promises.
+nearest `at_most_N_times` scope around it promises.
 """
 
 import collections
@@ -10,9 +10,6 @@ import dataclasses
 import math
 import re
 
-import jax
-
-BYTES = {"pred": 1, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 FREE = {
     "parameter",
@@ -32,11 +29,6 @@ FREE = {
 NOTHING_MOVES = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 
 
-def at_most(times: int):
-    """A scope that promises how often a loop of data-dependent length runs; `Program` reads it."""
-    return jax.named_scope(f"at_most_{times}_times")
-
-
 @dataclasses.dataclass(frozen=True)
 class Array:
     """One array of a shape: dtype, extents, and whether it lives in HBM (memory space 0)."""
@@ -48,8 +40,10 @@ class Array:
     @property
     def bytes(self) -> int:
         """Size without the layout's padding."""
-        width = BYTES.get(self.dtype) or max(1, int(re.sub(r"\D", "", self.dtype.split("e")[0]) or 8) // 8)
-        return math.prod(self.extents) * (0 if self.dtype in ("token", "opaque") else width)
+        if self.dtype in ("token", "opaque"):
+            return 0
+        bits = 8 if self.dtype == "pred" else int(re.search(r"\d+", self.dtype)[0])
+        return math.prod(self.extents) * bits // 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""XLA options of the train step by chip generation, passed with each compilation and never by environment."""
+
+import jax
+
+from capvl import chips
+from capvl.parallel.mesh import slice_count
+
+_TPU = {"xla_tpu_enable_latency_hiding_scheduler": "true"}
+_ACROSS_SLICES = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
+    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
+}
+
+OPTIONS = {
+    "v4": _TPU | {"xla_enable_async_all_gather": "true", "xla_enable_async_collective_permute": "true"},
+    "v5e": _TPU,
+    "v5p": _TPU | {"xla_tpu_scoped_vmem_limit_kib": "65472"},
+    "v6e": _TPU | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
+}
+
+
+def options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """The compiler options for a mesh's chips; {} for chips without any."""
+    devices = list(mesh.devices.flat)
+    chip = chips.of_kind(devices[0].device_kind)
+    found = dict(OPTIONS.get(chip.name, {})) if chip else {}
+    if found and slice_count(devices) > 1:
+        found |= _ACROSS_SLICES
+    return found
