@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe = config.load(args.config, overrides)
     places = [topologies.parse(text, args.slices) for text in args.topology]
     if not args.analytic:
-        ahead.devices(places[0], args.wait)
+        ahead.wait_for_lock(args.wait)
+        ahead.devices(places[0])
     results = [_run(recipe, place, args) for place in places]
     if args.json:
         with open(args.json, "w") as file:

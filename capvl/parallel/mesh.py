@@ -47,7 +47,7 @@ class MeshOptions:
 
 def slice_count(devices) -> int:
     """Slices, joined by the data-centre network, that the devices belong to."""
-    return len({d.slice_index for d in devices if d.platform == "tpu"}) or 1
+    return len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
 
 
 def make_mesh(options: MeshOptions, devices: list | None = None) -> jax.sharding.Mesh:

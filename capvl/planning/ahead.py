@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import os
 import pathlib
@@ -64,20 +63,29 @@ class Compiled:
 def lock_holder() -> str | None:
     """Which process holds libtpu's machine-wide lock, as "pid (command)"; None where nobody does."""
     path = pathlib.Path(tempfile.gettempdir(), "libtpu_lockfile")
+    if not path.exists():
+        return None
+    for lock in pathlib.Path("/proc/locks").read_text().splitlines():
+        found = re.search(r" (\d+) \w+:\w+:(\d+) ", lock)
+        if found and int(found[2]) == path.stat().st_ino and int(found[1]) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = pathlib.Path("/proc", found[1], "cmdline").read_bytes().split(b"\0")
+                return f"process {found[1]} ({b' '.join(words).decode(errors='replace').strip()[:80]})"
+            return f"process {found[1]}"
+    return None
+
+
+@contextlib.contextmanager
+def _silenced():
+    """libtpu warns on stderr that this machine is no TPU host; that goes nowhere."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except FileNotFoundError:
-        return None
-    except OSError:
-        pass
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if any(os.path.realpath(fd) == os.path.realpath(path) for fd in (process / "fd").iterdir()):
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f"process {process.name} ({command[:80]})"
-    return "another process"
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def wait_for_lock(limit: float, say=print) -> None:
@@ -102,7 +110,7 @@ def wait_for_lock(limit: float, say=print) -> None:
 
 
 @functools.lru_cache
-def devices(topology: Topology, wait: float = 600.0) -> tuple:
+def devices(topology: Topology) -> tuple:
     """The topology's chips, for compilation only.
 
     Raises:
@@ -116,10 +124,10 @@ def devices(topology: Topology, wait: float = 600.0) -> tuple:
         )
     from jax.experimental import topologies
 
-    wait_for_lock(wait)
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
-        described = topologies.get_topology_desc(name, "tpu", num_slices=topology.slices)
+        with _silenced():
+            described = topologies.get_topology_desc(name, "tpu", num_slices=topology.slices)
     except Exception as e:  # jaxlib raises several types; any of them means that libtpu refused.
         if "lockfile" in str(e):
             raise UserError(f"libtpu was locked by {lock_holder() or 'another process'} just now; try again.") from e
