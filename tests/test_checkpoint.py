@@ -109,6 +109,23 @@ def test_newest_whole_checkpoint_is_used(tmp_path, state_of, harm, item):
     assert Checkpointer(str(tmp_path), OPTIONS).restore(abstract).step == 2
 
 
+def test_a_change_that_the_file_format_does_not_notice_is_noticed(tmp_path, state_of, monkeypatch):
+    abstract, state = state_of()
+    save(tmp_path, state, steps=(1,))
+    name = "params.encoder.blocks.mlp.up.kernel"
+
+    def before_the_change(leaves):
+        # The sum of what the recipe had; what is written differs from it in one bit.
+        return checksums(leaves) | {name: checksums(leaves)[name] ^ 1}
+
+    monkeypatch.setattr("capvl.checkpoint.checksums", before_the_change)
+    save(tmp_path, state, steps=(2,))
+    monkeypatch.undo()
+    said = []
+    assert Checkpointer(str(tmp_path), OPTIONS).restore(abstract, say=said.append).step == 1
+    assert f"{name} does not have the saved checksum" in said[0]
+
+
 def test_none_is_whole(tmp_path, state_of):
     abstract, state = state_of()
     save(tmp_path, state)
