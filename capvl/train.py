@@ -20,6 +20,7 @@ from capvl.checkpoint import Checkpointer
 from capvl.data import loader
 from capvl.errors import UserError
 from capvl.evals import Context, Samples
+from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
 from capvl.step import TrainState, check_batch
@@ -27,14 +28,17 @@ from capvl.terminal import say
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT asked this process, or any other of the run, to save and leave."""
+    """Whether SIGTERM or SIGINT asked this process, or any other of the run, to save and leave.
+
+    With several processes JAX's preemption service takes SIGTERM, and all leave after the same step.
+    """
 
     def __init__(self):
         self.asked = False
         self._old = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._ask)
         return self
@@ -54,8 +58,7 @@ class Stop:
             return self.asked
         from jax.experimental import multihost_utils
 
-        with jax.transfer_guard("allow"):
-            return bool(multihost_utils.process_allgather(self.asked).any())
+        return multihost_utils.reached_preemption_sync_point(step)
 
 
 @dataclasses.dataclass
@@ -114,15 +117,20 @@ def run(recipe: config.Recipe, workdir: str) -> None:
     Raises:
       UserError: whatever the user can mend.
     """
+    distributed.check_same(
+        configuration=json.dumps([workdir, recipe.source], sort_keys=True), version_of_capvl=distributed.code_version()
+    )
     path = metrics.open_workdir(workdir)
     _claim(path, recipe)
     if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR may share one between runs.
         jax.config.update("jax_compilation_cache_dir", str(path.resolve() / "compiled"))
     mesh = make_mesh(recipe.mesh)
-    with jax.set_mesh(mesh), Stop() as stop:
+    with jax.set_mesh(mesh), Stop() as stop, distributed.ends_when_others_are_lost():
         training, state = set_up(recipe, path, mesh)
         try:
-            state = loop(training, state, stop)
+            distributed.check_same(train_step=lowered_text(training, state))
+            with distributed.ends_when_others_are_lost():  # Before anything is closed, which would wait for them.
+                state = loop(training, state, stop)
         finally:
             training.writer.close()
             with contextlib.suppress(UserError):
@@ -133,6 +141,18 @@ def run(recipe: config.Recipe, workdir: str) -> None:
         return
     if jax.process_index() == 0:
         say(f"Report: {report.write([path], path / 'report.html')}")
+
+
+def lowered_text(training: Run, state: TrainState) -> str:
+    """The step's program as the compiler gets it, for hosts to compare; "" for one process."""
+    if jax.process_count() == 1:
+        return ""
+    recipe, sharding = training.recipe, batch_sharding(training.mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
+        for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items()
+    }
+    return training.update.lower(state, batch).as_text()
 
 
 def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:

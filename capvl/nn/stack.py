@@ -64,8 +64,9 @@ def scan(
     """
     graphdef, params = nnx.split(layers)
 
-    # Kernels are cast once and not in the loop, which would save a cast copy of each for the backward pass.
-    params = jax.tree.map(lambda p: p.astype(x.dtype) if p.ndim > 2 else p, params)
+    if not unroll:
+        # Kernels are cast before the loop, which would otherwise save a cast copy of each for the backward pass.
+        params = jax.tree.map(lambda p: p.astype(x.dtype) if p.ndim > 2 else p, params)
 
     def step(carry, layer):
         layer_params, layer_xs = layer

@@ -1,37 +1,125 @@
-"""Start-up of a run on several processes, and how they agree."""
+"""Start-up of a run on several processes, how they agree, and what happens when one is lost."""
 
+import contextlib
+import hashlib
 import os
+import pathlib
+import sys
 
 import jax
+import numpy as np
 
 from capvl.errors import UserError
+from capvl.parallel import rendezvous
+
+CONNECT_SECONDS = 120
+# A process that is silent for so long is taken for dead, and ends the others.
+HEARTBEAT_SECONDS = 40
 
 
 def start() -> None:
     """Joins the other processes where the environment names them; does nothing for one process.
 
-    $JAX_COORDINATOR_ADDRESS (host:port), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID name them by
-    hand; on a TPU pod slice (several $TPU_WORKER_HOSTNAMES) JAX finds them itself.
+    By hand, $JAX_COORDINATOR_ADDRESS (host:port), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID name
+    them; the index may also be Kubernetes' $JOB_COMPLETION_INDEX. On TPU slices and under SLURM
+    JAX finds the others itself.
 
     Raises:
       UserError: the variables contradict each other, or the coordinator can't be reached.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    on_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if not address and not on_pod:
-        return
-    if not address:
-        jax.distributed.initialize()
-        return
+    if (_by_hand() or _managed()) and os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if _by_hand():
+        address, count, index = _named_by_hand()
+        rendezvous.meet(address, count, index, CONNECT_SECONDS)
+        _initialize(f"Process {index} could not join the {count} processes at {address}", address, count, index)
+    elif _managed():
+        _initialize("This process could not join the others that its cluster names", None, None, None)
+
+
+def _by_hand() -> bool:
+    return bool(os.environ.get("JAX_COORDINATOR_ADDRESS"))
+
+
+def _managed() -> bool:
+    """Whether this is one of several processes of a TPU slice, of several slices, or of a SLURM step."""
+    several_hosts = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    several_slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1
+    return several_hosts or several_slices or int(os.environ.get("SLURM_NTASKS") or 1) > 1
+
+
+def _named_by_hand() -> tuple[str, int, int]:
+    address = os.environ["JAX_COORDINATOR_ADDRESS"]
+    index = os.environ.get("JAX_PROCESS_ID") or os.environ.get("JOB_COMPLETION_INDEX") or ""
     try:
-        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-    except (KeyError, ValueError) as e:
+        count, index = int(os.environ.get("JAX_NUM_PROCESSES", "")), int(index)
+    except ValueError as e:
         raise UserError("JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID, whole numbers.") from e
     if not 0 <= index < count:
         raise UserError(f"JAX_PROCESS_ID={index} should be between 0 and {count - 1}.")
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    return address, count, index
+
+
+def _initialize(sentence: str, address, count, index) -> None:
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=120)
-    except RuntimeError as e:
-        raise UserError(f"Process {index} could not join the {count} processes at {address}: {e}") from e
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as e:
+        raise UserError(f"{sentence}: {str(e).splitlines()[0]}") from e
+
+
+def code_version() -> str:
+    """A digest of the package's source files."""
+    digest, package = hashlib.sha256(), pathlib.Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def check_same(**facts: str) -> None:
+    """Compares facts, such as the recipe, between all processes.
+
+    Raises:
+      UserError: some process has another fact than most; the same sentence on all of them.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digests = [hashlib.sha256(fact.encode()).digest()[:8] for fact in facts.values()]
+    mine = np.frombuffer(b"".join(digests), np.uint32).reshape(len(facts), 2)
+    gathered = np.asarray(multihost_utils.process_allgather(mine))
+    for name, column in zip(facts, np.swapaxes(gathered, 0, 1), strict=True):
+        rows, which = np.unique(column, axis=0, return_inverse=True)
+        if len(rows) > 1:
+            # With equal numbers on both sides, process 0 is right.
+            counts = np.bincount(which.ravel()) + (np.arange(len(rows)) == which.ravel()[0]) * 0.5
+            odd = np.flatnonzero(which.ravel() != counts.argmax())
+            raise UserError(
+                f"Process {', '.join(map(str, odd))} of {len(column)} has another {name.replace('_', ' ')} than the "
+                f"others; start all with the same command, configuration and code."
+            )
+
+
+@contextlib.contextmanager
+def ends_when_others_are_lost():
+    """Ends this process at once where a collective fails, without waiting for processes that are gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if jax.process_count() == 1:
+            raise
+        reason = " ".join(str(e).split())[:200]
+        print(
+            f"error: Process {jax.process_index()} lost another one ({reason}); start all again with the same workdir "
+            f"to resume.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

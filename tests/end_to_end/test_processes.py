@@ -1,65 +1,16 @@
-"""Real processes: kills, signals, exit codes, several hosts."""
+"""Real processes: kills, signals, exit codes."""
 
-import json
-import os
-import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_MODEL
+from conftest import ROOT
+from launching import finish, losses_of, start, wait_for  # noqa: F401
 
 from capvl.checkpoint import Checkpointer
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict({values!r})
-"""
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, data_dir):
-    """A function that starts a training process of a tiny recipe."""
-    folder = tmp_path_factory.mktemp("configs")
-
-    def make(workdir, *arguments, devices=1, environment=None, **changes):
-        values = {
-            "steps": 12,
-            "batch_size": 16,
-            "objective": {"name": "cappa"},
-            "model": dict(TINY_MODEL),
-            "data": {"name": "scenes/tiny", "data_dir": data_dir},
-            "optimizer": {"lr": 3e-3},
-            "schedule": {"warmup": 2},
-            "log_every": 1,
-            "checkpoint": {"every": 2},
-            "evals": {},
-        } | changes
-        file = folder / f"{abs(hash(str(values)))}.py"
-        file.write_text(CONFIG.format(values=values))
-        command = [sys.executable, "-m", "capvl.main", f"--config={file}", f"--workdir={workdir}", *arguments]
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {})
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    return make
-
-
-def finish(process, timeout=180):
-    out, _ = process.communicate(timeout=timeout)
-    return process.returncode, out
-
-
-def losses_of(workdir):
-    lines = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
 
 def params_of(workdir):
     return Checkpointer(str(workdir)).read_params(None)
@@ -80,16 +31,6 @@ def assert_same_run(workdir, undisturbed):
     assert step == other
     for name, value in a.items():
         np.testing.assert_array_equal(b[name], value, err_msg=name)
-
-
-def wait_for(process, happened, timeout=120):
-    deadline = time.time() + timeout
-    while not happened():
-        assert time.time() < deadline
-        if process.poll() is not None:
-            return False
-        time.sleep(0.002)
-    return True
 
 
 def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(start, tmp_path, undisturbed):
@@ -153,34 +94,6 @@ def test_one_sentence_and_exit_code_2(arguments, words, tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ")
     assert words in done.stderr
-
-
-def test_two_processes_equal_one(start, tmp_path):
-    """2 processes of 4 devices, joined by gloo, train as 1 process of 8 devices."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    changes = {"steps": 4, "mesh": {"replica": 2, "fsdp": 4}, "evals": {"perplexity": {"limit": 20}}}
-    code, out = finish(start(tmp_path / "one", devices=8, **changes))
-    assert code == 0, out
-    processes = []
-    for i in range(2):
-        names = {
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(i),
-        }
-        processes.append(start(tmp_path / "two", devices=4, environment=names, **changes))
-    for process in processes:
-        code, out = finish(process)
-        assert code == 0, out
-    expected, found = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
-    assert found.keys() == expected.keys()
-    np.testing.assert_allclose([found[s] for s in expected], list(expected.values()), rtol=1e-5)
-    # The processes' checkpoint is whole for one process.
-    code, out = finish(start(tmp_path / "two", devices=2, **(changes | {"mesh": {"fsdp": 2}})))
-    assert code == 0, out
-    assert "Resumed after step 4" in out
 
 
 def test_import_is_quick_and_loads_no_tensorflow():

@@ -1,0 +1,109 @@
+"""Several processes as the hosts of one run: joined by gloo on this machine, stopped, killed, started wrongly."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from launching import finish, free_port, losses_of, start, wait_for  # noqa: F401
+
+from capvl.checkpoint import Checkpointer
+
+LONG = {"steps": 2000, "log_every": 1, "checkpoint": {"every": 5}, "mesh": {"fsdp": -1}}
+
+
+@pytest.fixture
+def hosts(start):  # noqa: F811
+    """A function that starts `count` processes of one run, process i with `arguments[i]` as well."""
+
+    def make(workdir, count, devices, arguments=None, **changes):
+        port = free_port()
+        return [
+            start(
+                workdir,
+                *(arguments or {}).get(i, ()),
+                devices=devices,
+                environment={
+                    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(i),
+                },
+                **changes,
+            )
+            for i in range(count)
+        ]
+
+    return make
+
+
+def first_loss(workdir):
+    return lambda: (workdir / "metrics.jsonl").exists() and losses_of(workdir)
+
+
+@pytest.fixture(scope="module")
+def one_host(start, tmp_path_factory):  # noqa: F811
+    """The losses of 1 process with 8 devices."""
+    workdir = tmp_path_factory.mktemp("one")
+    code, out = finish(start(workdir, devices=8, **SAME))
+    assert code == 0, out
+    return losses_of(workdir)
+
+
+SAME = {"steps": 4, "mesh": {"replica": 2, "fsdp": 4}, "evals": {"perplexity": {"limit": 20}}}
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 4), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, devices):  # noqa: F811
+    for process in hosts(tmp_path, count, devices, **SAME):
+        code, out = finish(process)
+        assert code == 0, out
+    found = losses_of(tmp_path)
+    assert found.keys() == one_host.keys()
+    np.testing.assert_allclose([found[s] for s in one_host], list(one_host.values()), rtol=1e-5)
+    # The processes' checkpoint is whole for one process.
+    code, out = finish(start(tmp_path, devices=2, **(SAME | {"mesh": {"fsdp": 2}})))
+    assert code == 0, out
+    assert "Resumed after step 4" in out
+
+
+def test_sigterm_to_one_host_stops_all_at_the_same_step(hosts, tmp_path):
+    processes = hosts(tmp_path, 2, 2, **(LONG | {"checkpoint": {"every": 5000}}))
+    assert wait_for(processes[0], first_loss(tmp_path))
+    processes[1].send_signal(signal.SIGTERM)
+    outs = []
+    for process in processes:
+        code, out = finish(process)
+        assert code == 0, out
+        outs.append(out)
+    (step,) = Checkpointer(str(tmp_path)).steps()
+    assert f"Stopped by a signal and saved after step {step}" in outs[0]
+
+
+def test_a_killed_host_ends_the_others_and_fewer_go_on_with_the_same_examples(hosts, start, tmp_path):  # noqa: F811
+    changes = LONG | {"steps": 120}
+    code, out = finish(start(tmp_path / "undisturbed", devices=2, **changes))
+    assert code == 0, out
+    workdir = tmp_path / "killed"
+    processes = hosts(workdir, 2, 2, **changes)
+    assert wait_for(processes[0], lambda: first_loss(workdir)() and max(losses_of(workdir)) > 6)
+    begin = time.monotonic()
+    processes[1].send_signal(signal.SIGKILL)
+    code, out = finish(processes[0])
+    assert time.monotonic() - begin < 60
+    assert code not in (0, 2)
+    assert "lost another one" in out or "another task died" in out, out
+    # One process goes on where two were, and sees what an undisturbed one sees.
+    code, out = finish(start(workdir, devices=2, **changes))
+    assert code == 0, out
+    assert "Resumed after step" in out
+    expected, found = losses_of(tmp_path / "undisturbed"), losses_of(workdir)
+    assert len(found) > 100  # The step that a process compiles in is not logged.
+    np.testing.assert_allclose(list(found.values()), [expected[s] for s in found], rtol=1e-3)
+
+
+def test_a_host_with_another_recipe_is_refused_by_all(hosts, tmp_path):
+    for process in hosts(tmp_path, 2, 2, arguments={1: ["--config.optimizer.lr=0.1"]}, **LONG):
+        code, out = finish(process)
+        assert code == 2, out
+        assert "Process 1 of 2 has another configuration than the others" in out
+    assert not list(tmp_path.iterdir()), "nothing was begun"
