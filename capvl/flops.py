@@ -5,6 +5,7 @@ A multiply-add counts as two. Only matmuls count; softmax, norms and activations
 
 from capvl.models import sizes
 
+
 def _layer(tokens: int, width: int, mlp: int) -> float:
     """Self-attention and MLP of one layer, forward."""
     projections = 4 * 2 * tokens * width * width

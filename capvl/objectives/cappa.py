@@ -182,9 +182,7 @@ class CapPa:
             return flat(jax.lax.slice_in_dim(grouped(x), start, stop, axis=1))
 
         # Keys and values are projected for each part by itself, so that they are never cut.
-        kv_pa, kv_cap = (
-            model.decoder.image_kv(cut(encoded_BND, *part)) for part in ((0, count), (count, each))
-        )
+        kv_pa, kv_cap = (model.decoder.image_kv(cut(encoded_BND, *part)) for part in ((0, count), (count, each)))
         pa = self._hidden_pa(model, cut(text_BL, 0, count), kv_pa, key)
         cap = model.hidden_causal(cut(text_BL, count, each), kv_cap)
         hidden = flat(jnp.concatenate([grouped(pa), grouped(cap)], axis=1))

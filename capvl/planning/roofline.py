@@ -64,6 +64,4 @@ def roofline(cost: Cost, chip: Chip) -> Roofline:
     network = {False: 0.0, True: 0.0}
     for (kind, moved, group, crosses), times in cost.collectives.items():
         network[crosses] += times * collective_seconds(kind, moved, group, crosses, chip)
-    return Roofline(
-        cost.flops / chip.flops, cost.hbm_bytes / chip.hbm_bandwidth, ici=network[False], dcn=network[True]
-    )
+    return Roofline(cost.flops / chip.flops, cost.hbm_bytes / chip.hbm_bandwidth, ici=network[False], dcn=network[True])

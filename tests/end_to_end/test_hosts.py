@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from launching import finish, free_port, losses_of, start, wait_for  # noqa: F401
+from launching import finish, free_port, losses_of, start, wait_for
 
 from capvl.checkpoint import Checkpointer
 
@@ -13,7 +13,7 @@ LONG = {"steps": 2000, "log_every": 1, "checkpoint": {"every": 5}, "mesh": {"fsd
 
 
 @pytest.fixture
-def hosts(start):  # noqa: F811
+def hosts(start):
     """A function that starts `count` processes of one run, process i with `arguments[i]` as well."""
 
     def make(workdir, count, devices, arguments=None, **changes):
@@ -41,7 +41,7 @@ def first_loss(workdir):
 
 
 @pytest.fixture(scope="module")
-def one_host(start, tmp_path_factory):  # noqa: F811
+def one_host(start, tmp_path_factory):
     """The losses of 1 process with 8 devices."""
     workdir = tmp_path_factory.mktemp("one")
     code, out = finish(start(workdir, devices=8, **SAME))
@@ -53,7 +53,7 @@ SAME = {"steps": 4, "mesh": {"replica": 2, "fsdp": 4}, "evals": {"perplexity": {
 
 
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), pytest.param(4, 2, marks=pytest.mark.slow)])
-def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, devices):  # noqa: F811
+def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, devices):
     for process in hosts(tmp_path, count, devices, **SAME):
         code, out = finish(process)
         assert code == 0, out
@@ -79,7 +79,7 @@ def test_sigterm_to_one_host_stops_all_at_the_same_step(hosts, tmp_path):
     assert f"Stopped by a signal and saved after step {step}" in outs[0]
 
 
-def test_a_killed_host_ends_the_others_and_fewer_go_on_with_the_same_examples(hosts, start, tmp_path):  # noqa: F811
+def test_a_killed_host_ends_the_others_and_fewer_go_on_with_the_same_examples(hosts, start, tmp_path):
     changes = LONG | {"steps": 120}
     code, out = finish(start(tmp_path / "undisturbed", devices=2, **changes))
     assert code == 0, out

@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT
-from launching import finish, losses_of, start, wait_for  # noqa: F401
+from launching import finish, losses_of, start, wait_for
 
 from capvl.checkpoint import Checkpointer
+
 
 def params_of(workdir):
     return Checkpointer(str(workdir)).read_params(None)

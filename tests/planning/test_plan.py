@@ -117,7 +117,7 @@ def test_the_first_recipe_that_fits_is_taken(tiny_recipe):
 
 def test_compiler_messages_of_too_little_memory():
     place = topology.parse("v5e:2x2")
-    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.40G of 15.75G hbm."
+    message = "RESOURCE_EXHAUSTED: … Ran out of memory in memory space hbm. Used 18.40G of 15.75G hbm."
     error = ahead._does_not_fit(message, place)
     assert (error.needed, error.available) == (18.40 * 2**30, 15.75 * 2**30)
     assert ahead._does_not_fit("INTERNAL: something else", place) is None
