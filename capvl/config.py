@@ -55,6 +55,7 @@ class Recipe:
       spike: a step whose gradient norm is above spike times its running mean is skipped; 0: never.
       max_skipped: so many skipped steps in a row stop the run.
       log_every, eval_every: in steps; eval_every=0 evaluates at the end only.
+      hang_timeout: seconds without a new step after which the process ends with all stacks on stderr; 0: never.
       profile: (first step, number of steps) of a profiler trace; (0, 0) for none.
       init_from: parameters to begin with: a workdir, or a big_vision .npz; "" for none.
       source: the recipe as plain values, for config.json.
@@ -76,6 +77,7 @@ class Recipe:
     max_skipped: int = 10
     log_every: int = 50
     eval_every: int = 0
+    hang_timeout: float = 1800.0
     profile: tuple[int, int] = (0, 0)
     init_from: str = ""
     source: dict = dataclasses.field(default_factory=dict)
@@ -84,8 +86,8 @@ class Recipe:
         for name in ("steps", "batch_size", "micro_batches", "max_skipped", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.eval_every < 0 or self.seed < 0 or self.spike < 0:
-            raise UserError("eval_every, seed and spike must not be negative.")
+        if min(self.eval_every, self.seed, self.spike, self.hang_timeout) < 0:
+            raise UserError("eval_every, seed, spike and hang_timeout must not be negative.")
 
     def train_step(self):
         """The recipe's `capvl.step.TrainStep`."""
@@ -106,7 +108,7 @@ class Recipe:
 # What may differ when a run is resumed: nothing of it changes what is learned, or it is the
 # user's declared right (another batch size sees the same examples).
 RESUMABLE = (
-    r"batch_size|micro_batches|log_every|eval_every|profile|max_skipped|init_from"
+    r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|init_from"
     r"|(mesh|checkpoint|evals)(\..*)?|model\.(remat|unroll)|objective\.chunk"
     r"|data\.(data_dir|threads|workers|prefetch|max_bad)"
 )

@@ -3,12 +3,12 @@
 import json
 import math
 import pathlib
-import time
 
 import jax
 
 from capvl import chips
 from capvl.errors import UserError
+from capvl.goodput import Ledger
 
 
 def open_workdir(workdir: str) -> pathlib.Path:
@@ -80,13 +80,11 @@ def read(workdir: pathlib.Path) -> list[dict]:
 class Clock:
     """Throughput between two logging steps: what share of the time was waiting for data."""
 
-    def __init__(self, total_steps: int, batch: int, flops_per_example: float):
-        self._total, self._batch, self._flops = total_steps, batch, flops_per_example
+    def __init__(self, ledger: Ledger, batch: int, flops_per_example: float):
+        self._ledger, self._batch, self._flops = ledger, batch, flops_per_example
         self._devices = jax.device_count()
         self._peak = chips.peak_flops(jax.devices()[0].device_kind)
-        self._created = time.perf_counter()
-        self._begin: tuple[float, int] | None = None
-        self._waited = self._paused = 0.0
+        self._begin: tuple[dict[str, float], int] | None = None
 
     @property
     def started(self) -> bool:
@@ -94,32 +92,25 @@ class Clock:
         return self._begin is not None
 
     def compiled(self, step: int) -> float:
-        """Ends the first step: seconds until then. Intervals begin here."""
+        """Ends the first step: seconds that it took. Intervals begin here."""
         self.start(step)
-        return time.perf_counter() - self._created
+        return self._begin[0]["compile"]
 
     def start(self, step: int) -> None:
         """Begins an interval after `step`."""
-        self._begin, self._waited, self._paused = (time.perf_counter(), step), 0.0, 0.0
-
-    def waited(self, seconds: float) -> None:
-        """Time that the loop spent waiting for a batch."""
-        self._waited += seconds
-
-    def paused(self, seconds: float) -> None:
-        """Time spent on evaluation and checkpoints: counted neither as waiting nor as training."""
-        self._paused += seconds
+        self._begin = self._ledger.read(), step
 
     def read(self, step: int) -> dict[str, float]:
-        """Speeds since `start`, which is called anew."""
-        begin, first = self._begin
-        seconds = max(time.perf_counter() - begin - self._paused, 1e-9)
+        """Speeds since `start`, which is called anew; evaluation and checkpoints don't count."""
+        (before, first), now = self._begin, self._ledger.read()
+        waited = now["data_wait"] - before["data_wait"]
+        seconds = max(now["step"] - before["step"] + waited, 1e-9)
         steps = max(step - first, 1)
         rate = steps * self._batch / seconds
         out = {
             "images_per_second": rate,
             "images_per_second_per_chip": rate / self._devices,
-            "data_wait": self._waited / seconds,
+            "data_wait": waited / seconds,
             "seconds_per_step": seconds / steps,
         }
         if self._peak:

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from capvl import metrics
+from capvl import goodput, metrics
 from capvl.errors import UserError
 from capvl.evals import Samples
 
@@ -57,6 +57,7 @@ def write(workdirs: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         runs=runs,
         curves=[svg for name in _curve_names(runs) if (svg := draw_curve(name, runs))],
         results=_results(runs),
+        times=_times(workdirs),
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
     try:
@@ -125,6 +126,16 @@ def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:
     last = [{k: v for line in run["lines"] for k, v in line.items() if "/" in k} for run in runs]
     names = sorted({k for values in last for k in values})
     return [(n, [f"{v[n]:.4f}" if isinstance(v.get(n), float | int) else "–" for v in last]) for n in names]
+
+
+def _times(workdirs: list[pathlib.Path]) -> list[tuple[str, list[str]]]:
+    """(bucket, seconds and share of the wall time in each run); [] where no run has a ledger."""
+    summaries = [goodput.summary(workdir) for workdir in workdirs]
+    names = next((list(s) for s in summaries if s), [])
+    return [
+        (n.replace("_", " "), [f"{s[n]:,.1f} s, {s[n] / s['wall']:.1%}" if s else "–" for s in summaries])
+        for n in names
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,16 +6,17 @@ dispatched. Inside the loop every implicit transfer between host and device is a
 
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import pathlib
 import signal
+import sys
 import threading
-import time
 
 import jax
 
-from capvl import config, metrics, report, terminal
+from capvl import config, goodput, metrics, report, terminal
 from capvl.checkpoint import Checkpointer
 from capvl.data import loader
 from capvl.errors import UserError
@@ -61,6 +62,31 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
+class Watchdog:
+    """Ends the process, with the stacks of all threads on stderr, when no step begins for so many seconds."""
+
+    def __init__(self, seconds: float):
+        """seconds: 0 for never."""
+        self._seconds = seconds
+
+    def beat(self) -> None:
+        """A step begins. The timer is C code: it also runs where Python hangs in a call."""
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+
+    @contextlib.contextmanager
+    def off(self):
+        """No step is expected within the block."""
+        self.close()
+        yield
+        self.beat()
+
+    def close(self) -> None:
+        """No step is expected any more."""
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+
 @dataclasses.dataclass
 class Run:
     """What `run` sets up once and the loop uses."""
@@ -74,7 +100,9 @@ class Run:
     loader: loader.TrainLoader
     writer: metrics.MetricWriter
     evaluators: dict
+    ledger: goodput.Ledger
     clock: metrics.Clock
+    watchdog: "Watchdog"
 
     def log(self, step: int, values: dict[str, jax.Array]) -> None:
         """Reads a finished step's metrics; stops the run after too many skipped steps in a row."""
@@ -87,28 +115,28 @@ class Run:
         if self.clock.started and step % self.recipe.log_every and step != self.recipe.steps:
             return
         if not self.clock.started:
+            self.ledger.enter("step")
             seconds = self.clock.compiled(step)
             say(f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {seconds:.1f} s")
             return
         values |= self.clock.read(step) | {"bad_images": float(self.loader.bad)}
         self.writer.write(step, values)
+        self.ledger.write(step)
         say(terminal.progress_line(step, self.recipe.steps, values))
 
     def evaluate(self, state: TrainState) -> None:
         """Runs all evaluators and prints their table."""
-        begin = time.perf_counter()
         step = int(jax.device_get(state.step))
-        rows = evaluate(self.evaluators, state.params | state.ema, self.workdir, step)
+        with self.ledger.spend("evaluation"), self.watchdog.off():
+            rows = evaluate(self.evaluators, state.params | state.ema, self.workdir, step)
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
-        self.clock.paused(time.perf_counter() - begin)
 
     def save(self, state: TrainState, position: int) -> None:
         """Begins a checkpoint; the loop goes on while it is written."""
-        begin = time.perf_counter()
-        self.checkpointer.save(state, position, self.recipe.source)
-        self.clock.paused(time.perf_counter() - begin)
+        with self.ledger.spend("checkpoint"):
+            self.checkpointer.save(state, position, self.recipe.source)
 
 
 def run(recipe: config.Recipe, workdir: str) -> None:
@@ -122,16 +150,18 @@ def run(recipe: config.Recipe, workdir: str) -> None:
     )
     path = metrics.open_workdir(workdir)
     _claim(path, recipe)
+    ledger = goodput.Ledger(path)
     if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR may share one between runs.
         jax.config.update("jax_compilation_cache_dir", str(path.resolve() / "compiled"))
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh), Stop() as stop, distributed.ends_when_others_are_lost():
-        training, state = set_up(recipe, path, mesh)
+        training, state = set_up(recipe, path, mesh, ledger)
         try:
             distributed.check_same(train_step=lowered_text(training, state))
             with distributed.ends_when_others_are_lost():  # Before anything is closed, which would wait for them.
                 state = loop(training, state, stop)
         finally:
+            training.watchdog.close()
             training.writer.close()
             with contextlib.suppress(UserError):
                 training.checkpointer.close()
@@ -140,6 +170,7 @@ def run(recipe: config.Recipe, workdir: str) -> None:
         say(f"Stopped by a signal and saved after step {done}; start again with the same workdir to resume.")
         return
     if jax.process_index() == 0:
+        say(goodput.describe(goodput.summary(path)))
         say(f"Report: {report.write([path], path / 'report.html')}")
 
 
@@ -157,15 +188,16 @@ def lowered_text(training: Run, state: TrainState) -> str:
 
 def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
     """The loop itself. Returns the last state, which is saved."""
-    recipe, clock = training.recipe, training.clock
+    recipe, ledger = training.recipe, training.ledger
     sharding = batch_sharding(training.mesh)
     first = int(jax.device_get(state.step))
     previous = None
+    ledger.enter("compile")
     with jax.transfer_guard("disallow"):
         for step in range(first + 1, recipe.steps + 1):
-            begin = time.perf_counter()
-            host_batch = next(training.loader)
-            clock.waited(time.perf_counter() - begin)
+            training.watchdog.beat()
+            with ledger.spend("data_wait"):
+                host_batch = next(training.loader)
             with profiled(training, step):
                 state, values = training.update(state, loader.to_device(host_batch, sharding))
             if previous is not None:
@@ -184,7 +216,9 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
                         training.evaluate(state)
             if stopping:
                 break
-    training.checkpointer.wait()
+    with ledger.spend("checkpoint"):
+        training.checkpointer.wait()
+    ledger.write(int(jax.device_get(state.step)))
     return state
 
 
@@ -202,7 +236,7 @@ def profiled(training: Run, step: int):
         say(f"Profile of steps {begin} to {step}: {training.workdir / 'profile'}")
 
 
-def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainState]:
+def set_up(recipe: config.Recipe, path: pathlib.Path, mesh, ledger: goodput.Ledger) -> tuple[Run, TrainState]:
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
     recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
@@ -229,8 +263,12 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh) -> tuple[Run, TrainS
     )
     terminal.print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)))
-    clock = metrics.Clock(recipe.steps, recipe.batch_size, recipe.objective.flops(recipe.model))
-    return Run(recipe, path, mesh, step, step.jit(mesh), checkpointer, data, writer, evaluators, clock), state
+    ledger.write(int(jax.device_get(state.step)))
+    clock = metrics.Clock(ledger, recipe.batch_size, recipe.objective.flops(recipe.model))
+    watchdog = Watchdog(recipe.hang_timeout)
+    update = step.jit(mesh)
+    training = Run(recipe, path, mesh, step, update, checkpointer, data, writer, evaluators, ledger, clock, watchdog)
+    return training, state
 
 
 def initial_state(recipe: config.Recipe, step, mesh) -> TrainState:

@@ -8,10 +8,25 @@ from capvl.chips import CHIPS, Chip
 from capvl.errors import UserError, nearest
 
 FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-SOLID = (
-    "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 4x4x12 4x4x16 4x8x12 8x8x8 8x8x12 8x8x16 4x16x16 8x16x16 "
-    "16x16x16 16x16x24"
-).split()
+SOLID = [
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "4x4x12",
+    "4x4x16",
+    "4x8x12",
+    "8x8x8",
+    "8x8x12",
+    "8x8x16",
+    "4x16x16",
+    "8x16x16",
+    "16x16x16",
+    "16x16x24",
+]
 TPUS = {chip.name: chip for chip in CHIPS if chip.links}
 
 
