@@ -153,16 +153,24 @@ class Program:
         condition = self._computations[i.attribute(r"condition=%?([\w.\-]+)")]
         root = next(c for c in condition.values() if c.root)
         bounds = [int(condition[o].literal) for o in root.operands if condition[o].opcode == "constant"]
-        if root.opcode == "compare" and bounds:
-            return bounds[0]
+        counters = [condition[o] for o in root.operands if condition[o].opcode == "get-tuple-element"]
         if root.opcode == "fusion":
-            bounds = [int(condition[o].literal) for o in root.operands if condition[o].opcode == "constant"]
             inner = self._computations[root.attribute(r"calls=%?([\w.\-]+)")].values()
             bounds += [int(c.literal) for c in inner if c.opcode == "constant" and c.literal.isdigit()]
-            if bounds:
-                return bounds[0]
+        if bounds and counters:
+            return -(-bounds[0] // self._increment(i, int(counters[0].attribute(r"index=(\d+)"))))
         promised = re.findall(r"at_most_(\d+)_times", i.attributes)
         return int(promised[-1]) if promised else 1
+
+    def _increment(self, loop: Instruction, index: int) -> int:
+        """By how much a loop's body raises its counter, element `index` of what it carries; 1 where it isn't plain."""
+        body = self._computations[loop.attribute(r"body=%?([\w.\-]+)")]
+        root = next(c for c in body.values() if c.root)
+        raised = body.get(root.operands[index]) if root.opcode == "tuple" else None
+        if raised is None or raised.opcode != "add":
+            return 1
+        steps = [int(body[o].literal) for o in raised.operands if body[o].opcode == "constant"]
+        return steps[0] if steps else 1
 
     def _group(self, i: Instruction) -> tuple[int, bool]:
         """(chips in a group, whether a group crosses slices) of a collective."""

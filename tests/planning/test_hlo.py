@@ -65,6 +65,36 @@ def test_a_loop_of_unknown_length_runs_as_often_as_its_scope_promises():
     assert program.cost.flops == 7 * 2 * 8 * 4 * 2
 
 
+COUNTED = """HloModule counted
+%cond (p: (s32[], f32[8,4])) -> pred[] {
+  %p = (s32[], f32[8,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(9)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+%body (q: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %q = (s32[], f32[8,4]) parameter(0)
+  %i = s32[] get-tuple-element(%q), index=0
+  %a = f32[8,4]{1,0} get-tuple-element(%q), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %d = f32[4,4]{1,0} dot(%a, %a), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+  ROOT %r = (s32[], f32[8,4]) tuple(%next, %a)
+}
+ENTRY %main (z: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %z = (s32[], f32[8,4]) parameter(0)
+  ROOT %w = (s32[], f32[8,4]) while(%z), condition=%cond, body=%body
+}
+"""
+
+
+def test_a_counter_that_goes_up_by_two_runs_half_as_often():
+    # Matmuls that gather their weights on a ring are loops over shards, unrolled in this way.
+    program = Program(COUNTED)
+    assert program.loops == [("body", 5)]
+    assert program.cost.flops == 5 * 2 * 8 * 4 * 4
+
+
 def test_memory_on_the_chip_is_not_hbm():
     cost = Program(LOOP).cost
     dot, copy = (8 * 4 + 4 * 2 + 8 * 2) * 4, 2 * 2 * 4
