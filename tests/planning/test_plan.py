@@ -162,7 +162,7 @@ def test_the_compiler_accepts_the_options_of_each_chip(name, libtpu):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_compiled_step_does_the_analytic_flops(tiny_recipe, libtpu, unroll):
     recipe = tiny_recipe(batch_size=32, model__unroll=unroll, model__dtype="bfloat16", model__encoder="w128d3h2m512/16")
     found = estimate.compiled_plan(recipe, topology.parse("v5e:2x2"))
