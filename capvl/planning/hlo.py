@@ -216,16 +216,9 @@ class Program:
     def _fusion_moved(self, i: Instruction, operands) -> tuple[float, float]:
         """A fused slice reads, and a fused update writes, only its part of an operand."""
         inner = self._computations[i.attribute(r"calls=%?([\w.\-]+)")]
-        users = collections.defaultdict(list)
-        for c in inner.values():
-            for operand in c.operands:
-                users[operand].append(c)
         arrays = []
-        for c in inner.values():
-            if c.opcode != "parameter":
-                continue
-            shape = operands[int(c.literal)]
-            arrays += _read(c, shape, users)
+        for number, shape in enumerate(operands):
+            arrays += self._read(inner, number, shape)
         root = next(c for c in inner.values() if c.root)
         roots = [inner[o] for o in root.operands] if root.opcode == "tuple" else [root]
         for output, written in zip(roots, i.shape, strict=False):
@@ -237,33 +230,37 @@ class Program:
         return _ends(arrays)
 
 
+    def _read(self, inner: dict[str, Instruction], number: int, shape) -> list[Array]:
+        """What a fused computation reads of its operand `number`: slices only where every user takes slices."""
+        parameter = next(c for c in inner.values() if c.opcode == "parameter" and int(c.literal) == number)
+        parts, pending = [], [parameter]
+        while pending:
+            name = pending.pop().name
+            for user in inner.values():
+                if name not in user.operands:
+                    continue
+                if user.opcode == "bitcast":
+                    pending.append(user)
+                elif user.opcode in ("dynamic-slice", "slice"):
+                    parts.append(dataclasses.replace(shape[0], **_as(user.shape[0])))
+                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                    continue  # Updated in place.
+                elif user.opcode == "fusion":
+                    nested = self._computations[user.attribute(r"calls=%?([\w.\-]+)")]
+                    for position in (n for n, operand in enumerate(user.operands) if operand == name):
+                        parts += self._read(nested, position, shape)
+                else:
+                    return list(shape)
+        whole = sum(a.bytes for a in shape)
+        return parts if sum(a.bytes for a in parts) <= whole else list(shape)
+
+
 def _as(array: Array) -> dict:
     return {"dtype": array.dtype, "extents": array.extents}
 
 
 def _ends(arrays) -> tuple[float, float]:
     return float(sum(a.bytes for a in arrays)), float(sum(a.bytes for a in arrays if a.hbm))
-
-
-def _read(parameter: Instruction, shape, users) -> list[Array]:
-    """What of a fusion's operand is read: slices only where every user takes slices."""
-    direct, pending = [], [parameter]
-    while pending:
-        for user in users[pending.pop().name]:
-            if user.opcode == "bitcast":
-                pending.append(user)
-            else:
-                direct.append(user)
-    parts = []
-    for user in direct:
-        if user.opcode in ("dynamic-slice", "slice"):
-            parts.append(dataclasses.replace(shape[0], **_as(user.shape[0])))
-        elif user.opcode == "dynamic-update-slice" and len(shape) == 1 and shape[0].extents == user.shape[0].extents:
-            continue  # Updated in place.
-        else:
-            return list(shape)
-    whole = sum(a.bytes for a in shape)
-    return parts if sum(a.bytes for a in parts) <= whole else list(shape)
 
 
 def _largest(i: Instruction, known) -> int:

@@ -102,6 +102,35 @@ def test_memory_on_the_chip_is_not_hbm():
     assert cost.hbm_bytes == 7 * (dot - 4 * 2 * 4 + copy)
 
 
+SLICED = """HloModule sliced
+%inner (s: f32[12,64], at: s32[]) -> f32[64] {
+  %s = f32[12,64]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %cut = f32[1,64]{1,0} dynamic-slice(%s, %at, %zero), dynamic_slice_sizes={1,64}
+  ROOT %flat = f32[64]{0} bitcast(%cut)
+}
+%outer (stack: f32[12,64], i: s32[], x: f32[64]) -> f32[64] {
+  %stack = f32[12,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[64]{0} parameter(2)
+  %layer = f32[64]{0} fusion(%stack, %i), kind=kLoop, calls=%inner
+  ROOT %sum = f32[64]{0} add(%layer, %x)
+}
+ENTRY %main (a: f32[12,64], i: s32[], x: f32[64]) -> f32[64] {
+  %a = f32[12,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[64]{0} parameter(2)
+  ROOT %r = f32[64]{0} fusion(%a, %i, %x), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_a_fused_slice_of_stacked_layers_reads_one_layer():
+    layer, index = 64 * 4, 4
+    assert Program(SLICED).cost.bytes == 3 * layer + index
+
+
 CONVOLUTION = """HloModule convolution
 ENTRY %main (a: bf16[32,12,196,64], b: bf16[32,12,196,64]) -> f32[32,12,196,196] {
   %a = bf16[32,12,196,64]{3,2,1,0} parameter(0)
