@@ -98,23 +98,28 @@ def data_dir(tmp_path_factory) -> str:
     return folder
 
 
+def tiny_values(data_dir: str) -> dict:
+    """The plain values of a recipe that trains in seconds."""
+    return {
+        "steps": 6,
+        "batch_size": 16,
+        "objective": {"name": "cappa"},
+        "model": dict(TINY_MODEL),
+        "data": {"name": "scenes/tiny", "data_dir": data_dir},
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"warmup": 2},
+        "log_every": 1,
+        "checkpoint": {"every": 2},
+        "evals": {},
+    }
+
+
 @pytest.fixture
 def tiny(data_dir):
     """A function that gives the plain values of a tiny recipe, with some of them changed."""
 
     def make(**changes) -> dict:
-        values = {
-            "steps": 6,
-            "batch_size": 16,
-            "objective": {"name": "cappa"},
-            "model": dict(TINY_MODEL),
-            "data": {"name": "scenes/tiny", "data_dir": data_dir},
-            "optimizer": {"lr": 3e-3},
-            "schedule": {"warmup": 2},
-            "log_every": 1,
-            "checkpoint": {"every": 2},
-            "evals": {},
-        }
+        values = tiny_values(data_dir)
         for key, value in changes.items():
             section, _, name = key.partition("__")
             if name:

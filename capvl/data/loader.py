@@ -327,4 +327,6 @@ def _blank(example: dict | None, source, transform) -> dict:
 def to_device(batch: dict[str, np.ndarray], sharding) -> dict[str, jax.Array]:
     """This host's rows -> global device arrays: the one transfer that a training step makes."""
     with jax.transfer_guard_host_to_device("allow"):
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
         return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -229,7 +229,6 @@ class Program:
             arrays.append(written)
         return _ends(arrays)
 
-
     def _read(self, inner: dict[str, Instruction], number: int, shape) -> list[Array]:
         """What a fused computation reads of its operand `number`: slices only where every user takes slices."""
         parameter = next(c for c in inner.values() if c.opcode == "parameter" and int(c.literal) == number)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY_MODEL
+from conftest import ROOT, tiny_values
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -26,18 +26,7 @@ def start(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("configs")
 
     def make(workdir, *arguments, devices=1, environment=None, **changes):
-        values = {
-            "steps": 12,
-            "batch_size": 16,
-            "objective": {"name": "cappa"},
-            "model": dict(TINY_MODEL),
-            "data": {"name": "scenes/tiny", "data_dir": data_dir},
-            "optimizer": {"lr": 3e-3},
-            "schedule": {"warmup": 2},
-            "log_every": 1,
-            "checkpoint": {"every": 2},
-            "evals": {},
-        } | changes
+        values = tiny_values(data_dir) | {"steps": 12} | changes
         file = folder / f"{abs(hash(str(values)))}.py"
         file.write_text(CONFIG.format(values=values))
         command = [sys.executable, "-m", "capvl.main", f"--config={file}", f"--workdir={workdir}", *arguments]

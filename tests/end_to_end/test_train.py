@@ -46,19 +46,12 @@ def finished(tmp_path_factory, data_dir):
     import contextlib
     import io
 
-    from conftest import TINY_MODEL
+    from conftest import tiny_values
 
-    values = {
-        "steps": 6,
-        "batch_size": 16,
-        "objective": {"name": "cappa"},
-        "model": dict(TINY_MODEL),
-        "data": {"name": "scenes/tiny", "data_dir": data_dir},
+    values = tiny_values(data_dir) | {
         "optimizer": {"lr": 3e-3, "ema": 0.5},
-        "schedule": {"warmup": 2},
         "log_every": 2,
         "eval_every": 3,
-        "checkpoint": {"every": 2},
         "evals": EVALS,
     }
     workdir = tmp_path_factory.mktemp("finished")
