@@ -1,11 +1,14 @@
 """The plan of a recipe on a topology: what its train step needs and how fast it can be."""
 
+import collections
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 
+from capvl.parallel.rules import MESH_AXES
 from capvl.planning import ahead
 from capvl.planning.hlo import Cost, Program
 from capvl.planning.roofline import Roofline, roofline
@@ -147,10 +150,6 @@ def paper_plan(recipe, topology: Topology) -> Plan:
     Arguments are exact. Temporaries are the gradients and the activations that the backward pass
     keeps; HBM bytes are one write and one read of those and of the state: both are lower bounds.
     """
-    from jax.sharding import AbstractMesh, AxisType
-
-    from capvl.parallel.rules import MESH_AXES
-
     mesh = AbstractMesh(recipe.mesh.shape(topology.size), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     step = recipe.train_step()
     each = check_batch(recipe.batch_size, recipe.micro_batches, mesh)
@@ -197,10 +196,8 @@ def _saved_bytes(recipe, step, batch: int) -> int:
     )
 
 
-def _gradient_collectives(recipe, step, mesh, topology: Topology) -> dict:
+def _gradient_collectives(recipe, step, mesh, topology: Topology) -> collections.Counter:
     """All-reduce of gradients over replicas; gathers of bfloat16 weights, twice, and scatters over fsdp."""
-    import collections
-
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     size = width * sum(math.prod(step.blueprint.shapes[k].shape) for k in step.trainable)
     found = collections.Counter()

@@ -10,6 +10,8 @@ import dataclasses
 import math
 import re
 
+import numpy as np
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 FREE = {
     "parameter",
@@ -323,16 +325,12 @@ def _replica_groups(attributes: str) -> list[tuple[int, ...]]:
     if found := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes):
         return [tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d, ]+)\}", found[1])]
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        import numpy as np
-
         shape, order = ([int(n) for n in found[k].split(",")] for k in (1, 2))
         ids = np.arange(math.prod(order)).reshape(order)
         if found[3]:
             ids = ids.transpose([int(n) for n in found[3].split(",")])
         return [tuple(row) for row in ids.reshape(shape).tolist()]
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
-        import numpy as np
-
         axes = {n: int(k) for n, k in re.findall(r"'(\w+)'=(\d+)", found[1])}
         chosen = re.findall(r"'(\w+)'", found[2])
         ids = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))

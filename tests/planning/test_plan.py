@@ -10,7 +10,7 @@ import pytest
 from capvl import chips, plan
 from capvl.errors import UserError
 from capvl.parallel import compiler
-from capvl.parallel.mesh import make_mesh
+from capvl.parallel.mesh import MeshOptions, make_mesh, slice_count
 from capvl.planning import ahead, estimate, search, topology
 from capvl.planning.hlo import Cost
 from capvl.planning.roofline import collective_seconds, roofline
@@ -159,6 +159,17 @@ def test_the_compiler_accepts_the_options_of_each_chip(name, libtpu):
     jax.jit(lambda x: x + 1, compiler_options=options).lower(x).compile()
     with pytest.raises(jax.errors.JaxRuntimeError):
         jax.jit(lambda x: x + 1, compiler_options=options | {"xla_tpu_no_such_option": "1"}).lower(x).compile()
+
+
+@needs_libtpu
+def test_only_replicas_cross_slices(libtpu):
+    devices = list(ahead.devices(topology.parse("v5e:2x2", slices=2)))
+    assert slice_count(devices) == 2
+    grid = make_mesh(MeshOptions(replica=4, fsdp=2), devices).devices
+    assert grid.shape == (4, 2, 1)
+    assert [{d.slice_index for d in row.flat} for row in grid] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="replica=1 should be a multiple of the 2 slices"):
+        make_mesh(MeshOptions(replica=1, fsdp=-1), devices)
 
 
 @needs_libtpu
