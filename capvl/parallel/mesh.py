@@ -25,11 +25,11 @@ class MeshOptions:
     fsdp: int = -1
     tensor: int = 1
 
-    def shape(self, devices: int) -> tuple[int, int, int]:
-        """Extent of each axis for so many devices.
+    def shape(self, devices: int, slices: int = 1) -> tuple[int, int, int]:
+        """Extent of each axis for so many devices of so many slices.
 
         Raises:
-          UserError: the axes don't multiply to the devices.
+          UserError: the axes don't multiply to the devices, or an axis other than replica crosses slices.
         """
         extents = [self.replica, self.fsdp, self.tensor]
         named = f"mesh replica={self.replica} x fsdp={self.fsdp} x tensor={self.tensor}"
@@ -42,6 +42,11 @@ class MeshOptions:
             extents[extents.index(-1)] = devices // known
         elif known != devices:
             raise UserError(f"{named} makes {known} devices, but there are {devices}; -1 takes all that are left.")
+        if extents[0] % slices:
+            raise UserError(
+                f"mesh.replica={extents[0]} should be a multiple of the {slices} slices, which only replicas may cross; "
+                f"--config.mesh.replica={slices} is the least."
+            )
         return tuple(extents)
 
 
@@ -57,14 +62,9 @@ def make_mesh(options: MeshOptions, devices: list | None = None) -> jax.sharding
       UserError: the axes don't multiply to the devices, or an axis other than replica crosses slices.
     """
     devices = devices or jax.devices()
-    shape = options.shape(len(devices))
     slices = slice_count(devices)
+    shape = options.shape(len(devices), slices)
     if slices > 1:
-        if shape[0] % slices:
-            raise UserError(
-                f"mesh.replica={shape[0]} should be a multiple of the {slices} slices, which only replicas may cross; "
-                f"--config.mesh.replica={slices} is the least."
-            )
         within = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
         return jax.sharding.Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)

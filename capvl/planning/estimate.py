@@ -150,7 +150,7 @@ def paper_plan(recipe, topology: Topology) -> Plan:
     Arguments are exact. Temporaries are the gradients and the activations that the backward pass
     keeps; HBM bytes are one write and one read of those and of the state: both are lower bounds.
     """
-    mesh = AbstractMesh(recipe.mesh.shape(topology.size), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh(recipe.mesh.shape(topology.size, topology.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     step = recipe.train_step()
     each = check_batch(recipe.batch_size, recipe.micro_batches, mesh)
     recipe.objective.check(recipe.model, each)
