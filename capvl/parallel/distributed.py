@@ -117,8 +117,8 @@ def ends_when_others_are_lost():
             raise
         reason = " ".join(str(e).split())[:200]
         print(
-            f"error: Process {jax.process_index()} failed or lost another one ({reason}); start all again with the same "
-            f"workdir to resume.",
+            f"error: Process {jax.process_index()} failed or lost another one ({reason}); start all again with the "
+            f"same workdir to resume.",
             file=sys.stderr,
             flush=True,
         )

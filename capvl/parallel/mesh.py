@@ -44,8 +44,8 @@ class MeshOptions:
             raise UserError(f"{named} makes {known} devices, but there are {devices}; -1 takes all that are left.")
         if extents[0] % slices:
             raise UserError(
-                f"mesh.replica={extents[0]} should be a multiple of the {slices} slices, which only replicas may cross; "
-                f"--config.mesh.replica={slices} is the least."
+                f"mesh.replica={extents[0]} should be a multiple of the {slices} slices, which only replicas may "
+                f"cross; --config.mesh.replica={slices} is the least."
             )
         return tuple(extents)
 
