@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import tempfile
 
 import jax
 
@@ -20,9 +21,8 @@ def open_workdir(workdir: str) -> pathlib.Path:
     path = pathlib.Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # A name of its own: all hosts of a run come here at once.
+            pass
     except OSError as e:
         raise UserError(f"Workdir {workdir!r} can't be written: {e.strerror or e}.") from e
     return path

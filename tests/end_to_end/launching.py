@@ -51,6 +51,7 @@ def wait_for(process, happened, timeout=120):
     while not happened():
         assert time.time() < deadline
         if process.poll() is not None:
+            print(process.communicate()[0])
             return False
         time.sleep(0.002)
     return True
