@@ -178,9 +178,11 @@ def compile_step(recipe, topology: Topology) -> Compiled:
 
 def _does_not_fit(message: str, topology: Topology) -> DoesNotFitError | None:
     """The compiler's out-of-memory message as numbers; None for any other message."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+    size = r"([\d.]+)([KMGT])"
+    found = re.search(rf"Used {size} of {size} hbm|\({size}\) exceeds available HBM \({size}\)", message)
     if not found:
         return None
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    needed, available = (float(found[i]) * unit[found[i + 1]] for i in (1, 3))
+    numbers = [part for part in found.groups() if part]
+    needed, available = (float(numbers[i]) * unit[numbers[i + 1]] for i in (0, 2))
     return DoesNotFitError(needed, available)

@@ -115,9 +115,16 @@ def test_the_first_recipe_that_fits_is_taken(tiny_recipe):
     assert asked == ["named", "full"] and found.remat == "full"
 
 
-def test_compiler_messages_of_too_little_memory():
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: … Ran out of memory in memory space hbm. Used 18.40G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (18.40G) exceeds available HBM (15.75G). HLO module: jit___call.",
+    ],
+)
+def test_compiler_messages_of_too_little_memory(message):
     place = topology.parse("v5e:2x2")
-    message = "RESOURCE_EXHAUSTED: … Ran out of memory in memory space hbm. Used 18.40G of 15.75G hbm."
     error = ahead._does_not_fit(message, place)
     assert (error.needed, error.available) == (18.40 * 2**30, 15.75 * 2**30)
     assert ahead._does_not_fit("INTERNAL: something else", place) is None
