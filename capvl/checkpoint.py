@@ -6,6 +6,7 @@ devices before saving; so a truncated file or a flipped byte is found when the c
 read, whatever wrote it, and the newest whole checkpoint is used instead.
 """
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -19,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from capvl import storage
 from capvl.errors import UserError
 
 absl_logging.set_verbosity(absl_logging.ERROR)
@@ -93,17 +95,44 @@ class Checkpointer:
         """Steps that have a committed checkpoint, in order."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
-    def save(self, state: Any, position: int, recipe: dict) -> None:
+    def save(self, state: Any, position: int, recipe: dict, *, say=print) -> None:
         """Begins to save the state in the background, after an earlier save is done.
 
+        Where either fails by an error of storage that may pass, this state is saved again, with
+        ever longer pauses, before the call returns. (One process only: with several, those that
+        had no error would wait for the one that has; there the run ends and is started again.)
+
+        Args:
+          state: a TrainState.
+          position: of the data.
+          recipe: plain values, kept with the checkpoint.
+          say: told of every attempt that failed.
+
         Raises:
-          UserError: the earlier save failed.
+          UserError: this save, or the earlier one, failed.
         """
-        self.wait()
-        leaves = names_of(state)
         step = int(jax.device_get(state.step))
-        if step in self.steps():
-            return
+        items = None
+        for attempt, pause in enumerate((*storage.PAUSES, None)):
+            try:
+                self.wait()
+                if step in self.steps():
+                    return
+                items = items or self._items(state, position, recipe)
+                self._begin(step, items)
+                if attempt:
+                    self.wait()
+                return
+            except UserError as e:
+                if pause is None or jax.process_count() > 1 or not storage.passes(e.__cause__):
+                    raise
+                say(f"{e} Trying again in {pause:g} s.")
+            storage.wait(pause)
+            self._reopen()
+
+    def _items(self, state: Any, position: int, recipe: dict) -> ocp.args.Composite:
+        """What is saved of a state."""
+        leaves = names_of(state)
         meta = {
             "format": _FORMAT,
             "position": position,
@@ -112,7 +141,9 @@ class Checkpointer:
             "checksums": checksums(leaves),
         }
         meta["crc"] = _crc(meta)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+        return ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+
+    def _begin(self, step: int, items: ocp.args.Composite) -> None:
         self._pending = step
         try:
             self._manager.save(step, args=items)
@@ -137,11 +168,9 @@ class Checkpointer:
     def _failed(self, error: Exception) -> UserError:
         kept = [s for s in self.steps() if s != self._pending]
         rest = f"the checkpoint of step {kept[-1]} is whole" if kept else "there is no earlier checkpoint"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "No space left" in str(error) or "ENOSPC" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-            reason = "the disk is full"
         return UserError(
-            f"The checkpoint of step {self._pending} could not be saved to {str(self.directory)!r} ({reason}); {rest}."
+            f"The checkpoint of step {self._pending} could not be saved to {str(self.directory)!r} "
+            f"({storage.reason(error)}); {rest}."
         )
 
     def restore(self, abstract: Any, *, say=print) -> Restored | None:
@@ -168,10 +197,18 @@ class Checkpointer:
             raise UserError(f"None of the {len(steps)} checkpoints in {str(self.directory)!r} is whole.")
         return None
 
+    def _read(self, step: int, items: ocp.args.Composite) -> Any:
+        """What orbax reads; storage that fails for a moment does not make a checkpoint a broken one."""
+        what = f"Reading the checkpoint of step {step} in {str(self.directory)!r}"
+        return storage.retry(lambda: self._manager.restore(step, args=items), what=what)
+
     def _read_meta(self, step: int) -> dict:
         try:
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self._read(step, items).meta
             crc = meta.pop("crc")
+        except UserError:
+            raise
         except Exception as e:
             raise BrokenError(f"its description can't be read: {type(e).__name__}") from e
         if crc != _crc(meta):
@@ -182,7 +219,9 @@ class Checkpointer:
         wanted = names_of(abstract)
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            leaves = self._manager.restore(step, args=items).state
+            leaves = self._read(step, items).state
+        except UserError:
+            raise
         except Exception as e:
             raise BrokenError(f"its arrays can't be read: {type(e).__name__}") from e
         found = checksums(leaves)
@@ -238,7 +277,12 @@ class Checkpointer:
         shutil.rmtree(target, ignore_errors=True)
         if jax.process_index() == 0:
             shutil.move(self.directory / str(step), target)
-        self._manager.close()
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """A manager that knows of no failure; what an interrupted save left is cleared away."""
+        with contextlib.suppress(Exception):  # The failure of a save, which is known.
+            self._manager.close()
         self._manager = self._make()
 
     def close(self) -> None:

@@ -57,6 +57,7 @@ class Recipe:
       log_every, eval_every: in steps; eval_every=0 evaluates at the end only.
       hang_timeout: seconds without a new step after which the process ends with all stacks on stderr; 0: never.
       profile: (first step, number of steps) of a profiler trace; (0, 0) for none.
+      wandb: project in Weights & Biases; "" for none.
       init_from: parameters to begin with: a workdir, or a big_vision .npz; "" for none.
       source: the recipe as plain values, for config.json.
     """
@@ -79,6 +80,7 @@ class Recipe:
     eval_every: int = 0
     hang_timeout: float = 1800.0
     profile: tuple[int, int] = (0, 0)
+    wandb: str = ""
     init_from: str = ""
     source: dict = dataclasses.field(default_factory=dict)
 
@@ -108,7 +110,7 @@ class Recipe:
 # What may differ when a run is resumed: nothing of it changes what is learned, or it is the
 # user's declared right (another batch size sees the same examples).
 RESUMABLE = (
-    r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|init_from"
+    r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|wandb|init_from"
     r"|(mesh|checkpoint|evals)(\..*)?|model\.(remat|unroll)|objective\.chunk"
     r"|data\.(data_dir|threads|workers|prefetch|max_bad)"
 )

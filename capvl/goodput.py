@@ -12,6 +12,8 @@ import time
 import jax
 import psutil
 
+from capvl import storage
+
 BUCKETS = ("start_up", "compile", "data_wait", "step", "evaluation", "checkpoint")
 
 
@@ -55,8 +57,7 @@ class Ledger:
         if self._file is None:
             return
         line = {"begin": self._begin, "time": self._now(), "step": step, "seconds": self.read()}
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        storage.append_line(self._file, json.dumps(line))
 
 
 def summary(workdir: pathlib.Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where numbers go: JSON lines, TensorBoard, and one terminal line that a script can grep."""
+"""Where numbers go: JSON lines, trackers, and what a terminal line says of speed."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import tempfile
 
 import jax
 
-from capvl import chips
+from capvl import chips, storage, trackers
 from capvl.errors import UserError
 from capvl.goodput import Ledger
 
@@ -29,37 +29,43 @@ def open_workdir(workdir: str) -> pathlib.Path:
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl` and TensorBoard event files, on the first host only."""
+    """Appends to `metrics.jsonl` and passes on to trackers, on the first host only."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int = 0):
-        """first_step: lines of later steps, left by a killed run, are dropped."""
-        self._file = None
+    def __init__(self, workdir: pathlib.Path, first_step: int = 0, wandb: str = "", recipe: dict | None = None):
+        """Opens them.
+
+        Args:
+          workdir: of the run.
+          first_step: lines of later steps, left by a killed run, are dropped.
+          wandb: a project there; "" for none.
+          recipe: plain values, to be shown by trackers.
+        """
+        self._path, self._trackers = None, []
         if jax.process_index():
             return
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        self._path = workdir / "metrics.jsonl"
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if _step_of(line) <= first_step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
-        import tensorboardX
-
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        storage.replace_text(self._path, "".join(line + "\n" for line in kept))
+        self._trackers = trackers.start(workdir, first_step, wandb, recipe or {})
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line and one TensorBoard point for each value."""
-        if self._file is None:
+        """One line, and one point for each value.
+
+        Raises:
+          UserError: the line can't be written.
+        """
+        if self._path is None:
             return
         clean = {k: (v if math.isfinite(v) else str(v)) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step} | clean) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        storage.append_line(self._path, json.dumps({"step": step} | clean))
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+        """Ends the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _step_of(line: str) -> float:

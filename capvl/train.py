@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import faulthandler
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -16,7 +15,7 @@ import threading
 
 import jax
 
-from capvl import config, goodput, metrics, report, terminal
+from capvl import config, goodput, metrics, report, storage, terminal, trackers
 from capvl.checkpoint import Checkpointer
 from capvl.data import loader
 from capvl.errors import UserError
@@ -136,7 +135,13 @@ class Run:
     def save(self, state: TrainState, position: int) -> None:
         """Begins a checkpoint; the loop goes on while it is written."""
         with self.ledger.spend("checkpoint"):
-            self.checkpointer.save(state, position, self.recipe.source)
+            self.checkpointer.save(state, position, self.recipe.source, say=say)
+
+    def finish(self, state: TrainState, position: int) -> None:
+        """Saves what isn't saved, and waits until it is written."""
+        self.save(state, position)
+        with self.ledger.spend("checkpoint"):
+            self.checkpointer.wait()
 
 
 def run(recipe: config.Recipe, workdir: str) -> None:
@@ -216,8 +221,7 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
                         training.evaluate(state)
             if stopping:
                 break
-    with ledger.spend("checkpoint"):
-        training.checkpointer.wait()
+    training.finish(state, training.loader.position)
     ledger.write(int(jax.device_get(state.step)))
     return state
 
@@ -240,6 +244,7 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh, ledger: goodput.Ledg
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
     recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+    trackers.check(recipe.wandb)
     _prepare_data(recipe)
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
     _check_vocabulary(recipe, transform)
@@ -262,7 +267,7 @@ def set_up(recipe: config.Recipe, path: pathlib.Path, mesh, ledger: goodput.Ledg
         position=position,
     )
     terminal.print_overview(recipe, step, mesh, path)
-    writer = metrics.MetricWriter(path, int(jax.device_get(state.step)))
+    writer = metrics.MetricWriter(path, int(jax.device_get(state.step)), recipe.wandb, recipe.source)
     ledger.write(int(jax.device_get(state.step)))
     clock = metrics.Clock(ledger, recipe.batch_size, recipe.objective.flops(recipe.model))
     watchdog = Watchdog(recipe.hang_timeout)
@@ -306,9 +311,7 @@ def _claim(path: pathlib.Path, recipe: config.Recipe) -> None:
             raise UserError(f"{file} is not JSON; remove it or choose another --workdir.") from e
         config.check_same(old, recipe.source, str(path))
     if jax.process_index() == 0:
-        temporary = file.with_name("config.json.tmp")
-        temporary.write_text(json.dumps(recipe.source, indent=1))
-        os.replace(temporary, file)
+        storage.replace_text(file, json.dumps(recipe.source, indent=1))
 
 
 def _prepare_data(recipe: config.Recipe) -> None:

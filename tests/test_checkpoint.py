@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from capvl.checkpoint import Checkpointer, checksums, names_of
@@ -184,6 +185,70 @@ def test_disk_full_while_saving(tmp_path, state_of, monkeypatch):
     with pytest.raises(UserError, match="step 3 could not be saved.*disk is full"):
         checkpointer.save(at(state, 3), 300, {})
     assert 1 in Checkpointer(str(tmp_path)).steps()
+
+
+@pytest.fixture
+def unhurried(monkeypatch):
+    monkeypatch.setattr("capvl.storage.time.sleep", lambda _: None)
+
+
+def fail_once(monkeypatch, target, name, error):
+    """The next call of a method raises; later ones do as before."""
+    method, errors = getattr(target, name), [error]
+
+    def failing(*args, **kwargs):
+        if errors:
+            raise errors.pop()
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, failing)
+
+
+PASSING, STAYING = OSError(5, "Input/output error"), OSError(13, "Permission denied")
+
+
+def test_error_of_a_background_save_surfaces_before_the_next_save(tmp_path, state_of, monkeypatch):
+    _, state = state_of()
+    checkpointer = Checkpointer(str(tmp_path), OPTIONS)
+    checkpointer.save(at(state, 1), 100, {})
+    monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", lambda self: (_ for _ in ()).throw(STAYING))
+    begun = []
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *args, **kw: begun.append(args))
+    with pytest.raises(UserError, match="step 1 could not be saved.*Permission denied"):
+        checkpointer.save(at(state, 2), 200, {})
+    assert not begun
+
+
+@pytest.mark.parametrize("where", ["save", "check_for_errors"])
+def test_error_of_a_save_that_passes_loses_nothing(tmp_path, state_of, monkeypatch, unhurried, where):
+    abstract, state = state_of()
+    checkpointer = Checkpointer(str(tmp_path), OPTIONS)
+    checkpointer.save(at(state, 1), 100, {})
+    checkpointer.wait()
+    checkpointer.save(at(state, 2), 200, {})
+    checkpointer._manager.wait_until_finished()
+    fail_once(monkeypatch, ocp.CheckpointManager, where, PASSING)
+    said = []
+    checkpointer.save(at(state, 3), 300, {}, say=said.append)
+    checkpointer.close()
+    assert len(said) == 1
+    assert "Trying again in 0.5 s" in said[0]
+    restored = Checkpointer(str(tmp_path), OPTIONS).restore(abstract)
+    assert (restored.step, restored.position) == (3, 300)
+
+
+def test_a_read_that_fails_for_a_moment_does_not_break_a_checkpoint(tmp_path, state_of, monkeypatch, unhurried):
+    abstract, state = state_of()
+    save(tmp_path, state)
+    fail_once(monkeypatch, ocp.CheckpointManager, "restore", PASSING)
+    said = []
+    assert Checkpointer(str(tmp_path), OPTIONS).restore(abstract, say=said.append).step == 2
+    assert not said
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", lambda *_, **kw: (_ for _ in ()).throw(PASSING))
+    with pytest.raises(UserError, match="Reading the checkpoint of step 2 .* failed 8 times"):
+        Checkpointer(str(tmp_path), OPTIONS).restore(abstract, say=said.append)
+    assert not said
+    assert Checkpointer(str(tmp_path)).steps() == [1, 2]
 
 
 def test_checksum_is_the_same_under_any_sharding_and_sees_every_bit():

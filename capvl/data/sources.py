@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from capvl import storage
 from capvl.errors import UserError, nearest
 
 
@@ -94,7 +95,7 @@ class Source:
         return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._data[index]
+        record = storage.retry(self._data.__getitem__, index, what=f"Reading data set {self.name!r}")
         features = self._parse(record).features.feature
         example = {}
         for key, path in self._plain.items():

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
+from capvl import storage
 from capvl.data.decode import BadImageError
 from capvl.data.randomness import Uniforms
 from capvl.errors import UserError
@@ -172,8 +173,9 @@ class Stream:
 
     def _read(self, path: str) -> Iterator[dict]:
         if path.endswith(".tar"):
-            return tar_examples(path)
-        return tfrecord_examples(path, self.options.image or "image", self.options.text or "text")
+            return storage.resume(lambda: tar_examples(path), what=f"Reading shard {path!r}")
+        names = self.options.image or "image", self.options.text or "text"
+        return storage.resume(lambda: tfrecord_examples(path, *names), what=f"Reading shard {path!r}")
 
 
 def _grey() -> bytes:

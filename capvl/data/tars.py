@@ -15,6 +15,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from capvl import storage
 from capvl.data.decode import BadImageError, decode, image_size
 from capvl.data.streams import IMAGE_SUFFIXES, expand
 from capvl.errors import UserError
@@ -142,6 +143,10 @@ def write_shard(tar: str, part: str, limits: Limits, excluded: frozenset[str] = 
     Returns:
       The report: number of examples and bytes, keys, and rejected (reason -> count and names).
     """
+    return storage.retry(_write_shard, tar, part, limits, excluded, what=f"Reading {tar!r}")
+
+
+def _write_shard(tar: str, part: str, limits: Limits, excluded: frozenset[str]) -> dict:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     schema = features()
@@ -208,6 +213,8 @@ def _samples(tar: str, rejected: dict, limits: Limits):
     except (tarfile.TarError, EOFError, OSError) as e:
         if isinstance(e, FileNotFoundError):
             raise UserError(f"Tar {tar!r} is missing.") from e
+        if storage.passes(e):
+            raise
         _count(rejected, "tar cut short", tar)
     if members and not bad:
         yield key, members

@@ -1,0 +1,156 @@
+"""Storage that fails for a moment is asked again; what stays is one sentence; a torn line harms no other."""
+
+import errno
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from capvl import storage
+from capvl.data import streams, tars
+from capvl.errors import UserError
+
+EIO = OSError(errno.EIO, "Input/output error")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """The pauses that would have been made."""
+    pauses = []
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    return pauses
+
+
+class Failing:
+    """Raises the errors one by one, then returns its argument."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+
+    def __call__(self, value):
+        if self.errors:
+            raise self.errors.pop(0)
+        return value
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (EIO, True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (TimeoutError("The read operation timed out"), True),
+        (RuntimeError("UNAVAILABLE: the service is away"), True),
+        (ValueError("Error 503: backend"), True),
+        (FULL, False),
+        (RuntimeError("RESOURCE_EXHAUSTED: No space left"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (ValueError("record 5030 is malformed"), False),
+        (UserError("said already"), False),
+        (None, False),
+    ],
+)
+def test_which_errors_may_pass(error, expected):
+    assert storage.passes(error) is expected
+
+
+def test_asked_again_ever_later(slept):
+    assert storage.retry(Failing(EIO, EIO, EIO), 7, what="Reading it") == 7
+    assert len(slept) == 3
+    for pause, real in zip(storage.PAUSES, slept, strict=False):
+        assert 0.75 * pause <= real <= 1.25 * pause
+
+
+def test_one_that_stays_is_one_sentence(slept):
+    with pytest.raises(UserError, match="^Reading it failed 8 times; the last time: Input/output error.$"):
+        storage.retry(Failing(*[EIO] * 99), 7, what="Reading it")
+    assert len(slept) == len(storage.PAUSES)
+
+
+def test_one_that_cannot_pass_is_not_asked_again(slept):
+    with pytest.raises(OSError, match="No space"):
+        storage.retry(Failing(FULL), 7, what="Writing it")
+    assert not slept
+
+
+def test_an_iterator_goes_on_where_it_failed(slept):
+    fails = iter([3, 3, 5])
+
+    def items():
+        end = next(fails, None)
+        for i in range(8):
+            if i == end:
+                raise EIO
+            yield i
+
+    assert list(storage.resume(items, what="Reading")) == list(range(8))
+    assert len(slept) == 3
+
+
+@pytest.fixture
+def tar(tmp_path):
+    from PIL import Image
+
+    path, rng = tmp_path / "00000.tar", np.random.default_rng(0)
+    with tarfile.open(path, "w") as archive:
+        for i in range(5):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+            for suffix, data in (("png", buffer.getvalue()), ("txt", b"a %d" % i)):
+                member = tarfile.TarInfo(f"{i}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def moody(monkeypatch, slept):
+    """Opened files fail at some of their reads, as a network's file system does."""
+    from etils import epath
+
+    left = [4, 2]
+
+    class File(io.FileIO):
+        reads = 0
+
+        def read(self, *size):
+            self.reads += 1
+            if left and self.reads > left[0]:
+                left.pop(0)
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(*size)
+
+    monkeypatch.setattr(type(epath.Path("/x")), "open", lambda self, mode: File(str(self)))
+    return slept
+
+
+def test_a_stream_loses_and_repeats_nothing(tar, moody):
+    options = type("Options", (), {"readers": 1, "window": 1, "image": "", "text": ""})()
+    stream = streams.Stream(str(tar), options, None, seed=0, host=type("Host", (), {"count": 1, "index": 0})())
+    assert [e["text"][0] for e in stream._read(str(tar))] == [b"a %d" % i for i in range(5)]
+    assert len(moody) == 2
+
+
+def test_a_prepared_shard_is_whole(tar, moody, tmp_path):
+    report = tars.write_shard(str(tar), str(tmp_path / "part"), tars.Limits())
+    assert report["examples"] == 5
+    assert not report["rejected"]
+    assert len(moody) == 2
+
+
+def test_a_torn_line_harms_no_other(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    storage.append_line(path, "one")
+    with path.open("a") as file:
+        file.write("tw")
+    storage.append_line(path, "three")
+    assert path.read_text().splitlines() == ["one", "tw", "three"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "replace", lambda *_: (_ for _ in ()).throw(FULL))
+    with pytest.raises(UserError, match="can't be written: the disk is full"):
+        storage.replace_text(tmp_path / "x.json", "new")
+    assert not list(tmp_path.iterdir())
