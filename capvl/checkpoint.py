@@ -249,15 +249,10 @@ class Checkpointer:
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 meta = self._read_meta(candidate)
-                host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                abstract = {
-                    n: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=host)
-                    for n, (shape, dtype) in meta["leaves"].items()
-                }
                 stored = {n: v for n, v in meta["leaves"].items() if n.startswith("params.")}
                 if shapes is not None:
                     check_leaves(stored, names_of({"params": shapes}), str(self.directory / str(candidate)))
-                leaves = self._read_state(candidate, abstract, meta["checksums"])
+                leaves = self._read_named(candidate, meta)
                 paths = _paths(shapes, leaves)
                 kept = "ema." if ema else "params."
                 return {
@@ -266,6 +261,29 @@ class Checkpointer:
             except BrokenError as e:
                 say(f"The checkpoint of step {candidate} is broken ({e}).")
         raise UserError(f"None of the checkpoints in {str(self.directory)!r} is whole.")
+
+    def read_all(self) -> tuple[dict[str, np.ndarray], int]:
+        """(every leaf by dotted name, step) of the newest checkpoint, to compare runs.
+
+        Raises:
+          UserError: there is none, or it is not whole.
+        """
+        if not self.steps():
+            raise UserError(f"There is no checkpoint in {str(self.directory)!r}.")
+        step = self.steps()[-1]
+        try:
+            return {n: np.asarray(x) for n, x in self._read_named(step, self._read_meta(step)).items()}, step
+        except BrokenError as e:
+            raise UserError(f"The checkpoint of step {step} in {str(self.directory)!r} is broken ({e}).") from e
+
+    def _read_named(self, step: int, meta: dict) -> dict[str, jax.Array]:
+        """All leaves as they were saved, on one device."""
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {
+            n: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=host)
+            for n, (shape, dtype) in meta["leaves"].items()
+        }
+        return self._read_state(step, abstract, meta["checksums"])
 
     def _set_aside(self, step: int) -> None:
         """Moves a broken checkpoint out of the way, so that its step can be saved again."""

@@ -111,17 +111,19 @@ class Run:
                 f"{int(values['skipped_in_row'])} steps in a row up to step {step} had a loss or gradient that is not "
                 f"finite or explodes; nothing of them was kept. Lower optimizer.lr or look at the data."
             )
-        if self.clock.started and step % self.recipe.log_every and step != self.recipe.steps:
-            return
-        if not self.clock.started:
+        first = not self.clock.started
+        if first:
             self.ledger.enter("step")
             seconds = self.clock.compiled(step)
             say(f"step {step}/{self.recipe.steps}  loss {values['loss']:.4f}  compiled in {seconds:.1f} s")
+        if step % self.recipe.log_every and step != self.recipe.steps:
             return
-        values |= self.clock.read(step) | {"bad_images": float(self.loader.bad)}
+        values["bad_images"] = float(self.loader.bad)
+        if not first:  # The first step's time is the compilation's.
+            values |= self.clock.read(step)
+            say(terminal.progress_line(step, self.recipe.steps, values))
         self.writer.write(step, values)
         self.ledger.write(step)
-        say(terminal.progress_line(step, self.recipe.steps, values))
 
     def evaluate(self, state: TrainState) -> None:
         """Runs all evaluators and prints their table."""

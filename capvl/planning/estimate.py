@@ -130,7 +130,7 @@ def compiled_plan(recipe, topology: Topology) -> Plan:
       UserError: mesh or batch don't fit the topology, or libtpu is missing.
     """
     compiled = ahead.compile_step(recipe, topology)
-    program = Program(compiled.text, topology.size // topology.slices)
+    program = Program(compiled.text, topology.size // topology.slices, topology.slices)
     return _plan(
         recipe,
         topology,

@@ -103,8 +103,15 @@ class Program:
       loops: (name of the body, times it runs) of each while loop.
     """
 
-    def __init__(self, text: str, chips_a_slice: int = 0):
-        self._slice = chips_a_slice
+    def __init__(self, text: str, chips_a_slice: int = 0, slices: int = 1):
+        """Counts a program.
+
+        Args:
+          text: of the optimised module.
+          chips_a_slice: to tell which groups of chips cross slices; 0 for one slice.
+          slices: that transfers through the hosts connect.
+        """
+        self._slice, self._slices = chips_a_slice, slices
         self._computations, self._entry = _parse(text)
         self._done: dict[str, Cost] = {}
         self.loops: list[tuple[str, int]] = []
@@ -139,6 +146,10 @@ class Program:
             moved = _largest(i, known)
             size, crosses = self._group(i)
             total.collectives[kind, moved, size, crosses] += 1
+        if i.opcode == "send" and (kind := i.attribute(r'_xla_megascale_transfer_type="(\w+)"')):
+            # Between slices the TPU compiler makes of a collective a transfer through the hosts.
+            moved = known[i.operands[0]].shape[0].bytes
+            total.collectives[kind.lower().replace("_", "-"), moved, self._slices, True] += 1
         if i.opcode in FREE or i.opcode.endswith("-done") or i.attribute(rf'target="({"|".join(NOTHING_MOVES)})"'):
             return
         total.flops += self._flops(i, known)

@@ -146,6 +146,22 @@ def test_a_batched_matmul_in_a_convolutions_clothes_counts_once():
     assert Program(CONVOLUTION).cost.flops == 2 * 32 * 12 * 196 * 196 * 64
 
 
+TRANSFER = """HloModule transfer
+ENTRY %main (a: bf16[37,8,128]) -> token[] {
+  %a = bf16[37,8,128]{2,1,0} parameter(0)
+  %t = token[] after-all()
+  %s = (bf16[37,8,128]{2,1,0}, u32[], token[]) send(%a, %t), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %d = token[] send-done(%s), channel_id=4, is_host_transfer=true
+}
+"""
+
+
+def test_a_transfer_through_the_hosts_is_a_collective_between_slices():
+    program = Program(TRANSFER, chips_a_slice=16, slices=4)
+    assert dict(program.cost.collectives) == {("all-reduce", 37 * 8 * 128 * 2, 4, True): 1}
+
+
 @pytest.mark.parametrize(
     ("groups", "size", "crosses"),
     [

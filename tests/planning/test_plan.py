@@ -187,3 +187,19 @@ def test_a_compiled_step_does_the_analytic_flops(tiny_recipe, libtpu, unroll):
     assert found.cost.flops == pytest.approx(found.analytic_flops, rel=0.03)
     assert found.fits and found.arguments and found.temporaries
     assert found.cost.collectives
+
+
+@needs_libtpu
+def test_gradients_cross_slices_once(tiny_recipe, libtpu):
+    """Between slices the compiler sends through the hosts; what is sent is the gradients, of this chip's part."""
+    model = dict(model__dtype="bfloat16", model__encoder="w256d2h2m1024/16")
+    recipe = tiny_recipe(batch_size=32, mesh={"replica": 2, "fsdp": -1}, **model)
+    place = topology.parse("v5e:2x2", slices=2)
+    compiled, paper = (planner(recipe, place) for planner in (estimate.compiled_plan, estimate.paper_plan))
+    sent, expected = (
+        sum(moved * times for (kind, moved, group, crosses), times in plan.cost.collectives.items() if crosses)
+        for plan in (compiled, paper)
+    )
+    assert sent == pytest.approx(expected, rel=0.1)
+    assert {key[2] for key in compiled.cost.collectives if key[3]} == {2}
+    assert compiled.times.dcn > 0
