@@ -43,7 +43,8 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "gcsfs"],
+        "gcs": ["gcsfs"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],
         "test": ["pytest", "pytest-xdist", "ruff", "safetensors"],

@@ -9,8 +9,6 @@ read, whatever wrote it, and the newest whole checkpoint is used instead.
 import contextlib
 import functools
 import json
-import pathlib
-import shutil
 import zlib
 from typing import Any, NamedTuple
 
@@ -76,7 +74,7 @@ class Checkpointer:
           workdir: of the run.
           options: `capvl.config.CheckpointOptions`; None to read only.
         """
-        self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        self.directory = storage.absolute(storage.folder(workdir)) / "checkpoints"
         self._read_only = options is None
         self._pending: int | None = None
         if self._read_only:
@@ -292,9 +290,9 @@ class Checkpointer:
         broken = self.directory.with_name("broken")
         broken.mkdir(exist_ok=True)
         target = broken / str(step)
-        shutil.rmtree(target, ignore_errors=True)
         if jax.process_index() == 0:
-            shutil.move(self.directory / str(step), target)
+            target.rmtree(missing_ok=True)
+            (self.directory / str(step)).rename(target)
         self._reopen()
 
     def _reopen(self) -> None:

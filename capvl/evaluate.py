@@ -7,11 +7,10 @@ python -m capvl.evaluate runs/cappa_demo --untrained
 
 import argparse
 import json
-import pathlib
 
 import jax
 
-from capvl import config, terminal, train
+from capvl import config, storage, terminal, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
@@ -35,7 +34,7 @@ def evaluate(
     Raises:
       UserError: no such run, checkpoint, evaluator or data.
     """
-    path = pathlib.Path(workdir)
+    path = storage.folder(workdir)
     file = path / "config.json"
     if not file.exists():
         raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
@@ -60,8 +59,9 @@ def evaluate(
         rows = train.evaluate(evaluators, params, path / "evaluate", at)
     terminal.print_results(at, rows)
     if jax.process_index() == 0:
-        with (path / "evaluations.jsonl").open("a") as out:
-            out.write(json.dumps({"step": at, "untrained": untrained, "overrides": list(overrides)} | rows) + "\n")
+        lines = storage.Lines(path / "evaluations.jsonl")
+        lines.append(json.dumps({"step": at, "untrained": untrained, "overrides": list(overrides)} | rows))
+        lines.flush()
     return rows
 
 

@@ -6,11 +6,11 @@ At any moment a process is in exactly one bucket. The first host appends its tot
 
 import contextlib
 import json
-import pathlib
 import time
 
 import jax
 import psutil
+from etils import epath
 
 from capvl import storage
 
@@ -24,10 +24,10 @@ class Ledger:
       seconds: bucket -> seconds until the last change of bucket; `read` brings them up to date.
     """
 
-    def __init__(self, workdir: pathlib.Path, now=time.time):
+    def __init__(self, workdir: epath.Path, now=time.time):
         """Begins in `start_up`, at the moment when the process was started."""
         self._now, self._begin = now, psutil.Process().create_time()
-        self._file = workdir / "goodput.jsonl" if jax.process_index() == 0 else None
+        self._lines = storage.Lines(workdir / "goodput.jsonl") if jax.process_index() == 0 else None
         self.seconds = dict.fromkeys(BUCKETS, 0.0)
         self._bucket, self._since = "start_up", self._begin
 
@@ -54,20 +54,25 @@ class Ledger:
 
     def write(self, step: int) -> None:
         """Appends the totals after a step to the run's file."""
-        if self._file is None:
+        if self._lines is None:
             return
         line = {"begin": self._begin, "time": self._now(), "step": step, "seconds": self.read()}
-        storage.append_line(self._file, json.dumps(line))
+        self._lines.append(json.dumps(line))
+
+    def flush(self) -> None:
+        """Writes what a bucket's file still waits for."""
+        if self._lines is not None:
+            self._lines.flush()
 
 
-def summary(workdir: pathlib.Path) -> dict[str, float]:
+def summary(workdir: epath.Path) -> dict[str, float]:
     """Seconds in each bucket over all processes of a run, {} where nothing is known.
 
     Beside BUCKETS: `lost`, steps that a later process did again (taken out of `step`), and
     `down`, from the last thing known of one process to the start of the next. They add up to
     `wall`, from the first start to the last line.
     """
-    path = pathlib.Path(workdir) / "goodput.jsonl"
+    path = epath.Path(workdir) / "goodput.jsonl"
     sessions = _sessions(path) if path.exists() else []
     if not sessions:
         return {}
@@ -91,7 +96,7 @@ def describe(seconds: dict[str, float]) -> str:
     return f"Goodput {seconds['step'] / wall:.1%} of {wall:,.0f} s: {', '.join(parts)}"
 
 
-def _sessions(path: pathlib.Path) -> list[list[dict]]:
+def _sessions(path: epath.Path) -> list[list[dict]]:
     """The lines of each process, in order; an unfinished last line is left out."""
     sessions = []
     for text in path.read_text().splitlines():

@@ -2,36 +2,39 @@
 
 import json
 import math
-import pathlib
 import tempfile
 
 import jax
+from etils import epath
 
 from capvl import chips, storage, trackers
 from capvl.errors import UserError
 from capvl.goodput import Ledger
 
 
-def open_workdir(workdir: str) -> pathlib.Path:
+def open_workdir(workdir: str) -> epath.Path:
     """Makes a workdir.
 
     Raises:
       UserError: it can't be written.
     """
-    path = pathlib.Path(workdir)
+    path = storage.folder(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):  # A name of its own: all hosts of a run come here at once.
-            pass
-    except OSError as e:
-        raise UserError(f"Workdir {workdir!r} can't be written: {e.strerror or e}.") from e
+        if not storage.in_bucket(path):
+            with tempfile.TemporaryFile(dir=path):  # A name of its own: all hosts of a run come here at once.
+                pass
+    except Exception as e:
+        if isinstance(e, OSError) or storage.in_bucket(path):
+            raise UserError(f"Workdir {workdir!r} can't be written: {storage.reason(e)}.") from e
+        raise
     return path
 
 
 class MetricWriter:
     """Appends to `metrics.jsonl` and passes on to trackers, on the first host only."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int = 0, wandb: str = "", recipe: dict | None = None):
+    def __init__(self, workdir: epath.Path, first_step: int = 0, wandb: str = "", recipe: dict | None = None):
         """Opens them.
 
         Args:
@@ -40,13 +43,10 @@ class MetricWriter:
           wandb: a project there; "" for none.
           recipe: plain values, to be shown by trackers.
         """
-        self._path, self._trackers = None, []
+        self._lines, self._trackers = None, []
         if jax.process_index():
             return
-        self._path = workdir / "metrics.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= first_step]
-        storage.replace_text(self._path, "".join(line + "\n" for line in kept))
+        self._lines = storage.Lines(workdir / "metrics.jsonl", lambda line: _step_of(line) <= first_step)
         self._trackers = trackers.start(workdir, first_step, wandb, recipe or {})
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -55,15 +55,21 @@ class MetricWriter:
         Raises:
           UserError: the line can't be written.
         """
-        if self._path is None:
+        if self._lines is None:
             return
         clean = {k: (v if math.isfinite(v) else str(v)) for k, v in values.items()}
-        storage.append_line(self._path, json.dumps({"step": step} | clean))
+        self._lines.append(json.dumps({"step": step} | clean))
         for tracker in self._trackers:
             tracker.write(step, values)
 
+    def flush(self) -> None:
+        """Writes what a bucket's file still waits for."""
+        if self._lines is not None:
+            self._lines.flush()
+
     def close(self) -> None:
-        """Ends the trackers."""
+        """Writes what waits and ends the trackers."""
+        self.flush()
         for tracker in self._trackers:
             tracker.close()
 
@@ -75,9 +81,9 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def read(workdir: pathlib.Path) -> list[dict]:
+def read(workdir: epath.Path) -> list[dict]:
     """The lines of metrics.jsonl; an unfinished last line is left out."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"Workdir {str(workdir)!r} has no metrics.jsonl; train there first.")
     return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) < math.inf]

@@ -7,10 +7,10 @@ import argparse
 import base64
 import io
 import json
-import pathlib
 import time
 
 import numpy as np
+from etils import epath
 
 from capvl import goodput, metrics
 from capvl.errors import UserError
@@ -20,7 +20,7 @@ CURVES = ("loss", "nll_cap", "nll_pa", "grad_norm", "lr", "images_per_second")
 COLORS = ("#2a6fdb", "#e0683b", "#2f9e62", "#9750c9", "#c2a100", "#d0447d")
 
 
-def save_samples(workdir: pathlib.Path, step: int, samples: Samples) -> None:
+def save_samples(workdir: epath.Path, step: int, samples: Samples) -> None:
     """Writes images (PNG, base64) and captions to workdir/samples/STEP.json, on the first host."""
     import jax
 
@@ -43,7 +43,7 @@ def _png(image: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def write(workdirs: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
+def write(workdirs: list[epath.Path], out: epath.Path) -> epath.Path:
     """Writes the page of some runs.
 
     Raises:
@@ -51,7 +51,7 @@ def write(workdirs: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """
     import jinja2
 
-    runs = [_read_run(pathlib.Path(w)) for w in workdirs]
+    runs = [_read_run(epath.Path(w)) for w in workdirs]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("capvl", "."), autoescape=True)
     page = environment.get_template("report.html.jinja").render(
         runs=runs,
@@ -61,13 +61,13 @@ def write(workdirs: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
     try:
-        pathlib.Path(out).write_text(page)
+        epath.Path(out).write_text(page)
     except OSError as e:
         raise UserError(f"Report {str(out)!r} can't be written: {e.strerror or e}.") from e
-    return pathlib.Path(out)
+    return epath.Path(out)
 
 
-def _read_run(workdir: pathlib.Path) -> dict:
+def _read_run(workdir: epath.Path) -> dict:
     lines = metrics.read(workdir)
     config = workdir / "config.json"
     recipe = json.loads(config.read_text()) if config.exists() else {}
@@ -128,7 +128,7 @@ def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:
     return [(n, [f"{v[n]:.4f}" if isinstance(v.get(n), float | int) else "–" for v in last]) for n in names]
 
 
-def _times(workdirs: list[pathlib.Path]) -> list[tuple[str, list[str]]]:
+def _times(workdirs: list[epath.Path]) -> list[tuple[str, list[str]]]:
     """(bucket, seconds and share of the wall time in each run); [] where no run has a ledger."""
     summaries = [goodput.summary(workdir) for workdir in workdirs]
     names = next((list(s) for s in summaries if s), [])
@@ -141,8 +141,8 @@ def _times(workdirs: list[pathlib.Path]) -> list[tuple[str, list[str]]]:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Draw one or several runs into one HTML page.", allow_abbrev=False)
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"))
+    parser.add_argument("workdirs", nargs="+", type=epath.Path)
+    parser.add_argument("--out", type=epath.Path, default=epath.Path("report.html"))
     args = parser.parse_args(argv)
     print(f"Report: {write(args.workdirs, args.out)}")
 

@@ -1,19 +1,26 @@
-"""Files that survive kills, and storage that fails for a moment: asked again, ever later, then one sentence."""
+"""Files that survive kills, in folders and buckets; storage that fails for a moment is asked again, ever later."""
 
 import errno
+import importlib.util
 import itertools
 import os
-import pathlib
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from etils import epath
+
 from capvl.errors import UserError
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before each new attempt, ± a quarter by chance, so that hosts don't all come back at once."""
+
+BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
+"""Schemes of buckets, with the package that reads each."""
+
+BUCKET_SECONDS = 30.0
 
 _ERRNOS = {
     errno.EIO,
@@ -107,25 +114,88 @@ def resume(open_: Callable[[], Iterator[T]], *, what: str) -> Iterator[T]:
         wait(pause)
 
 
-def append_line(path: pathlib.Path, line: str) -> None:
-    """Appends a line; a line that a kill tore before it stays alone.
+def folder(text: str) -> epath.Path:
+    """A workdir as a path: a local folder, or gs://BUCKET/…
 
     Raises:
-      UserError: the file can't be written.
+      UserError: a scheme that nothing here can read.
+    """
+    scheme = re.match(r"(\w+)://", text)
+    if scheme and scheme[1] not in BUCKETS:
+        raise UserError(f"{text!r} is neither a local folder nor {' nor '.join(f'{b}://…' for b in BUCKETS)}.")
+    if scheme and importlib.util.find_spec(BUCKETS[scheme[1]]) is None:
+        raise UserError(f"{text!r} needs the package {BUCKETS[scheme[1]]}: pip install {BUCKETS[scheme[1]]}.")
+    return epath.Path(text)
+
+
+def in_bucket(path: os.PathLike) -> bool:
+    """Whether a path is an object of a bucket: written as a whole, never appended to."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The same place, whatever the current folder becomes."""
+    return path if in_bucket(path) else path.resolve()
+
+
+class Lines:
+    """A file that grows by lines.
+
+    In a bucket, where an object can only be written anew, lines are gathered for BUCKET_SECONDS
+    or until `flush`.
     """
 
-    def append():
-        with path.open("ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-            torn = size and file.read(1) != b"\n"
-            file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+    def __init__(self, path: epath.Path, keep: Callable[[str], bool] | None = None):
+        """Opens it.
 
-    _write(append, path)
+        Args:
+          path: of the file, which need not exist.
+          keep: says which of its lines stay; None for all, also those that are torn.
+
+        Raises:
+          UserError: it can't be written.
+        """
+        self._path, self._text, self._waiting, self._written = path, "", False, time.monotonic()
+        if keep or in_bucket(path):
+            lines = path.read_text().splitlines() if path.exists() else []
+            self._text = "".join(line + "\n" for line in lines if keep is None or keep(line))
+            replace_text(path, self._text)
+
+    def append(self, line: str) -> None:
+        """Appends a line; a line that a kill tore before it stays alone.
+
+        Raises:
+          UserError: the file can't be written.
+        """
+        if not in_bucket(self._path):
+            _write(lambda: _append(str(self._path), line), self._path)
+            return
+        self._text += line + "\n"
+        self._waiting = True
+        if time.monotonic() - self._written > BUCKET_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is gathered.
+
+        Raises:
+          UserError: the file can't be written.
+        """
+        if self._waiting:
+            replace_text(self._path, self._text)
+            self._waiting, self._written = False, time.monotonic()
 
 
-def replace_text(path: pathlib.Path, text: str) -> None:
+def _append(path: str, line: str) -> None:
+    with open(path, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+        torn = size and file.read(1) != b"\n"
+        file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+
+
+def replace_text(path: epath.Path, text: str) -> None:
     """Writes a file that is there whole, old or new, at any time.
 
     Raises:
@@ -133,6 +203,9 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     """
 
     def replace():
+        if in_bucket(path):
+            path.write_text(text)
+            return
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_text(text)
@@ -143,8 +216,21 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     _write(replace, path)
 
 
-def _write(call: Callable[[], None], path: pathlib.Path) -> None:
+def copy_up(local: str, path: epath.Path) -> None:
+    """Copies a local folder's files into another one, such as one in a bucket."""
+    for root, _, files in os.walk(local):
+        for name in files:
+            target = path / os.path.relpath(root, local) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(root, name).copy(target, overwrite=True)
+
+
+def _write(call: Callable[[], None], path: epath.Path) -> None:
     try:
         retry(call, what=f"Writing {str(path)!r}")
-    except OSError as e:
-        raise UserError(f"{str(path)!r} can't be written: {reason(e)}.") from e
+    except UserError:
+        raise
+    except Exception as e:  # A bucket's client has exceptions of its own.
+        if isinstance(e, OSError) or in_bucket(path):
+            raise UserError(f"{str(path)!r} can't be written: {reason(e)}.") from e
+        raise

@@ -2,10 +2,11 @@
 
 import contextlib
 import importlib.util
-import pathlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
+
+from etils import epath
 
 from capvl import storage
 from capvl.errors import UserError
@@ -52,7 +53,7 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def _tensorboard(workdir: pathlib.Path, first_step: int) -> Iterator[Write]:
+def _tensorboard(workdir: epath.Path, first_step: int) -> Iterator[Write]:
     import tensorboardX
 
     def write(step, values):
@@ -64,7 +65,7 @@ def _tensorboard(workdir: pathlib.Path, first_step: int) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _wandb(workdir: pathlib.Path, project: str, recipe: dict) -> Iterator[Write]:
+def _wandb(workdir: epath.Path, project: str, recipe: dict) -> Iterator[Write]:
     import wandb
 
     file = workdir / "wandb_id"
@@ -83,7 +84,7 @@ def _wandb(workdir: pathlib.Path, project: str, recipe: dict) -> Iterator[Write]
         run.finish()
 
 
-def start(workdir: pathlib.Path, first_step: int, project: str, recipe: dict) -> list[Tracker]:
+def start(workdir: epath.Path, first_step: int, project: str, recipe: dict) -> list[Tracker]:
     """TensorBoard, and wandb where it has a project.
 
     Args:

@@ -8,12 +8,14 @@ import contextlib
 import dataclasses
 import faulthandler
 import json
-import pathlib
+import os
 import signal
 import sys
+import tempfile
 import threading
 
 import jax
+from etils import epath
 
 from capvl import config, goodput, metrics, report, storage, terminal, trackers
 from capvl.checkpoint import Checkpointer
@@ -91,7 +93,7 @@ class Run:
     """What `run` sets up once and the loop uses."""
 
     recipe: config.Recipe
-    workdir: pathlib.Path
+    workdir: epath.Path
     mesh: jax.sharding.Mesh
     step: object
     update: object
@@ -138,6 +140,8 @@ class Run:
         """Begins a checkpoint; the loop goes on while it is written."""
         with self.ledger.spend("checkpoint"):
             self.checkpointer.save(state, position, self.recipe.source, say=say)
+            self.writer.flush()
+            self.ledger.flush()
 
     def finish(self, state: TrainState, position: int) -> None:
         """Saves what isn't saved, and waits until it is written."""
@@ -159,7 +163,7 @@ def run(recipe: config.Recipe, workdir: str) -> None:
     _claim(path, recipe)
     ledger = goodput.Ledger(path)
     if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR may share one between runs.
-        jax.config.update("jax_compilation_cache_dir", str(path.resolve() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(path) / "compiled"))
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh), Stop() as stop, distributed.ends_when_others_are_lost():
         training, state = set_up(recipe, path, mesh, ledger)
@@ -225,6 +229,7 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
                 break
     training.finish(state, training.loader.position)
     ledger.write(int(jax.device_get(state.step)))
+    ledger.flush()
     return state
 
 
@@ -232,17 +237,22 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
 def profiled(training: Run, step: int):
     """Traces the steps of `config.profile` into workdir/profile."""
     begin, count = training.recipe.profile
+    path = training.workdir / "profile"
+    # The profiler writes local files only.
+    local = os.path.join(tempfile.gettempdir(), f"capvl-profile-{os.getpid()}") if storage.in_bucket(path) else path
     if count and step == begin:
-        jax.profiler.start_trace(str(training.workdir / "profile"))
+        jax.profiler.start_trace(str(local))
     yield
     if count and step == begin + count - 1:
         with jax.transfer_guard("allow"):
             jax.effects_barrier()
         jax.profiler.stop_trace()
-        say(f"Profile of steps {begin} to {step}: {training.workdir / 'profile'}")
+        if local != path:
+            storage.copy_up(local, path)
+        say(f"Profile of steps {begin} to {step}: {path}")
 
 
-def set_up(recipe: config.Recipe, path: pathlib.Path, mesh, ledger: goodput.Ledger) -> tuple[Run, TrainState]:
+def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger) -> tuple[Run, TrainState]:
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
     recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
@@ -291,7 +301,7 @@ def initial_state(recipe: config.Recipe, step, mesh) -> TrainState:
     return jax.jit(step.init, out_shardings=shardings)(params)
 
 
-def evaluate(evaluators: dict, params: dict, workdir: pathlib.Path, step: int) -> dict[str, float]:
+def evaluate(evaluators: dict, params: dict, workdir: epath.Path, step: int) -> dict[str, float]:
     """Runs evaluators; samples go to workdir/samples, numbers are returned by name."""
     rows = {}
     for name, evaluator in evaluators.items():
@@ -303,7 +313,7 @@ def evaluate(evaluators: dict, params: dict, workdir: pathlib.Path, step: int) -
     return rows
 
 
-def _claim(path: pathlib.Path, recipe: config.Recipe) -> None:
+def _claim(path: epath.Path, recipe: config.Recipe) -> None:
     """Writes config.json, or checks that the workdir is of this recipe."""
     file = path / "config.json"
     if file.exists():

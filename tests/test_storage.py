@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from etils import epath
 
 from capvl import storage
 from capvl.data import streams, tars
@@ -108,8 +109,6 @@ def tar(tmp_path):
 @pytest.fixture
 def moody(monkeypatch, slept):
     """Opened files fail at some of their reads, as a network's file system does."""
-    from etils import epath
-
     left = [4, 2]
 
     class File(io.FileIO):
@@ -141,16 +140,108 @@ def test_a_prepared_shard_is_whole(tar, moody, tmp_path):
 
 
 def test_a_torn_line_harms_no_other(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    storage.append_line(path, "one")
+    path = epath.Path(tmp_path / "lines.jsonl")
+    storage.Lines(path).append("one")
     with path.open("a") as file:
         file.write("tw")
-    storage.append_line(path, "three")
+    storage.Lines(path).append("three")
     assert path.read_text().splitlines() == ["one", "tw", "three"]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://bucket/…, as files below tmp_path that can't be appended to or renamed; and how many were written."""
+    from etils.epath import backend
+    from fsspec.implementations.local import LocalFileSystem
+
+    written = []
+
+    class Bucket(LocalFileSystem):
+        protocol = ("gs", "gcs")
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).replace("gs://", f"{tmp_path}/objects/").rstrip("/")
+
+        def makedirs(self, path, exist_ok=False):
+            super().makedirs(self._strip_protocol(path), exist_ok=True)
+
+        def open(self, path, mode="rb", **options):
+            assert "a" not in mode and "+" not in mode
+            written.extend([path] if "w" in mode and path.startswith("gs://") else [])
+            return super().open(self._strip_protocol(path), mode, **options)
+
+        def rename(self, *_, **__):
+            raise AssertionError("an object can't be renamed")
+
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
+    monkeypatch.setitem(storage.BUCKETS, "gs", "fsspec")
+    (tmp_path / "objects/bucket").mkdir(parents=True)
+    return written
+
+
+def test_metrics_and_goodput_in_a_bucket(bucket, tmp_path, monkeypatch):
+    from capvl import goodput, metrics
+
+    path = metrics.open_workdir("gs://bucket/runs/a")
+    assert str(storage.absolute(path)) == "gs://bucket/runs/a"
+    writer, ledger = metrics.MetricWriter(path), goodput.Ledger(path)
+    for tracker in writer._trackers:
+        tracker.close()
+    writer._trackers = []
+    del bucket[:]
+    for step in range(1, 6):
+        writer.write(step, {"loss": 1.0})
+        ledger.write(step)
+    assert bucket == []  # Gathered: an object can be written about once a second.
+    writer.flush()
+    ledger.flush()
+    assert len(bucket) == 2
+    monkeypatch.setattr(storage, "BUCKET_SECONDS", -1.0)
+    writer.write(6, {"loss": 1.0})
+    assert len(bucket) == 3
+    assert [line["step"] for line in metrics.read(path)] == [1, 2, 3, 4, 5, 6]
+    assert goodput.summary(path)["wall"] > 0
+    resumed = metrics.MetricWriter(path, 2)
+    resumed.close()
+    assert [line["step"] for line in metrics.read(path)] == [1, 2]
+    assert (tmp_path / "objects/bucket/runs/a/metrics.jsonl").exists()
+
+
+def test_a_bucket_that_refuses_is_one_sentence(bucket, tmp_path, monkeypatch):
+    class HttpError(Exception):
+        """What a bucket's client raises is its own."""
+
+    path = storage.folder("gs://bucket/x.json")
+    monkeypatch.setattr(type(path), "write_text", lambda *_: (_ for _ in ()).throw(HttpError("Forbidden, 403")))
+    with pytest.raises(UserError, match="'gs://bucket/x.json' can't be written: Forbidden, 403."):
+        storage.replace_text(path, "new")
+
+
+def test_a_profile_is_copied_up(bucket, tmp_path):
+    local = tmp_path / "local/plugins"
+    local.mkdir(parents=True)
+    (local / "trace.pb").write_bytes(b"trace")
+    storage.copy_up(str(tmp_path / "local"), storage.folder("gs://bucket/profile"))
+    assert (tmp_path / "objects/bucket/profile/plugins/trace.pb").read_bytes() == b"trace"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("ftp://host/run", "'ftp://host/run' is neither a local folder nor gs://… nor s3://…."),
+        ("gs://bucket/run", "'gs://bucket/run' needs the package gcsfs: pip install gcsfs."),
+    ],
+)
+def test_workdirs_that_nothing_here_can_read(text, sentence, monkeypatch):
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        storage.folder(text)
+    assert str(error.value) == sentence
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.os, "replace", lambda *_: (_ for _ in ()).throw(FULL))
     with pytest.raises(UserError, match="can't be written: the disk is full"):
-        storage.replace_text(tmp_path / "x.json", "new")
+        storage.replace_text(epath.Path(tmp_path / "x.json"), "new")
     assert not list(tmp_path.iterdir())

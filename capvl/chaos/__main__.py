@@ -96,7 +96,7 @@ def disturb(fleet: Fleet, plan: list[Disturbance], seed: int, hang_timeout: int,
 
 
 def _reached(fleet: Fleet, step: int) -> bool:
-    return fleet.step() >= step
+    return fleet.begun() and fleet.step() >= step
 
 
 def compare(alone: Fleet, disturbed: Fleet) -> tuple[int, int]:

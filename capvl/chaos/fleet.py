@@ -66,6 +66,10 @@ class Fleet:
         """What all processes printed since the last start."""
         return "".join(self._log(i).read_text(errors="replace") for i in range(self.size))
 
+    def begun(self) -> bool:
+        """Whether a step is over since the last start."""
+        return "compiled in" in self.printed()
+
     def alive(self) -> bool:
         """Whether any process is."""
         return any(p.poll() is None for p in self._processes)

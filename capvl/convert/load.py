@@ -1,9 +1,9 @@
 """Parameters to begin with: from a workdir or a big_vision .npz, positions resized where need be."""
 
-import os
 import pathlib
 
 import numpy as np
+from etils import epath
 
 from capvl.convert.big_vision import from_big_vision
 from capvl.errors import UserError
@@ -20,7 +20,7 @@ def load_parameters(path: str, model_options) -> dict[str, np.ndarray]:
       UserError: missing, unreadable, or of another model.
     """
     blueprint = Blueprint(model_options)
-    if os.path.isdir(path):
+    if (epath.Path(path) / "checkpoints").is_dir():
         from capvl.checkpoint import Checkpointer
 
         params, _ = Checkpointer(path).read_params(None)
