@@ -12,7 +12,7 @@ import time
 import numpy as np
 from etils import epath
 
-from capvl import goodput, metrics
+from capvl import goodput, metrics, storage
 from capvl.errors import UserError
 from capvl.evals import Samples
 
@@ -141,8 +141,8 @@ def _times(workdirs: list[epath.Path]) -> list[tuple[str, list[str]]]:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Draw one or several runs into one HTML page.", allow_abbrev=False)
-    parser.add_argument("workdirs", nargs="+", type=epath.Path)
-    parser.add_argument("--out", type=epath.Path, default=epath.Path("report.html"))
+    parser.add_argument("workdirs", nargs="+", type=storage.folder)
+    parser.add_argument("--out", type=epath.Path, default="report.html")
     args = parser.parse_args(argv)
     print(f"Report: {write(args.workdirs, args.out)}")
 

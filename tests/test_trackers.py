@@ -78,7 +78,7 @@ def test_wandb_that_fails_stops_nothing(tmp_path, fake_wandb, capsys, init):
 
 def test_wandb_that_hangs_holds_nothing(tmp_path, fake_wandb, monkeypatch, capsys):
     released = threading.Event()
-    fake_wandb(released.wait)
+    fake_wandb(lambda: released.wait() and FakeRun())
     monkeypatch.setattr(trackers, "LONGEST_CLOSE", 0.1)
     assert write_three(tmp_path, wandb="project") == [1, 2, 3]
     assert "wandb did not end within" in capsys.readouterr().out
