@@ -1,10 +1,15 @@
 """Start-up of a run on several processes, how they agree, and what happens when one is lost."""
 
 import contextlib
+import glob
 import hashlib
+import importlib.util
 import os
 import pathlib
+import re
 import sys
+import urllib.error
+import urllib.request
 
 import jax
 import numpy as np
@@ -45,7 +50,40 @@ def _managed() -> bool:
     """Whether this is one of several processes of a TPU slice, of several slices, or of a SLURM step."""
     several_hosts = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     several_slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1
-    return several_hosts or several_slices or int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    several_tasks = int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    return several_hosts or several_slices or several_tasks or (_has_tpus() and _tpu_vm_hosts() > 1)
+
+
+def _has_tpus() -> bool:
+    chips = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*")]
+    return bool(chips) and bool(importlib.util.find_spec("libtpu")) and os.environ.get("JAX_PLATFORMS") != "cpu"
+
+
+def _tpu_vm_hosts() -> int:
+    """Hosts of all slices that this TPU VM belongs to, as Google's metadata server knows them; 1 elsewhere.
+
+    Nothing in the environment of a TPU VM says so.
+    """
+    workers, variables = _metadata("worker-network-endpoints"), _metadata("tpu-env")
+    slices = re.search(r"MEGASCALE_NUM_SLICES: *'?(\d+)", variables)
+    return len(workers.split(",")) * (int(slices[1]) if slices else 1)
+
+
+def _metadata(key: str) -> str:
+    """An attribute of this virtual machine; "" where there is none, or no metadata server."""
+    host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{host}/computeMetadata/v1/instance/attributes/{key}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    for _ in range(3):
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return response.read().decode()
+        except urllib.error.HTTPError as e:
+            if e.code == 404:
+                return ""
+        except OSError:
+            continue
+    return ""
 
 
 def _named_by_hand() -> tuple[str, int, int]:

@@ -1,7 +1,9 @@
 """Processes meet before JAX joins them, or all hear what is wrong."""
 
 import concurrent.futures
+import http.server
 import socket
+import threading
 
 import pytest
 
@@ -100,3 +102,48 @@ def test_contradicting_variables(monkeypatch, environment, sentence):
 def test_an_address_without_a_port():
     with pytest.raises(UserError, match="should read host:port"):
         meet("coordinator", 2, 1, 1.0)
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """A metadata server as TPU VMs have one; a dict of its attributes, and requests that it answers with 503 first."""
+    attributes, busy = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            key = self.path.removeprefix("/computeMetadata/v1/instance/attributes/")
+            assert self.headers["Metadata-Flavor"] == "Google"
+            code = 503 if busy else 200 if key in attributes else 404
+            busy[:1] = []
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(attributes.get(key, "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+    yield attributes, busy
+    server.shutdown()
+    server.server_close()
+
+
+def test_hosts_of_tpu_vms(metadata, monkeypatch):
+    attributes, busy = metadata
+    assert distributed._tpu_vm_hosts() == 1
+    attributes["worker-network-endpoints"] = "unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2"
+    assert distributed._tpu_vm_hosts() == 2
+    attributes["tpu-env"] = "ACCELERATOR_TYPE: 'v5litepod-16'\nMEGASCALE_NUM_SLICES: '4'\n"
+    busy.append("once")
+    assert distributed._tpu_vm_hosts() == 8
+    monkeypatch.setattr(distributed, "_has_tpus", lambda: True)
+    monkeypatch.setattr(distributed, "_by_hand", lambda: False)
+    joined = []
+    monkeypatch.setattr(distributed, "_initialize", lambda *arguments: joined.append(arguments))
+    distributed.start()
+    assert joined
+    attributes.clear()
+    distributed.start()
+    assert len(joined) == 1
