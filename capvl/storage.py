@@ -1,12 +1,15 @@
 """Files that survive kills, in folders and buckets; storage that fails for a moment is asked again, ever later."""
 
+import contextlib
 import errno
 import importlib.util
 import itertools
 import os
 import random
 import re
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -195,6 +198,44 @@ def _append(path: str, line: str) -> None:
         file.write(b"\n" * bool(torn) + line.encode() + b"\n")
 
 
+@contextlib.contextmanager
+def new_file(path: epath.Path) -> Iterator[str]:
+    """A local file to be written, which becomes `path` when the block is over without an error, and is gone else."""
+    if in_bucket(path):
+        local = os.path.join(tempfile.gettempdir(), f"{uuid.uuid4().hex}-{path.name}")
+    else:
+        local = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield local
+        if in_bucket(path):
+            epath.Path(local).copy(path, overwrite=True)
+        else:
+            os.replace(local, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(local)
+
+
+@contextlib.contextmanager
+def local_copy(path: epath.Path) -> Iterator[str]:
+    """A file as a local one, for libraries that read no buckets."""
+    if not in_bucket(path):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, path.name)
+        path.copy(local)
+        yield local
+
+
+def place(source: epath.Path, target: os.PathLike) -> None:
+    """Gives a finished file a second name (local), or moves it (in a bucket)."""
+    if in_bucket(source):
+        source.rename(target)
+    else:
+        os.link(source, target)
+
+
 def replace_text(path: epath.Path, text: str) -> None:
     """Writes a file that is there whole, old or new, at any time.
 
@@ -206,12 +247,8 @@ def replace_text(path: epath.Path, text: str) -> None:
         if in_bucket(path):
             path.write_text(text)
             return
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path) as local, open(local, "w", encoding="utf-8") as file:
+            file.write(text)
 
     _write(replace, path)
 

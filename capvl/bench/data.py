@@ -16,7 +16,7 @@ import time
 import simplejpeg
 from PIL import Image
 
-from capvl.data import prepare, sources, streams, tars, tokenizer
+from capvl.data import corpus, prepare, sources, streams, tokenizer
 from capvl.data.loader import DataOptions, Host, Order, TrainBatch, TrainLoader, stack
 from capvl.data.randomness import Uniforms
 from capvl.data.transforms import ImageText, random_crop
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         pattern = args.tars
         if args.upscale:
             pattern = upscale(args.tars, args.upscale, args.images, pathlib.Path(folder))
-        tars.prepare("bench", {"train": pattern}, folder)
+        corpus.prepare("bench", {"train": pattern}, folder)
         model = prepare.scenes_tokenizer(folder)
         numbers = measure("bench", folder, tokenizer.load(model).path, args.res, args.batch, args.batches, args.rounds)
     print_numbers(numbers)

@@ -9,11 +9,12 @@ import argparse
 import json
 import os
 import pathlib
+import shlex
 
 from rich.console import Console
 from rich.table import Table
 
-from capvl.data import sources, tars
+from capvl.data import corpus, filters, sources
 from capvl.errors import UserError, nearest
 
 SCENES_VOCAB = 128
@@ -93,6 +94,30 @@ def print_report(folder: pathlib.Path) -> None:
     console.print(table)
 
 
+def _filter_arguments(sub: argparse.ArgumentParser) -> None:
+    default = filters.Filters()
+    sub.add_argument("--beam", help="options of Apache Beam, to run there, such as '--runner=DirectRunner'")
+    sub.add_argument("--min_side", type=int, default=default.min_side, help="pixels")
+    sub.add_argument("--max_aspect", type=float, default=default.max_aspect, help="longer / shorter side")
+    sub.add_argument("--min_text", type=int, default=default.min_text, help="characters of a caption")
+    sub.add_argument("--max_text", type=int, default=default.max_text, help="characters; 0: no limit")
+    sub.add_argument("--languages", default="", help="such as en,de; default: all")
+    sub.add_argument("--blocklist", default="", help="file with words, phrases and url:PARTS that are not let in")
+    sub.add_argument("--duplicates", default="", help="leave out later samples with the same: image,text")
+
+
+def _filters(args: argparse.Namespace) -> filters.Filters:
+    return filters.Filters(
+        min_side=args.min_side,
+        max_aspect=args.max_aspect,
+        min_text=args.min_text,
+        max_text=args.max_text,
+        languages=tuple(filter(None, args.languages.split(","))),
+        blocklist=filters.read_blocklist(args.blocklist) if args.blocklist else (),
+        duplicates=tuple(filter(None, args.duplicates.split(","))),
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Prepare a data set for capvl.", allow_abbrev=False)
@@ -106,10 +131,9 @@ def main(argv: list[str] | None = None) -> None:
         sub.add_argument("--name", required=True)
         if command == "tars":
             for split in ("train", "val", "test"):
-                sub.add_argument(f"--{split}", default="", help=f"pattern of the tars of split {split}")
+                sub.add_argument(f"--{split}", default="", help=f"pattern of the tar or parquet files of split {split}")
             sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
-            sub.add_argument("--min_side", type=int, default=tars.Limits.min_side, help="pixels")
-            sub.add_argument("--max_aspect", type=float, default=tars.Limits.max_aspect)
+            _filter_arguments(sub)
     args = parser.parse_args(argv)
     data_dir = args.data_dir or sources.default_data_dir()
     if args.command == "scenes":
@@ -121,8 +145,10 @@ def main(argv: list[str] | None = None) -> None:
         splits = {s: getattr(args, s) for s in ("train", "val", "test") if getattr(args, s)}
         if not splits:
             raise UserError("Say which tars: --train='…/*.tar', --val=…, --test=….")
-        limits = tars.Limits(min_side=args.min_side, max_aspect=args.max_aspect)
-        print_report(tars.prepare(args.name, splits, data_dir, limits=limits, workers=args.workers))
+        beam = None if args.beam is None else shlex.split(args.beam)
+        print_report(
+            corpus.prepare(args.name, splits, data_dir, filters=_filters(args), workers=args.workers, beam=beam)
+        )
 
 
 if __name__ == "__main__":

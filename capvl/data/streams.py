@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def expand(pattern: str) -> list[str]:
-    """Files of a pattern with * (local) or {000..123} (anywhere).
+    """Files of a pattern with * or {000..123}, in a folder or a bucket.
 
     Raises:
       UserError: there are none.
@@ -36,7 +36,8 @@ def expand(pattern: str) -> list[str]:
         numbers = range(int(braces[1]), int(braces[2]) + 1)
         files = [pattern[: braces.start()] + str(i).zfill(width) + pattern[braces.end() :] for i in numbers]
     else:
-        files = sorted(glob.glob(pattern))
+        path = epath.Path(pattern)
+        files = sorted(map(str, path.parent.glob(path.name) if "://" in pattern else glob.glob(pattern)))
     if not files:
         raise UserError(f"No file matches {pattern!r}.")
     return files

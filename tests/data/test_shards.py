@@ -1,4 +1,4 @@
-"""Image-text tars: what is kept, what is rejected, and going on after a kill."""
+"""Image-text shards: what is kept, what is rejected, and going on after a kill."""
 
 import io
 import json
@@ -14,7 +14,8 @@ import pytest
 from conftest import real_data
 from PIL import Image
 
-from capvl.data import sources, streams, tars
+from capvl.data import corpus, shards, sources, streams
+from capvl.data.filters import Filters
 from capvl.data.loader import DataOptions, Host, TrainLoader
 from capvl.data.scenes import world
 from capvl.data.transforms import ImageText
@@ -62,7 +63,7 @@ def harmful():
 
 def test_rejections_are_counted_by_reason(tmp_path):
     write_tar(tmp_path / "0.tar", [(k, m) for k, m, _ in harmful()])
-    folder = tars.prepare("web", {"train": str(tmp_path / "*.tar")}, str(tmp_path / "data"), workers=1)
+    folder = corpus.prepare("web", {"train": str(tmp_path / "*.tar")}, str(tmp_path / "data"), workers=1)
     report = json.loads((folder / "report.json").read_text())["train"]
     expected = {}
     for _, members, reason in harmful():
@@ -80,8 +81,8 @@ def test_bomb_is_rejected(tmp_path):
     buffer = io.BytesIO()
     Image.new("L", (20_000, 20_000)).save(buffer, "PNG")
     write_tar(tmp_path / "0.tar", [("1", GOOD), ("2", {"png": buffer.getvalue(), "txt": b"big"})])
-    report = tars.write_shard(str(tmp_path / "0.tar"), str(tmp_path / "part"), tars.Limits())
-    assert report["rejected"]["decompression bomb"][0] == 1
+    shards.write_shard(str(tmp_path / "0.tar"), str(tmp_path / "part"), Filters())
+    assert shards.read_report(str(tmp_path / "part"))["rejected"]["decompression bomb"][0] == 1
 
 
 def test_captions_boxes_and_phrases_are_kept(tmp_path):
@@ -95,7 +96,7 @@ def test_captions_boxes_and_phrases_are_kept(tmp_path):
     flat = {"boxes": [[0, 0, 40, 30]], "labels": [17], "category_names": ["cat"]}
     samples = [("1", GOOD | {"json": json.dumps(meta).encode()}), ("2", GOOD | {"json": json.dumps(flat).encode()})]
     write_tar(tmp_path / "0.tar", samples)
-    tars.prepare("boxes", {"train": str(tmp_path / "0.tar")}, str(tmp_path), workers=1)
+    corpus.prepare("boxes", {"train": str(tmp_path / "0.tar")}, str(tmp_path), workers=1)
     source = sources.open_source(
         "boxes", "train", str(tmp_path), features=("image", "text", "label", "boxes", "phrases", "class_name")
     )
@@ -113,13 +114,13 @@ def test_captions_boxes_and_phrases_are_kept(tmp_path):
 def test_keys_that_two_tars_share(tmp_path):
     for i in range(2):
         write_tar(tmp_path / f"{i}.tar", [("same", GOOD), (f"own{i}", GOOD)])
-    folder = tars.prepare("twice", {"train": str(tmp_path / "*.tar")}, str(tmp_path), workers=1)
+    folder = corpus.prepare("twice", {"train": str(tmp_path / "*.tar")}, str(tmp_path), workers=1)
     report = json.loads((folder / "report.json").read_text())["train"]
     assert report["examples"] == 3
     assert report["rejected"] == {"duplicate key": {"count": 1, "first": ["same"]}}
 
 
-def test_killed_preparation_goes_on(tmp_path):
+def test_killed_preparation_goes_on(tmp_path, monkeypatch):
     for i in range(4):
         write_tar(tmp_path / f"{i}.tar", [(f"{i}-{j}", GOOD | {"jpg": picture(i * 100 + j)}) for j in range(120)])
     command = [sys.executable, "-m", "capvl.data.prepare", "tars", "--name=killed", "--workers=1"]
@@ -127,24 +128,22 @@ def test_killed_preparation_goes_on(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     parts = tmp_path / "killed" / "incomplete"
     deadline = time.time() + 60
-    while not list(parts.glob("*.json")) or len(list(parts.glob("train*.json"))) < 1:
+    while not list(parts.glob("train-?????.json")):
         assert time.time() < deadline, "no shard was finished in a minute"
         assert process.poll() is None, "it was over before it could be killed"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "killed" / tars.VERSION).exists(), "nothing half-made is shown"
-    finished = {f: f.stat().st_mtime_ns for f in parts.glob("train-?????") if (f.parent / (f.name + ".json")).exists()}
+    assert not (tmp_path / "killed" / corpus.VERSION).exists(), "nothing half-made is shown"
+    finished = [f for f in parts.glob("train-?????") if (f.parent / (f.name + ".json")).exists()]
     assert finished
     made = []
-    write = tars.write_shard
-    pool = tars.concurrent.futures.ProcessPoolExecutor
-    tars.concurrent.futures.ProcessPoolExecutor = lambda *a: tars.concurrent.futures.ThreadPoolExecutor(1)
-    tars.write_shard = lambda tar, *a, **k: made.append(tar) or write(tar, *a, **k)
-    try:
-        tars.prepare("killed", {"train": f"{tmp_path}/*.tar"}, str(tmp_path))
-    finally:
-        tars.write_shard, tars.concurrent.futures.ProcessPoolExecutor = write, pool
+    write = shards.write_shard
+    monkeypatch.setattr(
+        corpus.concurrent.futures, "ProcessPoolExecutor", lambda *a: corpus.concurrent.futures.ThreadPoolExecutor(1)
+    )
+    monkeypatch.setattr(shards, "write_shard", lambda tar, *a: made.append(tar) or write(tar, *a))
+    corpus.prepare("killed", {"train": f"{tmp_path}/*.tar"}, str(tmp_path))
     assert len(made) == 4 - len(finished)
     source = sources.open_source("killed", "train", str(tmp_path), features=("image", "key"))
     assert sorted(source[i]["key"] for i in range(len(source))) == sorted(
@@ -154,20 +153,20 @@ def test_killed_preparation_goes_on(tmp_path):
 
 def test_errors(tmp_path):
     with pytest.raises(UserError, match="No file matches"):
-        tars.prepare("none", {"train": str(tmp_path / "*.tar")}, str(tmp_path))
+        corpus.prepare("none", {"train": str(tmp_path / "*.tar")}, str(tmp_path))
     (tmp_path / "bad.tar").write_bytes(b"not a tar" * 100)
-    with pytest.raises(UserError, match="no example left.*tar cut short"):
-        tars.prepare("empty", {"train": str(tmp_path / "bad.tar")}, str(tmp_path), workers=1)
+    with pytest.raises(UserError, match="no example left; rejected: 1 x tar cut short"):
+        corpus.prepare("empty", {"train": str(tmp_path / "bad.tar")}, str(tmp_path), workers=1)
     write_tar(tmp_path / "good.tar", [("1", GOOD)])
-    with pytest.raises(UserError, match="other tars or limits"):
-        tars.prepare("empty", {"train": str(tmp_path / "good.tar")}, str(tmp_path), workers=1)
-    tars.prepare("done", {"train": str(tmp_path / "good.tar")}, str(tmp_path), workers=1)
+    with pytest.raises(UserError, match="other files or filters"):
+        corpus.prepare("empty", {"train": str(tmp_path / "good.tar")}, str(tmp_path), workers=1)
+    corpus.prepare("done", {"train": str(tmp_path / "good.tar")}, str(tmp_path), workers=1)
     with pytest.raises(UserError, match="already prepared"):
-        tars.prepare("done", {"train": str(tmp_path / "good.tar")}, str(tmp_path))
+        corpus.prepare("done", {"train": str(tmp_path / "good.tar")}, str(tmp_path))
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def tars(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream")
     for i in range(4):
         texts = [f"{c} {s}".encode() for c in world.COLORS for s in world.SHAPES][i * 10 :]
@@ -194,34 +193,34 @@ def stream(data_dir, pattern, batches, *, batch=8, position=0, hosts=1, readers=
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_stream_on_any_hosts_and_resumed(data_dir, shards, hosts):
-    whole = stream(data_dir, shards, 10)
-    for a, b in zip(whole, stream(data_dir, shards, 10, hosts=hosts), strict=True):
+def test_stream_on_any_hosts_and_resumed(data_dir, tars, hosts):
+    whole = stream(data_dir, tars, 10)
+    for a, b in zip(whole, stream(data_dir, tars, 10, hosts=hosts), strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
-    for a, b in zip(whole[6:], stream(data_dir, shards, 4, position=48, hosts=hosts), strict=True):
+    for a, b in zip(whole[6:], stream(data_dir, tars, 4, position=48, hosts=hosts), strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_stream_epoch_has_every_record_once_and_blanks_bad_ones(data_dir, shards):
-    batches = stream(data_dir, shards, 10, batch=4)
+def test_stream_epoch_has_every_record_once_and_blanks_bad_ones(data_dir, tars):
+    batches = stream(data_dir, tars, 10, batch=4)
     texts = [tuple(t) for b in batches for t in b["text"]]
     blank = tuple([0] * 12)
     assert texts.count(blank) == 1
     assert len(set(texts)) == 40
-    larger = stream(data_dir, shards, 5, batch=8)
+    larger = stream(data_dir, tars, 5, batch=8)
     assert sorted(texts) == sorted(tuple(t) for b in larger for t in b["text"])
 
 
-def test_stream_errors(data_dir, shards):
+def test_stream_errors(data_dir, tars):
     for changes, words in (
         ({"readers": 5}, "more than the 4 files"),
         ({"readers": 3, "hosts": 2, "batch": 6}, "multiple of the 2 hosts"),
         ({"batch": 6}, "multiples of data.readers=4"),
     ):
         with pytest.raises(UserError, match=words):
-            stream(data_dir, shards, 1, **changes)
+            stream(data_dir, tars, 1, **changes)
     with pytest.raises(UserError, match="No file matches"):
         stream(data_dir, "/nowhere/*.tar", 1)
 
@@ -246,7 +245,7 @@ def test_tfrecords_are_streamed_without_tensorflow(tmp_path):
 @pytest.mark.realdata
 def test_real_photos(tmp_path):
     pattern = real_data("flickr8k", "val") + "/*.tar"
-    folder = tars.prepare("photos", {"val": pattern}, str(tmp_path))
+    folder = corpus.prepare("photos", {"val": pattern}, str(tmp_path))
     samples = [s for path in streams.expand(pattern) for s in streams.tar_samples(path)]
     report = json.loads((folder / "report.json").read_text())["val"]
     assert report == {"examples": len(samples), "rejected": {}}

@@ -1,0 +1,240 @@
+"""Many shards of image-text pairs -> one tfds data set, in processes of this machine or on Apache Beam.
+
+Each source file becomes one shard. A shard that is finished is never made again, so a killed
+preparation goes on where it stopped; the data set appears under its name only when all shards
+are there. What is left out is counted by reason, in `report.json` and on the data card.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+
+from etils import epath
+
+from capvl import storage
+from capvl.data import shards
+from capvl.data.filters import Filters
+from capvl.data.streams import expand
+from capvl.errors import UserError
+
+VERSION = "1.0.0"
+Job = tuple[str, int]  # Split, and number of the shard in it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made.
+
+    Attributes:
+      name: of the data set.
+      sources: (split, number) -> source file.
+      folder: of the finished data set.
+      parts: folder of what is unfinished.
+      filters: what is let in.
+    """
+
+    name: str
+    sources: dict[Job, str]
+    folder: epath.Path
+    parts: epath.Path
+    filters: Filters
+
+    def part(self, job: Job) -> str:
+        """Path of a shard's records."""
+        return str(self.parts / f"{job[0]}-{job[1]:05d}")
+
+    def splits(self) -> list[str]:
+        """In the order in which they were given."""
+        return list(dict.fromkeys(split for split, _ in self.sources))
+
+
+def prepare(
+    name: str,
+    splits: dict[str, str],
+    data_dir: str,
+    *,
+    filters: Filters | None = None,
+    workers: int = 0,
+    beam: list[str] | None = None,
+) -> epath.Path:
+    """Prepares a data set from tars or parquet files.
+
+    Args:
+      name: of the data set to make.
+      splits: split -> pattern of its files.
+      data_dir: where prepared data sets are; with Beam also a bucket.
+      filters: what is let in.
+      workers: processes; 0 for one a core.
+      beam: options of Apache Beam, to run there instead; None for here.
+
+    Returns:
+      The data set's folder; it holds `report.json` and `card.md`.
+
+    Raises:
+      UserError: no files, no examples, or a data set of that name made from other files.
+    """
+    filters = filters or Filters()
+    filters.check()
+    folder = storage.folder(data_dir) / name / VERSION
+    if folder.exists():
+        raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
+    sources = {(split, i): path for split, p in splits.items() for i, path in enumerate(expand(p))}
+    plan = Plan(name, sources, folder, storage.folder(data_dir) / name / "incomplete", filters)
+    _claim(plan)
+    if beam is None:
+        run_here(plan, workers)
+    else:
+        from capvl.data.beam import run_on_beam
+
+        run_on_beam(plan, beam)
+    _finish(plan)
+    return folder
+
+
+def _claim(plan: Plan) -> None:
+    """Refuses to mix shards of two plans."""
+    text = json.dumps(
+        [[f"{s}-{i}", path] for (s, i), path in plan.sources.items()] + [dataclasses.astuple(plan.filters)]
+    )
+    file = plan.parts / "plan.json"
+    if file.exists() and file.read_text() != text:
+        raise UserError(
+            f"{plan.parts} holds an unfinished preparation of other files or filters; remove it to begin anew."
+        )
+    plan.parts.mkdir(parents=True, exist_ok=True)
+    storage.replace_text(file, text)
+
+
+def run_here(plan: Plan, workers: int = 0) -> None:
+    """Makes all parts in processes of this machine."""
+    parts = [(source, plan.part(job)) for job, source in plan.sources.items()]
+    missing = [p for p in parts if not storage.folder(p[1] + ".json").exists()]
+    _in_processes("preparing", [(shards.write_shard, *p, plan.filters) for p in missing], len(parts), workers)
+    dropped = find_duplicates(plan)
+    thin = [(shards.thin_shard, plan.part(job), numbers) for job, numbers in dropped.items()]
+    _in_processes("leaving out duplicates", thin, len(thin), workers)
+
+
+def _in_processes(title: str, calls: list[tuple[Callable, ...]], total: int, workers: int) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    if not calls:
+        return
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "shards", TimeRemainingColumn())
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(workers or os.cpu_count() or 1, len(calls))
+    with Progress(*columns) as progress, concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
+        task = progress.add_task(title, total=total, completed=total - len(calls))
+        for future in concurrent.futures.as_completed([pool.submit(*call) for call in calls]):
+            future.result()
+            progress.advance(task)
+
+
+def identities(split: str, row: shards.Row) -> list[tuple[str, str, str]]:
+    """(split, kind, value) of everything by which a record may be the same as another; the first kind is the reason."""
+    return [(split, "key", row.key), *((split, kind, value) for kind, value in row.hashes.items())]
+
+
+def find_duplicates(plan: Plan) -> dict[Job, dict[int, str]]:
+    """shard -> number of a record -> reason, of all records for which an earlier one of their split is the same."""
+    seen: set[tuple[str, str, str]] = set()
+    dropped: dict[Job, dict[int, str]] = collections.defaultdict(dict)
+    for job in plan.sources:
+        for number, row in enumerate(shards.read_rows(plan.part(job))):
+            for identity in identities(job[0], row):
+                if identity in seen:
+                    dropped[job].setdefault(number, f"duplicate {identity[1]}")
+                seen.add(identity)
+    return dict(dropped)
+
+
+def _finish(plan: Plan) -> None:
+    """Gives shards their final names, writes tfds' metadata, report and card, and shows the folder."""
+    import tensorflow_datasets as tfds
+
+    files = {job: shards.final(plan.part(job)) for job in plan.sources}
+    reports = {job: shards.read_report(str(file)) for job, file in files.items()}
+    totals = {split: _total([r for job, r in reports.items() if job[0] == split]) for split in plan.splits()}
+    for split, total in totals.items():
+        if not total["examples"]:
+            rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in total["rejected"].items()) or "nothing"
+            raise UserError(f"Split {split!r} of {plan.name!r} has no example left; rejected: {rejected}.")
+    staging = plan.folder.with_name(VERSION + ".staging")
+    staging.rmtree(missing_ok=True)
+    staging.mkdir(parents=True)
+    infos = []
+    for split, total in totals.items():
+        own = [job for job in plan.sources if job[0] == split and reports[job]["examples"]]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=staging, dataset_name=plan.name, split=split, filetype_suffix="array_record"
+        )
+        for i, job in enumerate(own):
+            storage.place(files[job], template.sharded_filepath(shard_index=i, num_shards=len(own)))
+        lengths = [reports[job]["examples"] for job in own]
+        infos.append(
+            tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total["bytes"], filename_template=template)
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(staging),
+        features=shards.features(),
+        split_infos=infos,
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        description=f"Image-text pairs prepared by capvl from {len(reports)} files.",
+        check_data=False,
+    )
+    report = {
+        split: {
+            "examples": t["examples"],
+            "rejected": {k: {"count": n, "first": f} for k, (n, f) in t["rejected"].items()},
+        }
+        for split, t in totals.items()
+    }
+    storage.replace_text(staging / "report.json", json.dumps(report, indent=1))
+    storage.replace_text(staging / "card.md", card(plan, totals))
+    staging.rename(plan.folder)
+    plan.parts.rmtree()
+
+
+def _total(reports: list[dict]) -> dict:
+    """The sum of shards' reports."""
+    total = {"examples": 0, "bytes": 0, "rejected": shards.Rejected()}
+    histograms = {"short_side": collections.Counter(), "text_length": collections.Counter()}
+    for report in reports:
+        total["examples"] += report["examples"]
+        total["bytes"] += report["bytes"]
+        total["rejected"].add(report["rejected"])
+        for name, counter in histograms.items():
+            counter.update(report[name])
+    return total | histograms
+
+
+def card(plan: Plan, totals: dict[str, dict]) -> str:
+    """The data card: where from, what was let in, how much, what was left out and why, how large."""
+    lines = [f"# {plan.name}", "", f"Image-text pairs from {len(plan.sources)} files, prepared by capvl.", ""]
+    lines += ["| filter | value |", "|---|---|"]
+    for field in dataclasses.fields(plan.filters):
+        value = getattr(plan.filters, field.name)
+        if field.name == "blocklist":
+            value = f"{len(value)} entries"
+        lines.append(f"| {field.name} | {', '.join(value) if isinstance(value, tuple) else value} |")
+    for split, total in totals.items():
+        seen = total["examples"] + sum(n for n, _ in total["rejected"].values())
+        lines += [
+            "",
+            f"## {split}",
+            "",
+            f"{total['examples']:,} examples of {seen:,} samples, {total['bytes']:,} bytes.",
+            "",
+        ]
+        lines += ["| left out | count | share |", "|---|---|---|"]
+        for reason, (n, _) in sorted(total["rejected"].items(), key=lambda item: (-item[1][0], item[0])):
+            lines.append(f"| {reason} | {n:,} | {n / seen:.2%} |")
+        for name, title in (("short_side", "short side in pixels"), ("text_length", "characters of text")):
+            lines += ["", f"| {title} | examples |", "|---|---|"]
+            for low in sorted(map(int, total[name])):
+                lines.append(f"| {low:,} to {2 * low - 1:,} | {total[name][str(low)]:,} |")
+    return "\n".join(lines) + "\n"

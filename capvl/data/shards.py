@@ -1,0 +1,236 @@
+"""One shard of image-text pairs -> one shard of a tfds data set in ArrayRecord files.
+
+A part is made once and whole: its records, its rows (what is known of each record, for finding
+duplicates) and its report. Leaving out duplicates makes a second, thinner file of it.
+"""
+
+import collections
+import json
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from capvl import storage
+from capvl.data.filters import Filters, RejectedError
+from capvl.data.samples import samples
+from capvl.data.streams import IMAGE_SUFFIXES
+
+NAMED_PER_REASON = 5
+
+
+class Row(NamedTuple):
+    """What is known of a record: its key, its hashes by kind, pixels, characters of all captions, bytes."""
+
+    key: str
+    hashes: dict[str, str]
+    height: int
+    width: int
+    text: int
+    bytes: int
+
+
+def features():
+    """The schema: image, captions, label, boxes, phrases, and the whole JSON."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    text, integer = tfds.features.Text, np.int64
+    return tfds.features.FeaturesDict(
+        {
+            "key": text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "text": tfds.features.Sequence(text()),
+            "label": integer,
+            "class_name": text(),
+            # Boxes and phrases of one `chain` are about one entity.
+            "boxes": tfds.features.Sequence(
+                {"bbox": tfds.features.BBoxFeature(), "chain": text(), "label": integer, "category": text()}
+            ),
+            "phrases": tfds.features.Sequence(
+                {"phrase": text(), "chain": text(), "sentence": integer, "first_word": integer, "num_words": integer}
+            ),
+            "json": text(),
+        }
+    )
+
+
+def to_example(key: str, members: dict[str, bytes], filters: Filters) -> tuple[dict[str, Any], Row]:
+    """One sample in the schema, and what is known of it.
+
+    Args:
+      key: its name in the shard.
+      members: suffix -> bytes.
+      filters: what is let in.
+
+    Raises:
+      RejectedError: with the reason.
+    """
+    image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
+    if image is None:
+        raise RejectedError("no image")
+    pixels = filters.check_image(image)
+    height, width = pixels.shape[:2]
+    try:
+        meta = json.loads(members.get("json", b"{}"))
+    except ValueError as e:
+        raise RejectedError("unreadable JSON") from e
+    if not isinstance(meta, dict):
+        raise RejectedError("unreadable JSON")
+    try:
+        text = members.get("txt", b"").decode("utf-8").strip()
+    except UnicodeDecodeError as e:
+        raise RejectedError("text is not UTF-8") from e
+    captions = [c.strip() for c in meta.get("captions") or [] if isinstance(c, str) and c.strip()] or [text]
+    filters.check_texts(captions, str(meta.get("url") or ""))
+    example = {
+        "key": key,
+        "image": image,
+        "text": captions,
+        "label": int(meta["label"]) if isinstance(meta.get("label"), int) else -1,
+        "class_name": str(meta.get("class_name") or ""),
+        "boxes": list(_boxes(meta, height, width)),
+        "phrases": [
+            dict(sentence=int(s), first_word=int(f), num_words=int(n), chain=str(c), phrase=str(p))
+            for s, f, n, c, _, p in meta.get("phrases") or []
+        ],
+        "json": json.dumps(meta, ensure_ascii=False),
+    }
+    return example, Row(key, filters.hashes(pixels, captions), height, width, sum(map(len, captions)), 0)
+
+
+def _boxes(meta: dict, height: int, width: int):
+    """Rows of the `boxes` feature, from a list with labels or a dict by chain; pixels -> fractions."""
+    import tensorflow_datasets as tfds
+
+    rows = meta.get("boxes") or []
+    if isinstance(rows, dict):
+        rows = [(box, chain, -1, "") for chain, boxes in rows.items() for box in boxes]
+    else:
+        labels = meta.get("labels") or [-1] * len(rows)
+        names = meta.get("category_names") or [""] * len(rows)
+        rows = [(box, str(i), labels[i], names[i]) for i, box in enumerate(rows)]
+    for (x0, y0, x1, y1), chain, label, category in rows:
+        fractions = [min(max(v, 0.0), 1.0) for v in (y0 / height, x0 / width, y1 / height, x1 / width)]
+        yield {"bbox": tfds.features.BBox(*fractions), "chain": chain, "label": int(label), "category": category}
+
+
+def write_shard(source: str, part: str, filters: Filters) -> None:
+    """Writes a shard's part, its rows and, last, its report; does nothing where the report is there.
+
+    Args:
+      source: a tar or parquet file.
+      part: path of the records; the others have `.rows.json` and `.json` added.
+      filters: what is let in.
+
+    Raises:
+      UserError: storage failed again and again.
+    """
+    if not storage.folder(part + ".json").exists():
+        storage.retry(_write_shard, source, part, filters, what=f"Preparing {source!r}")
+
+
+def _write_shard(source: str, part: str, filters: Filters) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    schema, rejected, rows = features(), Rejected(), {}
+    with storage.new_file(storage.folder(part)) as file:
+        writer = ArrayRecordWriter(file, "group_size:1")
+        try:
+            for key, members in samples(source, filters.max_bytes, rejected.count):
+                try:
+                    if key in rows:
+                        raise RejectedError("duplicate key")
+                    example, row = to_example(key, members, filters)
+                except RejectedError as e:
+                    rejected.count(str(e), key)
+                    continue
+                record = schema.serialize_example(schema.encode_example(example))
+                rows[key] = row._replace(bytes=len(record))
+                writer.write(record)
+        finally:
+            writer.close()
+    storage.replace_text(storage.folder(part + ".rows.json"), json.dumps([list(row) for row in rows.values()]))
+    _write_report(part, list(rows.values()), rejected)
+
+
+def read_rows(part: str) -> list[Row]:
+    """The rows of a part, in order of its records."""
+    return [Row(*row) for row in json.loads(storage.folder(part + ".rows.json").read_text())]
+
+
+def thin_shard(part: str, dropped: dict[int, str]) -> None:
+    """Writes `part`.kept, without some records, and its report; the part itself stays as it was.
+
+    Args:
+      part: path of the records.
+      dropped: number of a record -> reason.
+    """
+    storage.retry(_thin_shard, part, dropped, what=f"Thinning {part!r}")
+
+
+def _thin_shard(part: str, dropped: dict[int, str]) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    rows = read_rows(part)
+    rejected = Rejected(read_report(part)["rejected"])
+    with storage.local_copy(storage.folder(part)) as whole, storage.new_file(storage.folder(part + ".kept")) as file:
+        reader, writer = ArrayRecordReader(whole), ArrayRecordWriter(file, "group_size:1")
+        try:
+            for number, row in enumerate(rows):
+                if number in dropped:
+                    rejected.count(dropped[number], row.key)
+                else:
+                    writer.write(reader.read([number])[0])
+        finally:
+            writer.close()
+            reader.close()
+    _write_report(part + ".kept", [row for n, row in enumerate(rows) if n not in dropped], rejected)
+
+
+class Rejected(dict):
+    """reason -> [count, the first names]."""
+
+    def count(self, reason: str, name: str) -> None:
+        """One more."""
+        entry = self.setdefault(reason, [0, []])
+        entry[0] += 1
+        if len(entry[1]) < NAMED_PER_REASON:
+            entry[1].append(name)
+
+    def add(self, other: dict) -> None:
+        """All of another shard, which comes after this one."""
+        for reason, (count, names) in other.items():
+            entry = self.setdefault(reason, [0, []])
+            entry[0] += count
+            entry[1] = (entry[1] + names)[:NAMED_PER_REASON]
+
+
+def _write_report(part: str, rows: list[Row], rejected: Rejected) -> None:
+    sides, texts = collections.Counter(), collections.Counter()
+    for row in rows:
+        sides[str(_power(min(row.height, row.width)))] += 1
+        texts[str(_power(row.text))] += 1
+    report = {
+        "examples": len(rows),
+        "bytes": sum(row.bytes for row in rows),
+        "rejected": rejected,
+        "short_side": sides,
+        "text_length": texts,
+    }
+    storage.replace_text(storage.folder(part + ".json"), json.dumps(report, sort_keys=True))
+
+
+def _power(n: int) -> int:
+    """The largest power of two that is at most n."""
+    return 1 << max(n.bit_length() - 1, 0)
+
+
+def read_report(part: str) -> dict:
+    """Of a part: examples, bytes, rejected, and how many have a short side and a text length from each power of two."""
+    return json.loads(storage.folder(part + ".json").read_text())
+
+
+def final(part: str) -> epath.Path:
+    """The records that go into the data set: thinned where there were duplicates."""
+    kept = storage.folder(part + ".kept.json")
+    return storage.folder(part + ".kept" if kept.exists() else part)
