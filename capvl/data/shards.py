@@ -131,6 +131,7 @@ def write_shard(source: str, part: str, filters: Filters) -> None:
 
 def _write_shard(source: str, part: str, filters: Filters) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
 
     schema, rejected, rows = features(), Rejected(), {}
     with storage.new_file(storage.folder(part)) as file:
@@ -145,6 +146,8 @@ def _write_shard(source: str, part: str, filters: Filters) -> None:
                     rejected.count(str(e), key)
                     continue
                 record = schema.serialize_example(schema.encode_example(example))
+                # A map's order is by chance; the same input shall give the same file.
+                record = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
                 rows[key] = row._replace(bytes=len(record))
                 writer.write(record)
         finally:
