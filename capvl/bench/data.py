@@ -1,12 +1,14 @@
 """Speed of the whole loader on JPEGs, and as a ratio to a bare loop of the same decoder at full scale.
 
     python -m capvl.bench data --tars='…/train/*.tar' --res=96
-    python -m capvl.bench data --tars='…/train/*.tar' --res=224 --upscale=640
+    python -m capvl.bench data --tars='…/train/*.tar' --res=224 --upscale=640 --config=configs/cappa_l16.py
 
-CPU seconds are this process' own, all its threads included.
+CPU seconds are this process' own, all its threads included. With recipes it also says how many
+cores a host of each TPU needs to keep its chips fed; with --workers how the loader scales.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import pathlib
@@ -15,12 +17,16 @@ import time
 
 import simplejpeg
 from PIL import Image
+from rich.table import Table
 
-from capvl.data import corpus, prepare, sources, streams, tokenizer
+from capvl import config
+from capvl.chips import CHIPS, Chip
+from capvl.data import corpus, prepare, sources, streams
 from capvl.data.loader import DataOptions, Host, Order, TrainBatch, TrainLoader, stack
 from capvl.data.randomness import Uniforms
 from capvl.data.transforms import ImageText, random_crop
 from capvl.errors import UserError
+from capvl.terminal import console
 
 FEATURES = ("image", "text")
 
@@ -58,26 +64,27 @@ def cpu_seconds(call, count: int) -> float:
     return (time.process_time() - begin) / count
 
 
-def measure(name: str, data_dir: str, model: str, res: int, batch: int, batches: int, rounds: int) -> dict[str, float]:
+def loader_seconds(options: DataOptions, transform, batch: int, batches: int) -> tuple[float, float]:
+    """(CPU seconds of this process, wall seconds) of one image in the whole loader."""
+    loader = TrainLoader(options, transform, FEATURES, batch=batch, seed=0)
+    next(loader)
+    begin, wall = time.process_time(), time.perf_counter()
+    for _ in range(batches):
+        next(loader)
+    count = batch * batches
+    return (time.process_time() - begin) / count, (time.perf_counter() - wall) / count
+
+
+def measure(options: DataOptions, res: int, batch: int, batches: int, rounds: int) -> dict[str, float]:
     """CPU seconds an image of the bare decoder, the loader, and the loader's parts; best of `rounds`."""
-    options = DataOptions(name=name, data_dir=data_dir, tokenizer=model, threads=1, prefetch=1)
     transform = ImageText.from_options(options, res=res, length=64, train=True)
-    source = sources.open_source(name, "train", data_dir, features=FEATURES)
+    source = sources.open_source(options.name, "train", options.data_dir, features=FEATURES)
     order = Order([len(source)], [1.0], 0)
     make = TrainBatch([source], order, transform, 0, 0, batch, Host().rows(batch))
     count = batch * batches
     examples = [source[order[n][1]] for n in range(count)]
     boxes = [random_crop(Uniforms(0, n), (1, 1), (0.3, 1.0), (0.75, 1.33)) for n in range(count)]
     rows = [make.example(n) for n in range(batch)]
-
-    def loader():
-        batches_of = TrainLoader(options, transform, FEATURES, batch=batch, seed=0)
-        next(batches_of)
-        begin = time.process_time()
-        wall = time.perf_counter()
-        for _ in range(batches):
-            next(batches_of)
-        return (time.process_time() - begin) / count, (time.perf_counter() - wall) / count
 
     from capvl.data.decode import crop_and_resize, decode
 
@@ -94,10 +101,32 @@ def measure(name: str, data_dir: str, model: str, res: int, batch: int, batches:
     best: dict[str, float] = {}
     for _ in range(rounds):
         found = {"bare": cpu_seconds(lambda: [simplejpeg.decode_jpeg(e["image"]) for e in examples], count)}
-        found["loader"], found["loader_wall"] = loader()
+        found["loader"], found["loader_wall"] = loader_seconds(options, transform, batch, batches)
         found |= {part: cpu_seconds(call, count) for part, call in parts.items()}
         best = {k: min(v, best.get(k, v)) for k, v in found.items()}
     return best
+
+
+def cores_needed(flops: float, seconds: float, mfu: float, chip: Chip) -> tuple[float, float]:
+    """(images/s of a host's chips, cores that decode as many).
+
+    Args:
+      flops: of training on one image.
+      seconds: of a core for one image.
+      mfu: share of the peak at which the chips work.
+      chip: of the host.
+    """
+    rate = chip.chips_a_host * chip.flops * mfu / flops
+    return rate, rate * seconds
+
+
+def scaling(options: DataOptions, transform, batch: int, batches: int, most: int) -> dict[int, float]:
+    """Number of worker processes -> images/s; 0 is the loader in one thread of this process."""
+    rates = {}
+    for workers in (0, *(2**i for i in range(most.bit_length()) if 2**i <= most)):
+        _, wall = loader_seconds(dataclasses.replace(options, workers=workers), transform, batch, batches)
+        rates[workers] = 1 / wall
+    return rates
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -110,18 +139,72 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5, help="the best of so many")
+    parser.add_argument("--config", action="append", default=[], help="a recipe; may be given again")
+    parser.add_argument("--mfu", type=float, default=0.5, help="share of their peak at which chips are to be fed")
+    parser.add_argument("--workers", type=int, default=0, help="also measure up to so many worker processes")
     parser.add_argument("--json", default="", help="also write the numbers to this file")
     args = parser.parse_args(argv)
+    recipes = {spec: config.load(spec) for spec in args.config}
     with tempfile.TemporaryDirectory() as folder:
         pattern = args.tars
         if args.upscale:
             pattern = upscale(args.tars, args.upscale, args.images, pathlib.Path(folder))
         corpus.prepare("bench", {"train": pattern}, folder)
-        model = prepare.scenes_tokenizer(folder)
-        numbers = measure("bench", folder, tokenizer.load(model).path, args.res, args.batch, args.batches, args.rounds)
-    print_numbers(numbers)
+        options = DataOptions(
+            name="bench", data_dir=folder, tokenizer=prepare.scenes_tokenizer(folder), threads=1, prefetch=1
+        )
+        numbers = measure(options, args.res, args.batch, args.batches, args.rounds)
+        print_numbers(numbers)
+        if recipes:
+            numbers["recipes"] = measure_recipes(recipes, options, args)
+        if args.workers:
+            transform = ImageText.from_options(options, res=args.res, length=64, train=True)
+            numbers["images_per_second_by_workers"] = scaling(
+                options, transform, args.batch, 4 * args.batches, args.workers
+            )
+            print_scaling(numbers["images_per_second_by_workers"])
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(numbers, indent=1))
+
+
+def measure_recipes(recipes: dict, options: DataOptions, args) -> list[dict]:
+    """For each recipe and TPU, what a host's chips take and the cores that it needs; printed as a table."""
+    table = Table(
+        "recipe", "CPU ms an image", "chip", "images/s a host", "cores needed", "cores there", title_justify="left"
+    )
+    table.title = f"Cores that keep a host's chips fed at {args.mfu:.0%} of their peak"
+    rows = []
+    for spec, recipe in recipes.items():
+        own = dataclasses.replace(
+            recipe.data,
+            name="bench",
+            data_dir=options.data_dir,
+            tokenizer=options.tokenizer,
+            threads=1,
+            workers=0,
+            prefetch=1,
+        )
+        transform = recipe.objective.transform(recipe.model, own, train=True)
+        cpu = min(loader_seconds(own, transform, args.batch, args.batches)[0] for _ in range(args.rounds))
+        for chip in CHIPS:
+            if chip.chips_a_host:
+                rate, cores = cores_needed(recipe.objective.flops(recipe.model), cpu, args.mfu, chip)
+                rows.append(
+                    {"config": spec, "cpu_seconds": cpu, "chip": chip.name, "images_per_second": rate, "cores": cores}
+                    | {"cores_a_host": chip.cores_a_host}
+                )
+                table.add_row(
+                    spec, f"{1e3 * cpu:.3f}", chip.name, f"{rate:,.0f}", f"{cores:.1f}", str(chip.cores_a_host)
+                )
+    console().print(table)
+    return rows
+
+
+def print_scaling(rates: dict[int, float]) -> None:
+    """Images/s by worker processes, and as a ratio to one."""
+    for workers, rate in rates.items():
+        where = f"{workers} worker processes" if workers else "one thread of this process"
+        print(f"{where:28s} {rate:8.0f} images/s   {rate / rates.get(1, rate):5.2f} of one worker")
 
 
 def print_numbers(numbers: dict[str, float]) -> None:
