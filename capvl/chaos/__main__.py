@@ -26,6 +26,7 @@ from capvl.chaos.fleet import Fleet
 from capvl.errors import UserError, nearest
 from capvl.main import config_arguments
 
+WENT_BACK = "went back to an older checkpoint"
 _DISK = "CAPVL_CHAOS_DISK"
 
 
@@ -84,7 +85,8 @@ def disturb(fleet: Fleet, plan: list[Disturbance], seed: int, hang_timeout: int,
         if inside.FIRED in fleet.printed():
             happened[each.within] += 1
         names = " and ".join(filter(None, [each.within, each.end]))
-        broken = ", went back to an older checkpoint" if "is broken" in fleet.printed() else ""
+        broken = f", {WENT_BACK}" if "is broken" in fleet.printed() else ""
+        happened[WENT_BACK] += bool(broken)
         say(
             f"{i + 1:4d}/{len(plan)}  {names:28s} steps {first} to {fleet.step()}, exit {codes}, "
             f"{time.monotonic() - begin:.0f} s{broken}"
@@ -92,6 +94,7 @@ def disturb(fleet: Fleet, plan: list[Disturbance], seed: int, hang_timeout: int,
     fleet.start()
     if any(codes := fleet.wait()):
         raise UserError(f"The undisturbed end of the run left with {codes}: {fleet.printed()[-500:]}")
+    happened[WENT_BACK] += "is broken" in fleet.printed()
     return happened
 
 
@@ -152,25 +155,34 @@ def main(argv: list[str] | None = None) -> None:
     begin = time.monotonic()
     happened = disturb(disturbed, plan, args.seed, args.hang_timeout)
     leaves, steps = compare(alone, disturbed)
+    went_back = happened.pop(WENT_BACK, 0)
     result = {
         "config": args.config,
         "seed": args.seed,
+        "processes": args.processes,
         "faults": dict(happened),
         "survived": sum(happened.values()),
         "starts": len(plan) + 1,
+        "went_back": went_back,
         "steps": steps,
         "leaves": leaves,
         "seconds": round(time.monotonic() - begin),
     }
-    for kind, count in sorted(happened.items()):
-        print(f"  {kind:16s} {count}")
-    print(
-        f"{result['survived']} faults survived in {result['starts']} starts and {result['seconds']} s: all {leaves} "
-        f"leaves of the last checkpoint and the losses of all {steps} steps equal the undisturbed run's, bit by bit."
-    )
+    print_result(result)
     (folder / "chaos.json").write_text(json.dumps(result, indent=1))
     if _DISK in os.environ:
         shutil.copytree(disturbed.workdir, folder / "disturbed")
+
+
+def print_result(result: dict) -> None:
+    """Faults by kind, and what was compared."""
+    for kind, count in sorted(result["faults"].items()):
+        print(f"  {kind:16s} {count}")
+    print(
+        f"{result['survived']} faults survived in {result['starts']} starts and {result['seconds']} s, "
+        f"{result['went_back']} times from an older checkpoint: all {result['leaves']} leaves of the last checkpoint and "
+        f"the losses of all {result['steps']} steps equal the undisturbed run's, bit by bit."
+    )
 
 
 def _arguments(argv):

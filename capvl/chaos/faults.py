@@ -86,11 +86,12 @@ def fill_disk(fleet: Fleet, rng: random.Random) -> None:
 
 
 def _newest_checkpoint_file(fleet: Fleet, rng: random.Random) -> pathlib.Path:
-    """Kills the run once it has two whole checkpoints; any file of the newer one that is not empty."""
+    """Kills the run once it has two whole checkpoints; a file of the newer one, likelier the larger it is."""
     fleet.until(lambda: len(fleet.committed()) > 1)
     kill(fleet, rng)
     newest = fleet.committed()[-1]
-    return rng.choice(sorted(f for f in newest.rglob("*") if f.is_file() and f.stat().st_size))
+    files = sorted(f for f in newest.rglob("*") if f.is_file() and f.stat().st_size)
+    return rng.choices(files, [f.stat().st_size for f in files])[0]
 
 
 def _cut(file: pathlib.Path, rng: random.Random) -> None:
