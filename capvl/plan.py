@@ -152,6 +152,8 @@ def show(plan, title: str) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console().print(table)
+    if plan.advice:
+        print(plan.advice)
 
 
 if __name__ == "__main__":

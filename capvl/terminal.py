@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from capvl.models import parameters
+from capvl.parallel import rules
 
 
 def say(text: str) -> None:
@@ -58,9 +59,12 @@ def print_overview(recipe, step, mesh, workdir) -> None:
     total = parameters.count(step.blueprint.shapes)
     encoder = parameters.count(step.blueprint.shapes, "encoder/.*")
     devices = " x ".join(f"{k}={v}" for k, v in mesh.shape.items())
+    advice = rules.fsdp_advice(step.blueprint.axes, step.blueprint.shapes, mesh)
     kind = jax.devices()[0].device_kind
     out.print(f"\n{total / 1e6:.2f} M parameters, {encoder / 1e6:.2f} M of them in the encoder")
     out.print(f"{recipe.objective.flops(recipe.model) / 1e9:.2f} GFLOP an image, {mesh.size} {kind} ({devices})\n")
+    if advice:
+        out.print(f"{advice}\n")
 
 
 def _pairs(values: dict) -> str:

@@ -146,14 +146,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(f"{args.config}, left alone", flush=True)
     begin = time.monotonic()
-    alone.start()
-    if any(codes := alone.wait()):
-        raise UserError(f"The run fails by itself, with exit codes {codes}: {alone.printed()[-500:]}")
-    seconds = time.monotonic() - begin
-    plan = schedule(kinds, args.faults, recipe.steps, args.seed)
-    print(f"{seconds:.0f} s. Now under {args.faults} faults, in {len(plan)} starts", flush=True)
-    begin = time.monotonic()
-    happened = disturb(disturbed, plan, args.seed, args.hang_timeout)
+    try:
+        alone.start()
+        if any(codes := alone.wait()):
+            raise UserError(f"The run fails by itself, with exit codes {codes}: {alone.printed()[-500:]}")
+        plan = schedule(kinds, args.faults, recipe.steps, args.seed)
+        seconds = time.monotonic() - begin
+        print(f"{seconds:.0f} s. Now under {args.faults} faults, in {len(plan)} starts", flush=True)
+        begin = time.monotonic()
+        happened = disturb(disturbed, plan, args.seed, args.hang_timeout)
+    finally:
+        alone.kill()
+        disturbed.kill()
     leaves, steps = compare(alone, disturbed)
     went_back = happened.pop(WENT_BACK, 0)
     result = {
@@ -180,8 +184,8 @@ def print_result(result: dict) -> None:
         print(f"  {kind:16s} {count}")
     print(
         f"{result['survived']} faults survived in {result['starts']} starts and {result['seconds']} s, "
-        f"{result['went_back']} times from an older checkpoint: all {result['leaves']} leaves of the last checkpoint and "
-        f"the losses of all {result['steps']} steps equal the undisturbed run's, bit by bit."
+        f"{result['went_back']} times from an older checkpoint: all {result['leaves']} leaves of the last checkpoint "
+        f"and the losses of all {result['steps']} steps equal the undisturbed run's, bit by bit."
     )
 
 

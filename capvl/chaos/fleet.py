@@ -78,6 +78,13 @@ class Fleet:
         """Sends a signal to one process."""
         self._processes[process].send_signal(number)
 
+    def kill(self) -> None:
+        """Ends what is left of the processes."""
+        for p in self._processes:
+            if p.poll() is None:
+                p.kill()
+                p.wait()
+
     def wait(self) -> list[int]:
         """Exit codes of all, once they are over.
 
@@ -98,8 +105,7 @@ class Fleet:
             if not self.alive():
                 return False
             if time.monotonic() > deadline:
-                for p in self._processes:
-                    p.kill()
+                self.kill()
                 raise UserError(f"The training hangs: nothing for {LONGEST:.0f} s; see {self._logs}.")
             time.sleep(0.003)
         return True

@@ -5,6 +5,8 @@ averaged over it. `fsdp` shards both the batch and the weights. `tensor` splits 
 and the vocabulary.
 """
 
+import math
+
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -58,6 +60,28 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def dividing_fsdp(axes: dict[str, tuple], shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> int:
+    """The largest divisor of the mesh's `fsdp` over which the widths of all weights divide.
+
+    Args:
+      axes, shapes: of the parameters, by path.
+      mesh: concrete or abstract.
+    """
+    widths = {n for name in shapes for axis, n in zip(axes[name], shapes[name].shape, strict=True) if axis == "embed"}
+    return math.gcd(mesh.shape["fsdp"], *widths)
+
+
+def fsdp_advice(axes: dict[str, tuple], shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> str:
+    """A sentence where weights stay whole because their width doesn't divide by `fsdp`; "" where all is well."""
+    now, better = mesh.shape["fsdp"], dividing_fsdp(axes, shapes, mesh)
+    if now == better:
+        return ""
+    return (
+        f"Weights whose width doesn't divide by mesh.fsdp={now} are whole on every device; --config.mesh.replica="
+        f"{mesh.shape['replica'] * now // better} --config.mesh.fsdp={better} divides all of them."
+    )
 
 
 def data_groups() -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from capvl.parallel.rules import MESH_AXES
+from capvl.parallel.rules import MESH_AXES, fsdp_advice
 from capvl.planning import ahead
 from capvl.planning.hlo import Cost, Program
 from capvl.planning.roofline import Roofline, roofline
@@ -31,6 +31,7 @@ class Plan:
       arguments, temporaries, total: bytes of HBM; on paper without what the compiler needs in between.
       xla_bytes: XLA's own count of bytes, loop bodies once, views of memory as if they were copies; 0 on paper.
       seconds: of the compilation; 0 on paper.
+      advice: a sentence where the mesh leaves weights whole, or "".
     """
 
     topology: Topology
@@ -46,6 +47,7 @@ class Plan:
     total: float
     xla_bytes: float = 0.0
     seconds: float = 0.0
+    advice: str = ""
 
     @property
     def times(self) -> Roofline:
@@ -107,13 +109,17 @@ class Plan:
             ],
             "hbm_bytes_by_operation": dict(self.cost.by_operation.most_common(20)),
             "compile_seconds": self.seconds,
+            "advice": self.advice,
         }
 
 
 def _plan(recipe, topology: Topology, **found) -> Plan:
+    shape = recipe.mesh.shape(topology.size, topology.slices)
+    blueprint = recipe.train_step().blueprint
     return Plan(
         topology,
-        mesh=recipe.mesh.shape(topology.size),
+        mesh=shape,
+        advice=fsdp_advice(blueprint.axes, blueprint.shapes, AbstractMesh(shape, MESH_AXES)),
         batch=recipe.batch_size,
         remat=recipe.model.remat,
         micro_batches=recipe.micro_batches,

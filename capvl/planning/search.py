@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from jax.sharding import AbstractMesh
+
 from capvl.errors import UserError
+from capvl.parallel.rules import MESH_AXES, dividing_fsdp
 from capvl.planning.ahead import DoesNotFitError
 from capvl.planning.estimate import Plan
 from capvl.planning.topology import Topology
@@ -12,12 +15,12 @@ LADDER = ("none", "dots", "named", "offload", "full")
 Planner = Callable[[object, Topology], Plan]
 
 
-def changed(recipe, *, remat: str = "", fsdp: bool = False, micro_batches: int = 0, batch: int = 0, slices: int = 1):
-    """The recipe with another remat policy, fully sharded weights, more micro-batches or another batch."""
+def changed(recipe, *, remat: str = "", fsdp: int = 0, micro_batches: int = 0, batch: int = 0):
+    """The recipe with another remat policy, number of weight shards, of micro-batches, or batch."""
     if remat:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, remat=remat))
     if fsdp:
-        mesh = dataclasses.replace(recipe.mesh, replica=slices, fsdp=-1)
+        mesh = dataclasses.replace(recipe.mesh, replica=-1, fsdp=fsdp, tensor=1)
         recipe = dataclasses.replace(recipe, mesh=mesh)
     if micro_batches:
         recipe = dataclasses.replace(recipe, micro_batches=micro_batches)
@@ -28,22 +31,30 @@ def changed(recipe, *, remat: str = "", fsdp: bool = False, micro_batches: int =
 
 def smaller(recipe, topology: Topology) -> Iterator[tuple[str, object]]:
     """Ever cheaper recipes in memory, the least costly change in time first, each with the flags that make it."""
-    sharded = recipe.mesh.shape(topology.size)[1] > 1
-    steps = [] if sharded else [{"fsdp": True}]
+    most = _most_fsdp(recipe, topology)
+    sharded = recipe.mesh.shape(topology.size, topology.slices)[1] == most
+    steps = [] if sharded else [{"fsdp": most}]
     rungs = LADDER[LADDER.index(recipe.model.remat) + 1 :]
-    steps += [{"fsdp": not sharded, "remat": rung} for rung in rungs if rung in ("named", "full")]
-    most = rungs[-1] if rungs else recipe.model.remat
+    steps += [{"fsdp": 0 if sharded else most, "remat": rung} for rung in rungs if rung in ("named", "full")]
+    last = rungs[-1] if rungs else recipe.model.remat
     each = recipe.batch_size // topology.size
     parts = [n for n in (2, 4, 8, 16, 32) if n > recipe.micro_batches and not each % n]
-    steps += [{"fsdp": not sharded, "remat": most, "micro_batches": n} for n in parts]
+    steps += [{"fsdp": 0 if sharded else most, "remat": last, "micro_batches": n} for n in parts]
     for step in steps:
-        yield _flags(step, topology), changed(recipe, **step, slices=topology.slices)
+        yield _flags(step), changed(recipe, **step)
 
 
-def _flags(step: dict, topology: Topology) -> str:
+def _most_fsdp(recipe, topology: Topology) -> int:
+    """The most shards of the weights, within a slice, over which all of them divide."""
+    blueprint = recipe.train_step().blueprint
+    mesh = AbstractMesh((topology.slices, topology.size // topology.slices, 1), MESH_AXES)
+    return dividing_fsdp(blueprint.axes, blueprint.shapes, mesh)
+
+
+def _flags(step: dict) -> str:
     flags = []
     if step.get("fsdp"):
-        flags.append(f"--config.mesh.replica={topology.slices} --config.mesh.fsdp=-1")
+        flags.append(f"--config.mesh.replica=-1 --config.mesh.fsdp={step['fsdp']}")
     if step.get("remat"):
         flags.append(f"--config.model.remat={step['remat']}")
     if step.get("micro_batches"):

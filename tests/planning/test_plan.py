@@ -89,7 +89,7 @@ def test_smaller_recipes_come_in_order_of_their_cost(tiny_recipe):
     recipe = tiny_recipe(batch_size=32)
     recipe = dataclasses.replace(recipe, mesh=dataclasses.replace(recipe.mesh, replica=-1, fsdp=1))
     flags = [flags for flags, _ in search.smaller(recipe, topology.parse("v5e:2x2"))]
-    sharded = "--config.mesh.replica=1 --config.mesh.fsdp=-1"
+    sharded = "--config.mesh.replica=-1 --config.mesh.fsdp=4"
     assert flags == [
         sharded,
         f"{sharded} --config.model.remat=named",
@@ -98,6 +98,16 @@ def test_smaller_recipes_come_in_order_of_their_cost(tiny_recipe):
         f"{sharded} --config.model.remat=full --config.micro_batches=4",
         f"{sharded} --config.model.remat=full --config.micro_batches=8",
     ]
+
+
+def test_weights_are_divided_as_far_as_their_width_allows(tiny_recipe):
+    recipe = tiny_recipe(batch_size=64, model__encoder="w48d2h2m96/16")  # On 32 chips, where 48 divides by 16.
+    place = topology.parse("v5e:4x8")
+    first, candidate = next(iter(search.smaller(recipe, place)))
+    assert first == "--config.mesh.replica=-1 --config.mesh.fsdp=16"
+    whole, divided = (estimate.paper_plan(r, place) for r in (recipe, candidate))
+    assert divided.arguments < whole.arguments / 8
+    assert "mesh.fsdp=32 are whole on every device" in whole.advice and divided.advice == ""
 
 
 def test_the_first_recipe_that_fits_is_taken(tiny_recipe):
