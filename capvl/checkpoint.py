@@ -7,7 +7,6 @@ read, whatever wrote it, and the newest whole checkpoint is used instead.
 """
 
 import contextlib
-import functools
 import json
 import zlib
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from absl import logging as absl_logging
 
 from capvl import storage
 from capvl.errors import UserError
+from capvl.parallel import distributed
 
 absl_logging.set_verbosity(absl_logging.ERROR)
 
@@ -84,10 +84,8 @@ class Checkpointer:
             manager_options = ocp.CheckpointManagerOptions(
                 max_to_keep=options.keep, keep_period=options.keep_every or None, enable_async_checkpointing=True
             )
-        self._make = functools.partial(
-            ocp.CheckpointManager, self.directory, options=manager_options, item_names=("state", "meta")
-        )
-        self._manager = self._make() if self.directory.exists() else None
+        self._options = manager_options
+        self._manager = self._open() if self.directory.exists() else None
 
     def steps(self) -> list[int]:
         """Steps that have a committed checkpoint, in order."""
@@ -195,33 +193,43 @@ class Checkpointer:
             raise UserError(f"None of the {len(steps)} checkpoints in {str(self.directory)!r} is whole.")
         return None
 
-    def _read(self, step: int, items: ocp.args.Composite) -> Any:
-        """What orbax reads; storage that fails for a moment does not make a checkpoint a broken one."""
+    def _read(self, step: int, item: str, handler: ocp.CheckpointHandler, args: Any) -> Any:
+        """What orbax reads; storage that fails for a moment does not make a checkpoint a broken one.
+
+        The handler is asked, not the manager: a process that can't read its part would leave the
+        others waiting for it there. Here all hear of it.
+        """
         what = f"Reading the checkpoint of step {step} in {str(self.directory)!r}"
-        return storage.retry(lambda: self._manager.restore(step, args=items), what=what)
+        found, error = None, None
+        try:
+            found = storage.retry(lambda: handler.restore(self.directory / str(step) / item, args=args), what=what)
+        except Exception as e:  # orbax and tensorstore raise many kinds.
+            error = e
+        outcome = 0 if error is None else 2 if isinstance(error, UserError) else 1
+        worst = distributed.largest(outcome)
+        if isinstance(error, UserError):
+            raise error
+        if worst == 2:
+            raise UserError(f"{what} failed on another process.")
+        if worst:
+            raise BrokenError(type(error).__name__ if error else "on another process") from error
+        return found
 
     def _read_meta(self, step: int) -> dict:
         try:
-            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self._read(step, items).meta
-            crc = meta.pop("crc")
-        except UserError:
-            raise
-        except Exception as e:
-            raise BrokenError(f"its description can't be read: {type(e).__name__}") from e
-        if crc != _crc(meta):
+            meta = self._read(step, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+        except BrokenError as e:
+            raise BrokenError(f"its description can't be read: {e}") from e
+        if meta.pop("crc", None) != _crc(meta):
             raise BrokenError("its description was altered")
         return meta
 
     def _read_state(self, step: int, abstract: Any, expected: dict[str, int]) -> Any:
         wanted = names_of(abstract)
         try:
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            leaves = self._read(step, items).state
-        except UserError:
-            raise
-        except Exception as e:
-            raise BrokenError(f"its arrays can't be read: {type(e).__name__}") from e
+            leaves = self._read(step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(wanted))
+        except BrokenError as e:
+            raise BrokenError(f"its arrays can't be read: {e}") from e
         found = checksums(leaves)
         wrong = [n for n in found if found[n] != expected[n]]
         if wrong:
@@ -293,13 +301,24 @@ class Checkpointer:
         if jax.process_index() == 0:
             target.rmtree(missing_ok=True)
             (self.directory / str(step)).rename(target)
+        distributed.largest(0)  # All wait until it is moved.
         self._reopen()
+
+    def _open(self) -> ocp.CheckpointManager:
+        what = f"Opening the checkpoints in {str(self.directory)!r}"
+        names = ("state", "meta")
+        try:
+            return storage.retry(
+                lambda: ocp.CheckpointManager(self.directory, options=self._options, item_names=names), what=what
+            )
+        except OSError as e:
+            raise UserError(f"Checkpoints in {str(self.directory)!r} can't be opened: {storage.reason(e)}.") from e
 
     def _reopen(self) -> None:
         """A manager that knows of no failure; what an interrupted save left is cleared away."""
         with contextlib.suppress(Exception):  # The failure of a save, which is known.
             self._manager.close()
-        self._manager = self._make()
+        self._manager = self._open()
 
     def close(self) -> None:
         """Waits for a save under way and closes the files."""

@@ -18,6 +18,10 @@ def run(main: Callable[[list[str] | None], None]) -> None:
         main(None)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
+        if "jax" in sys.modules:
+            from capvl.parallel import distributed
+
+            distributed.leave(2)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

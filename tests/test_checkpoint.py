@@ -240,15 +240,25 @@ def test_error_of_a_save_that_passes_loses_nothing(tmp_path, state_of, monkeypat
 def test_a_read_that_fails_for_a_moment_does_not_break_a_checkpoint(tmp_path, state_of, monkeypatch, unhurried):
     abstract, state = state_of()
     save(tmp_path, state)
-    fail_once(monkeypatch, ocp.CheckpointManager, "restore", PASSING)
+    fail_once(monkeypatch, ocp.StandardCheckpointHandler, "restore", PASSING)
     said = []
     assert Checkpointer(str(tmp_path), OPTIONS).restore(abstract, say=said.append).step == 2
     assert not said
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", lambda *_, **kw: (_ for _ in ()).throw(PASSING))
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", lambda *_, **kw: (_ for _ in ()).throw(PASSING))
     with pytest.raises(UserError, match="Reading the checkpoint of step 2 .* failed 8 times"):
         Checkpointer(str(tmp_path), OPTIONS).restore(abstract, say=said.append)
     assert not said
     assert Checkpointer(str(tmp_path)).steps() == [1, 2]
+
+
+def test_opening_is_tried_again_and_said(tmp_path, state_of, monkeypatch, unhurried):
+    _, state = state_of()
+    save(tmp_path, state)
+    fail_once(monkeypatch, ocp.CheckpointManager, "__init__", PASSING)
+    assert Checkpointer(str(tmp_path)).steps() == [1, 2]
+    fail_once(monkeypatch, ocp.CheckpointManager, "__init__", STAYING)
+    with pytest.raises(UserError, match="Checkpoints in '.*' can't be opened: Permission denied"):
+        Checkpointer(str(tmp_path))
 
 
 def test_checksum_is_the_same_under_any_sharding_and_sees_every_bit():

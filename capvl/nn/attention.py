@@ -1,6 +1,7 @@
 """Multi-head attention: fused QKV self-attention and cross-attention to given keys and values.
 
-softmax(q kᵀ / sqrt(K)) v with the softmax in float32; layout (B, T, H, K).
+softmax(q kᵀ / sqrt(K)) v with the softmax in float32; layout (B, T, H, K). cuDNN's kernel on
+GPUs, JAX's splash kernel on TPUs for long sequences, else XLA with a backward pass of our own.
 """
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from capvl.nn import weights
+from capvl.nn import splash, weights
 from capvl.nn.layers import Dense
 
 
@@ -25,6 +26,8 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
     """
     if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None:
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, is_causal=causal, implementation="cudnn")
+    if mask is None and splash.pays(q_BTHK, k_BSHK):
+        return splash.attend(q_BTHK, k_BSHK, v_BSHK, causal=causal)
     if causal:
         triangle = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
         mask = triangle if mask is None else mask & triangle

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import urllib.error
 import urllib.request
 
@@ -20,6 +21,7 @@ from capvl.parallel import rendezvous
 CONNECT_SECONDS = 120
 # A process that is silent for so long is taken for dead, and ends the others.
 HEARTBEAT_SECONDS = 40
+GOODBYE_SECONDS = 10
 
 
 def start() -> None:
@@ -110,6 +112,27 @@ def _initialize(sentence: str, address, count, index) -> None:
         )
     except (RuntimeError, ValueError) as e:
         raise UserError(f"{sentence}: {str(e).splitlines()[0]}") from e
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code; says good-bye to the others where they are still there."""
+    if not jax.distributed.is_initialized():
+        sys.exit(code)
+    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    farewell.start()
+    farewell.join(GOODBYE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def code_version() -> str:

@@ -14,6 +14,7 @@ from capvl.planning.topology import Topology
 
 QUIET = {
     "JAX_PLATFORMS": "cpu",  # The step is compiled for chips, but nothing runs on any.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # A program for chips that aren't here can't be read back.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TF_CPP_MIN_LOG_LEVEL": "3",

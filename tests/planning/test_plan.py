@@ -12,7 +12,7 @@ from capvl.errors import UserError
 from capvl.parallel import compiler
 from capvl.parallel.mesh import MeshOptions, make_mesh, slice_count
 from capvl.planning import ahead, estimate, search, topology
-from capvl.planning.hlo import Cost
+from capvl.planning.hlo import Cost, Program
 from capvl.planning.roofline import collective_seconds, roofline
 
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
@@ -197,6 +197,22 @@ def test_a_compiled_step_does_the_analytic_flops(tiny_recipe, libtpu, unroll):
     assert found.cost.flops == pytest.approx(found.analytic_flops, rel=0.03)
     assert found.fits and found.arguments and found.temporaries
     assert found.cost.collectives
+
+
+@needs_libtpu
+def test_long_sequences_take_the_kernel_and_its_matmuls_are_counted(tiny_recipe, libtpu):
+    model = dict(model__dtype="bfloat16", model__encoder="w128d2h2m256/16", model__res=384)
+    recipe = tiny_recipe(batch_size=8, **model)
+    place = topology.parse("v5e:2x2")
+    text = ahead.compile_step(recipe, place).text
+    assert "splash_mha_fwd" in text
+    tokens, padded, width, layers = (384 // 16) ** 2, 640, 128, 2
+    attention = 2 * recipe.batch_size / place.size * tokens**2 * width * layers  # One matmul of all layers and heads.
+    # The kernel does 7 matmuls where the formula has 6, on whole tiles; the image's own gradient is not needed.
+    stem = 2 * recipe.batch_size / place.size * tokens * (16 * 16 * 3) * width
+    analytic = recipe.objective.flops(recipe.model) * recipe.batch_size / place.size
+    expected = analytic - stem + attention * (7 * (padded / tokens) ** 2 - 6)
+    assert Program(text).cost.flops == pytest.approx(expected, rel=0.01)
 
 
 @needs_libtpu
