@@ -75,7 +75,7 @@ def test_bad_arguments(tmp_path):
     [
         (2, ["--kinds=saves_fail,fill_disk"]),
         pytest.param(14, ["--seed=1"], marks=pytest.mark.slow),
-        pytest.param(6, ["--kinds=kill,terminate,kill_in_save", "--processes=2"], marks=pytest.mark.slow),
+        pytest.param(6, ["--kinds=kill,cut_file,fill_disk", "--processes=2"], marks=pytest.mark.slow),
     ],
 )
 def test_a_disturbed_run_equals_the_one_left_alone(tmp_path, data_dir, count, options):

@@ -251,6 +251,20 @@ def test_a_read_that_fails_for_a_moment_does_not_break_a_checkpoint(tmp_path, st
     assert Checkpointer(str(tmp_path)).steps() == [1, 2]
 
 
+def test_what_another_process_cannot_read_is_broken_for_all(tmp_path, state_of, monkeypatch):
+    abstract, state = state_of()
+    save(tmp_path, state)
+    worst = iter([0, 1])  # The description is read by all; the arrays are not.
+    monkeypatch.setattr("capvl.parallel.distributed.largest", lambda mine: max(mine, next(worst, 0)))
+    said = []
+    assert Checkpointer(str(tmp_path), OPTIONS).restore(abstract, say=said.append).step == 1
+    assert "step 2 is broken (its arrays can't be read: on another process)" in said[0]
+    monkeypatch.setattr("capvl.parallel.distributed.largest", lambda mine: 2)
+    with pytest.raises(UserError, match="Reading the checkpoint of step 1 .* failed on another process"):
+        Checkpointer(str(tmp_path), OPTIONS).restore(abstract)
+    assert Checkpointer(str(tmp_path)).steps() == [1]
+
+
 def test_opening_is_tried_again_and_said(tmp_path, state_of, monkeypatch, unhurried):
     _, state = state_of()
     save(tmp_path, state)
