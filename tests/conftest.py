@@ -1,9 +1,11 @@
 """Test-wide rules: 8 CPU devices, strict dtypes and ranks, warnings are errors, no network."""
 
 import atexit
+import io
 import os
 import shutil
 import socket
+import tarfile
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -75,6 +77,16 @@ def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
     scale = max(np.abs(expected).max(initial=0), 1e-7)
     worst = np.abs(actual - expected).max(initial=0)
     assert worst <= tolerance * scale, f"{name}: off by {worst:.3g} where the largest value is {scale:.3g}"
+
+
+def write_tar(path, samples) -> None:
+    """A tar of (key, {suffix: bytes}) samples."""
+    with tarfile.open(path, "w") as archive:
+        for key, members in samples:
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
 
 
 TINY_MODEL = {

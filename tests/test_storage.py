@@ -2,10 +2,10 @@
 
 import errno
 import io
-import tarfile
 
 import numpy as np
 import pytest
+from conftest import write_tar
 from etils import epath
 
 from capvl import storage
@@ -96,14 +96,12 @@ def tar(tmp_path):
     from PIL import Image
 
     path, rng = tmp_path / "00000.tar", np.random.default_rng(0)
-    with tarfile.open(path, "w") as archive:
-        for i in range(5):
-            buffer = io.BytesIO()
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
-            for suffix, data in (("png", buffer.getvalue()), ("txt", b"a %d" % i)):
-                member = tarfile.TarInfo(f"{i}.{suffix}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
+    samples = []
+    for i in range(5):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+        samples.append((str(i), {"png": buffer.getvalue(), "txt": b"a %d" % i}))
+    write_tar(path, samples)
     return path
 
 

@@ -3,11 +3,10 @@
 import dataclasses
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
-from conftest import tiny_values
+from conftest import tiny_values, write_tar
 from PIL import Image
 
 from capvl.bench import data
@@ -24,14 +23,12 @@ def test_cores_needed_by_hand():
 @pytest.fixture
 def tars(tmp_path):
     path, rng = tmp_path / "0.tar", np.random.default_rng(0)
-    with tarfile.open(path, "w") as archive:
-        for i in range(8):
-            buffer = io.BytesIO()
-            Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(buffer, "JPEG")
-            for suffix, value in (("jpg", buffer.getvalue()), ("txt", b"a photo")):
-                member = tarfile.TarInfo(f"{i}.{suffix}")
-                member.size = len(value)
-                archive.addfile(member, io.BytesIO(value))
+    samples = []
+    for i in range(8):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(buffer, "JPEG")
+        samples.append((str(i), {"jpg": buffer.getvalue(), "txt": b"a photo"}))
+    write_tar(path, samples)
     return str(path)
 
 
@@ -57,7 +54,6 @@ def test_command(tars, tmp_path, data_dir, capsys):
 
 def test_no_jpegs(tmp_path):
     (tmp_path / "out").mkdir()
-    with tarfile.open(tmp_path / "0.tar", "w"):
-        pass
+    write_tar(tmp_path / "0.tar", [])
     with pytest.raises(UserError, match="No JPEG in"):
         data.upscale(str(tmp_path / "0.tar"), 64, 4, tmp_path / "out")

@@ -2,11 +2,10 @@
 
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
-from conftest import real_data
+from conftest import real_data, write_tar
 from PIL import Image
 
 from capvl.data import corpus, filters, samples, shards, sources
@@ -21,15 +20,6 @@ def photo(seed=0, size=(96, 72), quality=90):
     buffer = io.BytesIO()
     small.resize((96, 72), Image.Resampling.BICUBIC).resize(size).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def write_tar(path, rows):
-    with tarfile.open(path, "w") as archive:
-        for key, members in rows:
-            for suffix, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
 
 
 def outcome(filter_, captions, url=""):

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import numpy as np
 import pytest
-from conftest import real_data
+from conftest import real_data, write_tar
 from PIL import Image
 
 from capvl.data import corpus, shards, sources, streams
@@ -27,15 +26,6 @@ def picture(seed=0, size=(40, 30), kind="JPEG"):
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(buffer, kind)
     return buffer.getvalue()
-
-
-def write_tar(path, samples):
-    with tarfile.open(path, "w") as archive:
-        for key, members in samples:
-            for suffix, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
 
 
 GOOD = {"jpg": picture(), "txt": b"a photo"}
