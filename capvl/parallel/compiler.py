@@ -5,7 +5,11 @@ import jax
 from capvl import chips
 from capvl.parallel.mesh import slice_count
 
-_TPU = {"xla_tpu_enable_latency_hiding_scheduler": "true"}
+# Matmuls that gather their weights stay whole: cut into rings of collective-permutes they move several times the bytes.
+_TPU = {
+    "xla_tpu_enable_latency_hiding_scheduler": "true",
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+}
 _ACROSS_SLICES = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
