@@ -8,6 +8,7 @@ are there. What is left out is counted by reason, in `report.json` and on the da
 import collections
 import concurrent.futures
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -79,6 +80,8 @@ def prepare(
     """
     filters = filters or Filters()
     filters.check()
+    if beam is not None and not importlib.util.find_spec("apache_beam"):
+        raise UserError("Preparing on Apache Beam needs it installed: pip install -e '.[beam]'.")
     folder = storage.folder(data_dir) / name / VERSION
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")

@@ -2,6 +2,7 @@
 
 python -m capvl.data.prepare scenes --config=128
 python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --val='…/val/*.tar'
+python -m capvl.data.prepare tars --name=web --train='gs://…/{000..999}.parquet' --beam='--runner=…'
 python -m capvl.data.prepare tfds --name=coco_captions
 """
 

@@ -28,16 +28,16 @@ def expand(pattern: str) -> list[str]:
     """Files of a pattern with * or {000..123}, in a folder or a bucket.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none, or the bucket needs a package.
     """
+    path = storage.folder(pattern)
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces:
         width = len(braces[1])
         numbers = range(int(braces[1]), int(braces[2]) + 1)
         files = [pattern[: braces.start()] + str(i).zfill(width) + pattern[braces.end() :] for i in numbers]
     else:
-        path = epath.Path(pattern)
-        files = sorted(map(str, path.parent.glob(path.name) if "://" in pattern else glob.glob(pattern)))
+        files = sorted(map(str, path.parent.glob(path.name) if storage.in_bucket(path) else glob.glob(pattern)))
     if not files:
         raise UserError(f"No file matches {pattern!r}.")
     return files

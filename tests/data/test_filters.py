@@ -241,6 +241,14 @@ def test_beam_makes_the_same_files_of_real_photos(tmp_path):
     assert_same_files(one, other)
 
 
+def test_beam_that_is_missing_is_said(web, monkeypatch):
+    find = corpus.importlib.util.find_spec
+    monkeypatch.setattr(corpus.importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find(name))
+    with pytest.raises(UserError, match=r"needs it installed: pip install -e '.\[beam\]'"):
+        corpus.prepare("web", {"train": f"{web}/0.tar"}, str(web / "out"), beam=[])
+    assert not (web / "out").exists()
+
+
 def test_beam_says_what_is_wrong(web):
     pytest.importorskip("apache_beam")
     with pytest.raises(UserError, match="no example left; rejected: 1 x tar cut short"):
