@@ -93,7 +93,7 @@ run() { # Runs a command, or prints it.
   command -v "$1" > /dev/null || fail "$1 is not installed; see docs/launch.md"
   local errors code=0
   errors="$(mktemp)"
-  "$@" 2> >(tee "$errors" >&2) || code=$?
+  { "$@" 2>&1 >&3 3>&- | tee "$errors" >&2; } 3>&1 || code=$?
   if [ "$code" -ne 0 ]; then
     explain "$errors"
   fi

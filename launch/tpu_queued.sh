@@ -26,9 +26,17 @@ on() { # Runs a command on workers $2 of slices $1.
   queue ssh "${OPT[name]}" "--node=$1" "--worker=$2" "--command=$3"
 }
 
-state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED …; nothing where there is no such request.
-  gcloud compute tpus queued-resources describe "${OPT[name]}" "--project=${OPT[project]}" "--zone=${OPT[zone]}" \
-    "--format=value(state.state)" 2> /dev/null || true
+state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED …; ABSENT; UNKNOWN where the cloud can't be asked.
+  local said
+  if said="$(gcloud compute tpus queued-resources describe "${OPT[name]}" "--project=${OPT[project]}" \
+    "--zone=${OPT[zone]}" "--format=value(state.state)" 2>&1)"; then
+    tail -n 1 <<< "$said"
+  elif grep -qiE 'NOT_FOUND|not found' <<< "$said"; then
+    echo ABSENT
+  else
+    echo "$said" >&2
+    echo UNKNOWN
+  fi
 }
 
 create() {
@@ -69,18 +77,20 @@ tend() { # One look at an ACTIVE request.
 }
 
 babysit() {
-  local now
+  local now failures=0
   until finished; do
     now="$(state)"
+    failures=$([ "$now" = UNKNOWN ] && echo $((failures + 1)) || echo 0)
+    [ "$failures" -lt 10 ] || fail "gcloud failed $failures times in a row, with the error above"
     case "$now" in
-      "") create ;;
+      ABSENT) create ;;
       ACTIVE) tend ;;
       SUSPENDED | SUSPENDING | FAILED)
         echo "The TPUs are gone ($now); they are asked for again."
         queue delete "${OPT[name]}" --force --quiet || true
         ;;
     esac
-    echo "$(date +%H:%M) ${now:-asked for}"
+    echo "$(date +%H:%M) $now"
     sleep "${OPT[pause]}"
   done
   echo "The run is at its end: ${OPT[workdir]}/report.html"

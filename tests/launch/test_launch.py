@@ -144,7 +144,11 @@ case "$*" in
   *"queued-resources create"*) echo WAITING_FOR_RESOURCES > state ;;
   *"queued-resources delete"*) rm -f state exit ;;
   *describe*)
-    [ -f state ] || exit 1
+    if [ -f away ]; then
+      sed -i '$d' away && [ -s away ] || rm -f away
+      echo "ERROR: Could not resolve host" >&2 && exit 1
+    fi
+    [ -f state ] || {{ echo "ERROR: NOT_FOUND: Resource was not found" >&2; exit 1; }}
     cat state
     [ "$(cat state)" = WAITING_FOR_RESOURCES ] && echo ACTIVE > state
     exit 0 ;;
@@ -162,8 +166,11 @@ exit 0
 """
 
 
-def babysit(tmp_path, last):
+def babysit(tmp_path, last, away=0):
+    """Runs it; the cloud can't be reached the first `away` times that it is asked."""
     program(tmp_path, "gcloud", CLOUD.format(state=tmp_path, last=last))
+    if away:
+        (tmp_path / "away").write_text("x\n" * away)
     done = launch(
         "tpu_queued.sh", "run", *PLACE, "--type=v5litepod-16", "--pause=0", *[r for r in RUN if r != "--dry_run"],
         path=tmp_path,
@@ -181,6 +188,16 @@ def test_the_babysitter_makes_anew_what_was_taken_away_and_ends_with_the_report(
     assert "The training ended with 1; it is started again." in done.stdout
     assert "The TPUs are gone (SUSPENDED)" in done.stdout
     assert "gs://bucket/runs/l16/report.html" in done.stdout.splitlines()[-1]
+
+
+def test_the_babysitter_waits_for_a_cloud_that_is_away_but_not_for_ever(tmp_path):
+    done, calls = babysit(tmp_path, "touch report", away=3)
+    assert done.returncode == 0, done.stderr
+    assert calls.count("create") == 2  # As often as with a cloud that is always there.
+    (tmp_path / "second").mkdir()
+    done, calls = babysit(tmp_path / "second", "touch report", away=30)
+    assert done.returncode == 2 and not calls
+    assert "gcloud failed 10 times in a row" in done.stderr
 
 
 def test_the_babysitter_gives_up_where_the_recipe_is_at_fault(tmp_path):
