@@ -7,9 +7,11 @@
 set -uo pipefail
 workdir="$1"
 shift
+child="" signalled=""
+trap 'signalled=1; [ -z "$child" ] || kill -TERM "$child"' TERM INT
 python -m capvl.main "$@" "--workdir=$workdir" &
 child=$!
-trap 'signalled=1; kill -TERM "$child"' TERM INT
+[ -z "$signalled" ] || kill -TERM "$child"
 signalled=1
 while [ -n "$signalled" ]; do # A trapped signal ends `wait`, not the training.
   signalled=""
