@@ -252,7 +252,8 @@ def test_an_attempt_ends_with_0_only_at_the_end_of_the_run(tmp_path, training, c
 
 
 def test_an_attempt_passes_the_signal_on_and_waits(tmp_path):
-    saving = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/on; for i in {{1..999}}; do sleep 0.02; done"
+    saving = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/on; "
+    saving += "for i in {1..999}; do sleep 0.02; done"
     program(tmp_path, "python", ATTEMPT.format(folder=tmp_path, training=saving))
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     attempt = subprocess.Popen(["launch/attempt.sh", "work", "--config=a"], cwd=ROOT, env=environment)
