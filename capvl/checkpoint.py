@@ -24,6 +24,8 @@ from capvl.parallel import distributed
 absl_logging.set_verbosity(absl_logging.ERROR)
 
 _FORMAT = 1
+# A host whose part of a checkpoint is written waits so long for the others; one that failed never comes.
+COMMIT_SECONDS = 300
 
 
 class Restored(NamedTuple):
@@ -82,7 +84,10 @@ class Checkpointer:
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             manager_options = ocp.CheckpointManagerOptions(
-                max_to_keep=options.keep, keep_period=options.keep_every or None, enable_async_checkpointing=True
+                max_to_keep=options.keep,
+                keep_period=options.keep_every or None,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(timeout_secs=COMMIT_SECONDS),
             )
         self._options = manager_options
         self._manager = self._open() if self.directory.exists() else None
