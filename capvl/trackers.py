@@ -46,7 +46,7 @@ class Tracker:
         """Waits for the service, but not for ever."""
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(None)
+                self._queue.put(None, timeout=LONGEST_CLOSE)
             self._thread.join(LONGEST_CLOSE)
             if self._thread.is_alive():
                 say(f"{self._name} did not end within {LONGEST_CLOSE:.0f} s; its last numbers may be missing there.")

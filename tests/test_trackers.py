@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -94,20 +95,24 @@ def test_tensorboard_that_fails_stops_nothing(tmp_path, capsys):
 def test_numbers_that_nobody_takes_are_dropped(monkeypatch):
     monkeypatch.setattr(trackers, "LONGEST_QUEUE", 2)
     monkeypatch.setattr(trackers, "LONGEST_CLOSE", 0.1)
-    begun, released = threading.Event(), threading.Event()
+    begun, released, written = threading.Event(), threading.Event(), []
 
     @contextlib.contextmanager
     def session():
         begun.set()
         released.wait()
-        yield lambda step, values: None
+        yield lambda step, values: written.append(step)
 
     tracker = trackers.Tracker("slow", session)
     begun.wait()
     for step in range(9):
-        tracker.write(step, {})
-    tracker.close()
+        tracker.write(step, {})  # Returns at once, full or not.
     released.set()
+    tracker.close()
+    deadline = time.time() + 10
+    while len(written) < 2 and time.time() < deadline:
+        time.sleep(0.01)
+    assert written == [0, 1]
 
 
 def test_wandb_wanted_but_not_installed(monkeypatch):

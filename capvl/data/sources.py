@@ -141,7 +141,7 @@ def _open_split(builder, split: str, name: str):
         if not builder.info.splits[split].num_examples:
             raise UserError(f"Split {split!r} of data set {name!r} is empty.")
         return builder.as_data_source(split=split).data_source
-    except NotImplementedError as e:
+    except NotImplementedError as e:  # tfds' word for files that it can't read at random, such as TFRecord.
         raise UserError(
             f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
             f"`python -m capvl.data.prepare tfds --name={name}`."
