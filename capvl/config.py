@@ -58,7 +58,8 @@ class Recipe:
       hang_timeout: seconds without a new step after which the process ends with all stacks on stderr; 0: never.
       profile: (first step, number of steps) of a profiler trace; (0, 0) for none.
       wandb: project in Weights & Biases; "" for none.
-      init_from: parameters to begin with: a workdir, or a big_vision .npz; "" for none.
+      init_from: parameters to begin with: a workdir or converted folder, or a big_vision .npz; "" for none.
+      init_only: regexes of the parameters that are taken from there, the others being fresh; () for all.
       source: the recipe as plain values, for config.json.
     """
 
@@ -82,6 +83,7 @@ class Recipe:
     profile: tuple[int, int] = (0, 0)
     wandb: str = ""
     init_from: str = ""
+    init_only: tuple[str, ...] = ()
     source: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -90,6 +92,18 @@ class Recipe:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if min(self.eval_every, self.seed, self.spike, self.hang_timeout) < 0:
             raise UserError("eval_every, seed, spike and hang_timeout must not be negative.")
+
+    def check(self, mesh) -> int:
+        """Examples of a micro-batch on one device of a mesh.
+
+        Raises:
+          UserError: the batch doesn't divide over the mesh, or options contradict each other.
+        """
+        from capvl.step import check_batch
+
+        each = check_batch(self.batch_size, self.micro_batches, mesh)
+        self.objective.check(self.model, each, self.micro_batches)
+        return each
 
     def train_step(self):
         """The recipe's `capvl.step.TrainStep`."""
@@ -110,7 +124,7 @@ class Recipe:
 # What may differ when a run is resumed: nothing of it changes what is learned, or it is the
 # user's declared right (another batch size sees the same examples).
 RESUMABLE = (
-    r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|wandb|init_from"
+    r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|wandb|init_from|init_only"
     r"|(mesh|checkpoint|evals)(\..*)?|model\.(remat|unroll)|objective\.chunk"
     r"|data\.(data_dir|threads|workers|prefetch|max_bad)"
 )

@@ -15,7 +15,6 @@ from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.main import config_arguments
-from capvl.models.parameters import Blueprint
 from capvl.parallel.mesh import make_mesh
 
 
@@ -47,14 +46,14 @@ def evaluate(
             raise UserError(f"The recipe has no evaluator {name!r}." + nearest(name, recipe.evals))
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
-        blueprint = Blueprint(recipe.model)
-        shardings = blueprint.shardings(mesh)
+        training = recipe.train_step()
+        shardings = training.blueprint.shardings(mesh)
         if untrained:
-            params, at = jax.jit(blueprint.init, out_shardings=shardings)(jax.random.key(recipe.seed)), 0
+            params, at = train.initial_state(recipe, training, mesh).params, 0
         else:
-            params, at = Checkpointer(workdir).read_params(blueprint.shapes, step=step, say=terminal.say)
+            params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
             params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
-        context = Context(recipe, mesh, blueprint, recipe.batch_size)
+        context = Context(recipe, mesh, training.blueprint, recipe.batch_size)
         evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         rows = train.evaluate(evaluators, params, path / "evaluate", at)
     terminal.print_results(at, rows)

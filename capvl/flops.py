@@ -13,15 +13,43 @@ def _layer(tokens: int, width: int, mlp: int) -> float:
     return projections + scores + 2 * 2 * tokens * width * mlp
 
 
+def _kept(options) -> int:
+    """Patches that the encoder's blocks see in training."""
+    patches = (options.res // sizes.parse(options.encoder)[1]) ** 2
+    return max(1, round(patches * (1 - options.patch_dropout)))
+
+
+def encoder(options) -> float:
+    """Forward matmul FLOPs of one image (`capvl.models.vit.ViTOptions`), without a MAP head."""
+    size, patch = sizes.parse(options.encoder)
+    patches = (options.res // patch) ** 2
+    tokens = _kept(options) + options.registers + (options.pool == "cls")
+    return 2 * patches * patch * patch * 3 * size.width + size.depth * _layer(tokens, size.width, size.mlp)
+
+
+def map_head(options) -> float:
+    """Forward matmul FLOPs of pooling one image by a MAP head."""
+    size, _ = sizes.parse(options.encoder)
+    tokens, width = _kept(options), size.width
+    return 2 * 2 * tokens * width * width + 2 * 2 * width * width + 2 * 2 * tokens * width + 2 * 2 * width * size.mlp
+
+
+def decoder(options) -> float:
+    """Forward matmul FLOPs of the captioner's decoder and output layer over one text."""
+    size, _ = sizes.parse(options.encoder)
+    width, length = size.width, options.length
+    seen = _kept(options) + (options.pool == "cls")
+    cross = 2 * 2 * length * width * width + 2 * 2 * seen * width * width + 2 * 2 * length * seen * width
+    return options.decoder_layers * (_layer(length, width, size.mlp) + cross) + 2 * length * width * options.vocab
+
+
 def captioner(options) -> float:
     """Forward matmul FLOPs of one image and its text (`capvl.models.captioner.CaptionerOptions`)."""
-    size, patch = sizes.parse(options.encoder)
-    width, length = size.width, options.length
-    patches = (options.res // patch) ** 2
-    kept = max(1, round(patches * (1 - options.patch_dropout)))
-    tokens = kept + options.registers + (options.pool == "cls")
-    encoder = 2 * patches * patch * patch * 3 * width + size.depth * _layer(tokens, width, size.mlp)
-    seen = kept + (options.pool == "cls")
-    cross = 2 * 2 * length * width * width + 2 * 2 * seen * width * width + 2 * 2 * length * seen * width
-    decoder = options.decoder_layers * (_layer(length, width, size.mlp) + cross)
-    return encoder + decoder + 2 * length * width * options.vocab
+    return encoder(options) + decoder(options)
+
+
+def text_tower(options) -> float:
+    """Forward matmul FLOPs of one text (`capvl.models.two_towers.TwoTowersOptions`)."""
+    size = sizes.parse_size(options.text)
+    joint = options.projection or sizes.parse(options.encoder)[0].width
+    return size.depth * _layer(options.length, size.width, size.mlp) + 2 * size.width * joint

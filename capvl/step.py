@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: steps done, skipped ones included.
-      params: flat dict of float32 parameters.
+      params: flat dict of parameters: float32, or the activations' dtype where they don't train.
       opt_state: the optimizer's state.
       ema: running mean of the parameters, or an empty dict.
       skipped, skipped_in_row: steps that changed nothing.
@@ -71,12 +71,14 @@ class TrainStep:
         blueprint = Blueprint(self.model)
         object.__setattr__(self, "blueprint", blueprint)
         object.__setattr__(self, "learning_rate", make_schedule(self.schedule, self.steps))
-        trainable, _ = split_trainable(blueprint.shapes, self.optimizer)
+        frozen = self.objective.frozen(self.model)
+        trainable, _ = split_trainable(blueprint.shapes, self.optimizer, frozen)
         object.__setattr__(self, "trainable", frozenset(trainable))
         object.__setattr__(self, "transformation", make_optimizer(self.optimizer, blueprint.batch_dims()))
 
     def init(self, params: dict[str, jax.Array]) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step; parameters that don't train are kept in the activations' dtype."""
+        params = {k: v if k in self.trainable else v.astype(self.model.dtype) for k, v in params.items()}
         trainable = {k: v for k, v in params.items() if k in self.trainable}
         # A copy: donated buffers must not be shared.
         ema = {k: jnp.copy(v) for k, v in trainable.items()} if self.optimizer.ema else {}
@@ -87,6 +89,10 @@ class TrainStep:
     def init_from_seed(self) -> TrainState:
         """The state of a fresh run; jit it with `state_shardings`."""
         return self.init(self.blueprint.init(jax.random.key(self.seed)))
+
+    def param_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the parameters as they are kept and checkpointed."""
+        return jax.eval_shape(self.init_from_seed).params
 
     def abstract_state(self, mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state on a mesh."""

@@ -25,7 +25,7 @@ from capvl.evals import Context, Samples
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
-from capvl.step import TrainState, check_batch
+from capvl.step import TrainState
 from capvl.terminal import say
 
 
@@ -255,7 +255,7 @@ def profiled(training: Run, step: int):
 def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger) -> tuple[Run, TrainState]:
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
-    recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+    recipe.check(mesh)
     trackers.check(recipe.wandb)
     _prepare_data(recipe)
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
@@ -295,10 +295,14 @@ def initial_state(recipe: config.Recipe, step, mesh) -> TrainState:
         return jax.jit(step.init_from_seed, out_shardings=shardings)()
     from capvl.convert.load import load_parameters
 
-    params = load_parameters(recipe.init_from, recipe.model)
-    say(f"Parameters from {recipe.init_from}.")
-    params = {k: jax.device_put(params[k], sharding) for k, sharding in shardings.params.items()}
-    return jax.jit(step.init, out_shardings=shardings)(params)
+    loaded = load_parameters(recipe.init_from, recipe.model, recipe.init_only)
+    say(f"{len(loaded)} of {len(shardings.params)} parameters from {recipe.init_from}.")
+    loaded = {k: jax.device_put(v, shardings.params[k]) for k, v in loaded.items()}
+
+    def init(loaded):
+        return step.init(step.blueprint.init(jax.random.key(recipe.seed)) | loaded)
+
+    return jax.jit(init, out_shardings=shardings)(loaded)
 
 
 def evaluate(evaluators: dict, params: dict, workdir: epath.Path, step: int) -> dict[str, float]:

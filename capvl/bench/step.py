@@ -13,7 +13,6 @@ from capvl.data import loader
 from capvl.main import config_arguments
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
-from capvl.step import check_batch
 
 
 def matmul_rate(seconds: float = 1.0) -> float:
@@ -57,7 +56,7 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
         step = recipe.train_step()
-        recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+        recipe.check(mesh)
         shardings = step.state_shardings(mesh)
         state = jax.jit(step.init_from_seed, out_shardings=shardings)()
         host_batch = example_batch(recipe, tokens)

@@ -17,26 +17,31 @@ import numpy as np
 
 from capvl.errors import UserError
 
-_ENCODER = "encoder/Transformer/encoderblock"
-_DECODER = "decoder/EncDecBlock"
-
 # Ours -> theirs; a tuple is fused along the axis after the input width.
-_DIRECT = {
-    "encoder/stem/kernel": "encoder/embedding/kernel",
-    "encoder/stem/bias": "encoder/embedding/bias",
-    "encoder/norm/scale": "encoder/Transformer/encoder_norm/scale",
-    "encoder/norm/bias": "encoder/Transformer/encoder_norm/bias",
+_ENCODER_DIRECT = {
+    "stem/kernel": "embedding/kernel",
+    "stem/bias": "embedding/bias",
+    "norm/scale": "Transformer/encoder_norm/scale",
+    "norm/bias": "Transformer/encoder_norm/bias",
+}
+_ENCODER_WITH_BATCH_AXIS = {"positions": "pos_embedding", "cls": "cls", "map/probe": "MAPHead_0/probe"}
+_DECODER_DIRECT = {
     "decoder/tokens": "decoder/EmbedTargets/embedding",
     "decoder/norm/scale": "decoder/LayerNorm/scale",
     "decoder/norm/bias": "decoder/LayerNorm/bias",
     "decoder/logits/kernel": "decoder/LogitsDense/kernel",
     "decoder/logits/bias": "decoder/LogitsDense/bias",
 }
-_WITH_BATCH_AXIS = {
-    "encoder/positions": "encoder/pos_embedding",
-    "decoder/positions": "pos_embedding_decoder",
-    "encoder/cls": "encoder/cls",
-    "encoder/map/probe": "encoder/MAPHead_0/probe",
+_TWO_TOWERS = {
+    "image_head/kernel": "img/head/kernel",
+    "image_head/bias": "img/head/bias",
+    "text/tokens": "txt/Embed_0/embedding",
+    "text/norm/scale": "txt/Encoder_0/encoder_norm/scale",
+    "text/norm/bias": "txt/Encoder_0/encoder_norm/bias",
+    "text/head/kernel": "txt/head/kernel",
+    "text/head/bias": "txt/head/bias",
+    "log_scale": "t",
+    "bias": "b",
 }
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _ENCODER_LAYER = {
@@ -70,63 +75,141 @@ _MAP = {
 _FUSED = ("attn/qkv", "self_attn/qkv", "cross_attn/q", "kv", "attn/q")
 
 
-def is_scanned(theirs: Mapping[str, Any]) -> bool:
-    """Whether the parameters are in the scanned layout."""
-    return any(k.startswith(_DECODER + "/") or k.startswith(_ENCODER + "/") for k in theirs)
-
-
 def from_big_vision(theirs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Ours from a flat dict of big_vision's CapPa parameters (a leading `params/` is dropped).
+    """Ours from a flat dict of big_vision's parameters (a leading `params/` is dropped).
+
+    CapPa models, two towers (`img/`, `txt/`, `t`, `b`) and plain ViTs (`encoder/…` of ours) are known.
 
     Raises:
       UserError: parameters are missing, or some are not known.
     """
     theirs = {k.removeprefix("params/"): np.asarray(v) for k, v in theirs.items()}
-    layers = _unstack(theirs) if is_scanned(theirs) else theirs
-    left = dict(layers)
-
-    def take(key):
-        if key not in left:
-            raise UserError(f"The parameters lack {key!r}, so they are not a whole big_vision CapPa model.")
-        return left.pop(key)
-
-    ours = {name: take(key) for name, key in _DIRECT.items()}
-    for name, key in _WITH_BATCH_AXIS.items():
-        if key in left:
-            ours[name] = take(key)[0]
-    _take_layers(ours, take, "encoder/blocks", "encoder/Transformer/encoderblock_", _ENCODER_LAYER, layers)
-    depth = _take_layers(ours, take, "decoder/blocks", "decoder/EncDecBlock", _DECODER_LAYER, layers)
+    if any(k.startswith("txt/") for k in theirs):
+        return _from_two_towers(theirs)
+    if "embedding/kernel" in theirs:
+        take = Taker(theirs, "ViT")
+        ours = _take_encoder(take, "")
+        take.optional("head/kernel"), take.optional("head/bias")  # Of the classes it was trained on.
+        take.finish()
+        return ours
+    take = Taker(_unstack(theirs), "CapPa model")
+    ours = _take_encoder(take, "encoder/")
+    ours |= {name: take(key) for name, key in _DECODER_DIRECT.items()}
+    ours["decoder/positions"] = take("pos_embedding_decoder")[0]
+    depth = _take_layers(ours, take, "decoder/blocks", "decoder/EncDecBlock", _DECODER_LAYER)
     ours["decoder/cross_kv"] = np.stack(
         [np.stack([take(f"decoder/EncDecBlock{i}/{part}/kernel") for part in _CROSS_KV], 1) for i in range(depth)]
     )
-    if "encoder/map/probe" in ours:
-        for name, keys in _MAP.items():
-            for leaf in _leaves(layers, f"encoder/MAPHead_0/{keys[0]}"):
-                ours[f"encoder/map/{name}/{leaf}"] = _fuse(
-                    name, leaf, [take(f"encoder/MAPHead_0/{k}/{leaf}") for k in keys]
-                )
-    if left:
-        raise UserError(
-            f"The parameters have {len(left)} leaves that CapPa does not know: {', '.join(sorted(left)[:5])}."
-        )
+    take.finish()
     return ours
 
 
-def to_big_vision(ours: Mapping[str, Any], *, scan: bool = False) -> dict[str, np.ndarray]:
-    """big_vision's flat names (without `params/`) for our parameters, in either of its layouts."""
-    ours = {k: np.asarray(v) for k, v in ours.items()}
-    theirs = {key: ours[name] for name, key in _DIRECT.items()}
-    theirs |= {key: ours[name][None] for name, key in _WITH_BATCH_AXIS.items() if name in ours}
-    _give_layers(theirs, ours, "encoder/blocks", "encoder/Transformer/encoderblock_", _ENCODER_LAYER)
-    _give_layers(theirs, ours, "decoder/blocks", "decoder/EncDecBlock", _DECODER_LAYER)
-    for i, kernel in enumerate(ours["decoder/cross_kv"]):
-        for part, name in enumerate(_CROSS_KV):
-            theirs[f"decoder/EncDecBlock{i}/{name}/kernel"] = kernel[:, part]
+def _from_two_towers(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    take = Taker(_unstack(theirs), "two-tower model")
+    ours = _take_encoder(take, "img/")
+    for name, key in _TWO_TOWERS.items():
+        if key in take.left:
+            ours[name] = take(key)
+    ours["text/positions"] = take("txt/pos_embedding")[0]
+    ours.setdefault("bias", np.zeros(1, np.float32))  # A model that was trained with the softmax loss has none.
+    _take_layers(ours, take, "text/blocks", "txt/Encoder_0/encoderblock_", _ENCODER_LAYER)
+    if "txt/MAPHead_0/probe" in take.left:
+        ours["text/map/probe"] = take("txt/MAPHead_0/probe")[0]
+        _take_map(ours, take, "text/map", "txt/MAPHead_0")
+    take.finish()
+    return ours
+
+
+class Taker:
+    """Takes parameters by name and knows which are left."""
+
+    def __init__(self, theirs: Mapping[str, np.ndarray], what: str):
+        self.left, self._what = dict(theirs), what
+
+    def __call__(self, key: str) -> np.ndarray:
+        if key not in self.left:
+            raise UserError(f"The parameters lack {key!r}, so they are not a whole big_vision {self._what}.")
+        return self.left.pop(key)
+
+    def optional(self, key: str) -> np.ndarray | None:
+        """The parameter, or None."""
+        return self.left.pop(key, None)
+
+    def finish(self) -> None:
+        """Raises UserError where something is left."""
+        if self.left:
+            raise UserError(
+                f"The parameters have {len(self.left)} leaves that a big_vision {self._what} does not have: "
+                f"{', '.join(sorted(self.left)[:5])}."
+            )
+
+
+def _take_encoder(take: "Taker", prefix: str) -> dict[str, np.ndarray]:
+    """The image tower below `prefix`."""
+    ours = {f"encoder/{name}": take(prefix + key) for name, key in _ENCODER_DIRECT.items()}
+    for name, key in _ENCODER_WITH_BATCH_AXIS.items():
+        if prefix + key in take.left:
+            ours[f"encoder/{name}"] = take(prefix + key)[0]
+    _take_layers(ours, take, "encoder/blocks", f"{prefix}Transformer/encoderblock_", _ENCODER_LAYER)
+    if "encoder/map/probe" in ours:
+        _take_map(ours, take, "encoder/map", f"{prefix}MAPHead_0")
+    return ours
+
+
+def _take_map(ours, take, prefix: str, their_prefix: str) -> None:
     for name, keys in _MAP.items():
-        for leaf in _leaves(ours, f"encoder/map/{name}"):
-            parts = _unfuse(name, leaf, ours[f"encoder/map/{name}/{leaf}"], len(keys))
-            theirs |= {f"encoder/MAPHead_0/{k}/{leaf}": p for k, p in zip(keys, parts, strict=True)}
+        for leaf in _leaves(take.left, f"{their_prefix}/{keys[0]}"):
+            ours[f"{prefix}/{name}/{leaf}"] = _fuse(name, leaf, [take(f"{their_prefix}/{k}/{leaf}") for k in keys])
+
+
+def to_big_vision(ours: Mapping[str, Any], *, scan: bool = False) -> dict[str, np.ndarray]:
+    """big_vision's flat names (without `params/`) for our parameters, in either of its layouts.
+
+    A model with a text tower becomes its two towers, an encoder alone its ViT, else its CapPa model.
+
+    Raises:
+      UserError: the model has parts that big_vision's doesn't have.
+    """
+    ours = {k: np.asarray(v, np.float32) for k, v in ours.items()}
+    unknown = [k for k in ours if re.match("encoder/(registers|pre_norm)", k)]
+    if unknown or ("text/tokens" in ours and "decoder/tokens" in ours):
+        raise UserError(f"big_vision has no model with {unknown[0] if unknown else 'a text tower and a decoder'}.")
+    if "text/tokens" in ours:
+        theirs = _give_encoder(ours, "img/")
+        theirs |= {key: ours[name] for name, key in _TWO_TOWERS.items() if name in ours}
+        theirs["txt/pos_embedding"] = ours["text/positions"][None]
+        _give_layers(theirs, ours, "text/blocks", "txt/Encoder_0/encoderblock_", _ENCODER_LAYER)
+        if "text/map/probe" in ours:
+            theirs["txt/MAPHead_0/probe"] = ours["text/map/probe"][None]
+            _give_map(theirs, ours, "text/map", "txt/MAPHead_0")
+    elif "decoder/tokens" not in ours:
+        theirs = _give_encoder(ours, "")
+    else:
+        theirs = _give_encoder(ours, "encoder/")
+        theirs |= {key: ours[name] for name, key in _DECODER_DIRECT.items()}
+        theirs["pos_embedding_decoder"] = ours["decoder/positions"][None]
+        _give_layers(theirs, ours, "decoder/blocks", "decoder/EncDecBlock", _DECODER_LAYER)
+        for i, kernel in enumerate(ours["decoder/cross_kv"]):
+            for part, name in enumerate(_CROSS_KV):
+                theirs[f"decoder/EncDecBlock{i}/{name}/kernel"] = kernel[:, part]
     return _restack(theirs) if scan else theirs
+
+
+def _give_encoder(ours: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    theirs = {prefix + key: ours[f"encoder/{name}"] for name, key in _ENCODER_DIRECT.items()}
+    for name, key in _ENCODER_WITH_BATCH_AXIS.items():
+        if f"encoder/{name}" in ours:
+            theirs[prefix + key] = ours[f"encoder/{name}"][None]
+    _give_layers(theirs, ours, "encoder/blocks", f"{prefix}Transformer/encoderblock_", _ENCODER_LAYER)
+    _give_map(theirs, ours, "encoder/map", f"{prefix}MAPHead_0")
+    return theirs
+
+
+def _give_map(theirs, ours, prefix: str, their_prefix: str) -> None:
+    for name, keys in _MAP.items():
+        for leaf in _leaves(ours, f"{prefix}/{name}"):
+            parts = _unfuse(name, leaf, ours[f"{prefix}/{name}/{leaf}"], len(keys))
+            theirs |= {f"{their_prefix}/{k}/{leaf}": p for k, p in zip(keys, parts, strict=True)}
 
 
 def _leaves(tree: Mapping, prefix: str) -> list[str]:
@@ -146,11 +229,11 @@ def _unfuse(name: str, leaf: str, value: np.ndarray, parts: int) -> list[np.ndar
     return [np.take(value, i, axis=axis) for i in range(parts)]
 
 
-def _take_layers(ours, take, prefix, their_prefix, table, theirs) -> int:
-    numbers = {int(m[1]) for k in theirs if (m := re.match(re.escape(their_prefix) + r"(\d+)/", k))}
+def _take_layers(ours, take, prefix, their_prefix, table) -> int:
+    numbers = {int(m[1]) for k in take.left if (m := re.match(re.escape(their_prefix) + r"(\d+)/", k))}
     depth = len(numbers)
     for name, keys in table.items():
-        for leaf in _leaves(theirs, f"{their_prefix}0/{keys[0]}"):
+        for leaf in _leaves(take.left, f"{their_prefix}0/{keys[0]}"):
             layers = [
                 _fuse(name, leaf, [take(f"{their_prefix}{i}/{key}/{leaf}") for key in keys]) for i in range(depth)
             ]
@@ -166,13 +249,20 @@ def _give_layers(theirs, ours, prefix, their_prefix, table) -> None:
                 theirs |= {f"{their_prefix}{i}/{k}/{leaf}": p for k, p in zip(keys, parts, strict=True)}
 
 
+# What comes before a layer's number, the scanned name without it, and the axis that it is stacked on.
+_NUMBERED = (
+    (r"(.*encoderblock)_(\d+)(/.*)", r"(.*encoderblock)(/.*)", "{}_{}{}", 0),
+    (r"(.*EncDecBlock)(\d+)(/.*)", r"(.*EncDecBlock)(/.*)", "{}{}{}", 1),
+)
+
+
 def _unstack(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The unrolled layout of either."""
     out = {}
     for key, value in theirs.items():
-        for stem, numbered, axis in ((_ENCODER, _ENCODER + "_{}", 0), (_DECODER, _DECODER + "{}", 1)):
-            if key.startswith(stem + "/"):
-                for i, layer in enumerate(np.moveaxis(value, axis, 0)):
-                    out[numbered.format(i) + key[len(stem) :]] = layer
+        for _, scanned, name, axis in _NUMBERED:
+            if match := re.fullmatch(scanned, key):
+                out |= {name.format(match[1], i, match[2]): x for i, x in enumerate(np.moveaxis(value, axis, 0))}
                 break
         else:
             out[key] = value
@@ -180,18 +270,16 @@ def _unstack(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _restack(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The scanned layout of the unrolled one."""
     out, groups = {}, {}
     for key, value in theirs.items():
-        match = re.fullmatch(rf"({_ENCODER})_(\d+)(/.*)|({_DECODER})(\d+)(/.*)", key)
-        if not match:
+        for numbered, _, _, axis in _NUMBERED:
+            if match := re.fullmatch(numbered, key):
+                groups.setdefault((match[1] + match[3], axis), {})[int(match[2])] = value
+                break
+        else:
             out[key] = value
-            continue
-        stem, index, rest = [g for g in match.groups() if g is not None]
-        groups.setdefault((stem, rest), {})[int(index)] = value
-    for (stem, rest), layers in groups.items():
-        axis = 0 if stem == _ENCODER else 1
-        out[stem + rest] = np.stack([layers[i] for i in range(len(layers))], axis=axis)
-    return out
+    return out | {k: np.stack([x[i] for i in range(len(x))], axis=axis) for (k, axis), x in groups.items()}
 
 
 def main(argv: list[str] | None = None) -> None:

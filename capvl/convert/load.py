@@ -1,25 +1,34 @@
 """Parameters to begin with: from a workdir or a big_vision .npz, positions resized where need be."""
 
 import pathlib
+import re
 
 import numpy as np
 from etils import epath
 
 from capvl.convert.big_vision import from_big_vision
-from capvl.errors import UserError
+from capvl.errors import UserError, nearest
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize_grid
 
 
-def load_parameters(path: str, model_options) -> dict[str, np.ndarray]:
-    """Parameters by path for a model, from a run's workdir or a flat big_vision .npz.
+def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """float32 parameters by path for a model, from a run's workdir or a flat big_vision .npz.
 
     Encoder positions of another resolution are resized. Nothing is unpickled.
+
+    Args:
+      path: the workdir or file.
+      model_options: of the model that they are for.
+      only: regexes of the parameters to take; () for all.
 
     Raises:
       UserError: missing, unreadable, or of another model.
     """
-    blueprint = Blueprint(model_options)
+    shapes = Blueprint(model_options).shapes
+    for pattern in only:
+        if not any(re.fullmatch(pattern, name) for name in shapes):
+            raise UserError(f"init_only: {pattern!r} matches no parameter." + nearest(pattern, shapes))
     if (epath.Path(path) / "checkpoints").is_dir():
         from capvl.checkpoint import Checkpointer
 
@@ -28,11 +37,14 @@ def load_parameters(path: str, model_options) -> dict[str, np.ndarray]:
         params = from_big_vision(read_npz(path))
     else:
         raise UserError(f"Parameters {path!r} are neither a workdir nor an .npz file.")
-    params = _resize_positions(params, blueprint.shapes)
     from capvl.checkpoint import check_leaves
 
-    stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
-    check_leaves(stored, blueprint.shapes, path)
+    if only:
+        params, shapes = (
+            {k: v for k, v in named.items() if any(re.fullmatch(p, k) for p in only)} for named in (params, shapes)
+        )
+    params = {k: np.asarray(v, np.float32) for k, v in _resize_positions(params, shapes).items()}
+    check_leaves({k: [list(v.shape), str(v.dtype)] for k, v in params.items()}, shapes, path)
     return params
 
 

@@ -82,6 +82,30 @@ class ImageText:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmbeddingText:
+    """embedding float16 (…), one of an image's cached views, and text int32 (L,), one of its captions.
+
+    Attributes:
+      length: text length L.
+      tokenizer: the tokenizer.
+    """
+
+    length: int
+    tokenizer: tokenizers.Tokenizer
+
+    @classmethod
+    def from_options(cls, data, *, length: int) -> "EmbeddingText":
+        """From `config.data` (`capvl.data.loader.DataOptions`)."""
+        return cls(length, tokenizers.load(data.tokenizer_path()))
+
+    def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
+        """Draws the view and the caption."""
+        texts, views = example["text"], example["embedding"]
+        text = texts[uniforms.below(len(texts))] if texts else ""
+        return {"embedding": views[uniforms.below(len(views))], "text": self.tokenizer(text, self.length)}
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageLabel:
     """image uint8 (R, R, 3), centrally cropped or squashed, and label int32; for frozen-feature evaluations."""
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from capvl.data import loader, sources
 from capvl.data import tokenizer as tokenizers
+from capvl.decoding.likelihood import log_likelihood
 from capvl.evals import Context, to_host
-from capvl.evals.likelihood import log_likelihood
 from capvl.parallel.rules import batch_sharding
 
 

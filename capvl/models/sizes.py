@@ -41,12 +41,21 @@ def parse(name: str) -> tuple[Size, int]:
     match = re.fullmatch(r"([A-Za-z0-9]+)/(\d+)", name)
     if not match or int(match[2]) == 0:
         raise UserError(f"Model {name!r} should read SIZE/PATCH, such as 'L/16'.")
-    custom = re.fullmatch(r"w(\d+)d(\d+)h(\d+)m(\d+)", match[1])
+    return parse_size(match[1]), int(match[2])
+
+
+def parse_size(name: str) -> Size:
+    """The size of a name in SIZES, or spelled out as "w96d4h3m384" (width, depth, heads, MLP).
+
+    Raises:
+      UserError: it is neither.
+    """
+    custom = re.fullmatch(r"w(\d+)d(\d+)h(\d+)m(\d+)", name)
     if custom:
         width, depth, heads, mlp = map(int, custom.groups())
         if not (width and depth and heads and mlp) or width % heads:
-            raise UserError(f"Model {name!r}: the width must be a multiple of the heads, and none may be 0.")
-        return Size(width, depth, mlp, heads), int(match[2])
-    if match[1] not in SIZES:
-        raise UserError(f"Unknown model size {match[1]!r} in {name!r}." + nearest(match[1], SIZES))
-    return SIZES[match[1]], int(match[2])
+            raise UserError(f"Model size {name!r}: the width must be a multiple of the heads, and none may be 0.")
+        return Size(width, depth, mlp, heads)
+    if name not in SIZES:
+        raise UserError(f"Unknown model size {name!r}." + nearest(name, SIZES))
+    return SIZES[name]

@@ -81,11 +81,15 @@ class TextDecoder(nnx.Module):
         shape = (len(kernel), *encoded_BND.shape[:2], *kernel.shape[3:])
         return keys.reshape(shape), values.reshape(shape)
 
-    def embed(self, tokens_BL) -> jax.Array:
+    def embed(self, tokens_BL, places_L=None) -> jax.Array:
         """Token embedding plus position, (B, L, D) float32."""
-        return self.tokens[...][tokens_BL] + self.positions[...][None, : tokens_BL.shape[1]]
+        positions = self.positions[...]
+        positions = positions[: tokens_BL.shape[1]] if places_L is None else positions[places_L]
+        return self.tokens[...][tokens_BL] + positions[None]
 
-    def __call__(self, inputs_BL, image_kv, *, mask=None, causal: bool = False, dtype=jnp.float32) -> jax.Array:
+    def __call__(
+        self, inputs_BL, image_kv, *, mask=None, causal: bool = False, places_L=None, dtype=jnp.float32
+    ) -> jax.Array:
         """Hidden states (B, L, D) after the last LN.
 
         Args:
@@ -93,13 +97,18 @@ class TextDecoder(nnx.Module):
           image_kv: what `image_kv` returned, for B images.
           mask: optional boolean self-attention mask, broadcastable to (B, H, L, L).
           causal: whether position l sees positions 0..l only.
+          places_L: the text position of each input, where it isn't 0, 1, 2, …
         """
-        y = constrain(self.embed(inputs_BL).astype(dtype), "batch", None, None)
+        y = constrain(self.embed(inputs_BL, places_L).astype(dtype), "batch", None, None)
 
         def body(block, y, kv):
             return block(y, kv, mask=mask, causal=causal)
 
         return self.norm(scan(self.blocks, body, y, image_kv, remat=self.remat, unroll=self.unroll))
+
+    def causal(self, labels_BL, image_kv, *, dtype=jnp.float32) -> jax.Array:
+        """Hidden states (B, L, D) that predict `labels_BL` from the image and earlier tokens (Cap)."""
+        return self(shift_right(labels_BL), image_kv, causal=True, dtype=dtype)
 
     def parallel(self, length: int, image_kv, *, dtype=jnp.float32) -> jax.Array:
         """Hidden states (B, L, D) of parallel prediction: every input is [MASK], nothing is causal.

@@ -4,31 +4,109 @@ The trunk's arithmetic is that of CapPa's reference; registers are from arXiv 23
 patch dropout from arXiv 2212.00794 (FLIP).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from capvl.errors import UserError, nearest
+from capvl.models import sizes
 from capvl.models.sizes import Size
 from capvl.nn import positions, weights
 from capvl.nn.attention import CrossAttention, SelfAttention, input_projection
-from capvl.nn.layers import Dense, LayerNorm, Mlp
-from capvl.nn.stack import scan, stack
+from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp
+from capvl.nn.stack import REMAT, scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
+
+# Mean and standard deviation of the pixels (0 to 1) that an encoder was trained with.
+PIXELS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTOptions:
+    """What an image encoder is made of; the options of models that have one begin with these.
+
+    Attributes:
+      encoder: SIZE/PATCH of the ViT (`capvl.models.sizes`).
+      res: image side in pixels.
+      pool: "mean", "map" or "cls".
+      positions: "learned" or "sincos".
+      registers: extra learned tokens that the blocks see and the output drops.
+      patch_dropout: share of patches dropped in training.
+      activation: of the MLPs: "gelu_tanh", "gelu" (exact) or "quick_gelu".
+      eps: of the layer norms.
+      pre_norm: a layer norm before the blocks (CLIP).
+      class_position: the class token has a position of its own (CLIP, the first ViT).
+      pixels: a key of PIXELS: how pixels are normalised.
+      dtype: of activations and matmuls, "bfloat16" or "float32".
+      remat: what the backward pass recomputes: "none", "dots", "named", "offload" or "full".
+      unroll: straight-line layers instead of a loop.
+    """
+
+    encoder: str = "B/16"
+    res: int = 224
+    pool: str = "mean"
+    positions: str = "learned"
+    registers: int = 0
+    patch_dropout: float = 0.0
+    activation: str = "gelu_tanh"
+    eps: float = 1e-6
+    pre_norm: bool = False
+    class_position: bool = False
+    pixels: str = "half"
+    dtype: str = "bfloat16"
+    remat: str = "none"
+    unroll: bool = False
+
+    def __post_init__(self):
+        _, patch = sizes.parse(self.encoder)
+        if self.res < patch or self.res % patch:
+            near = max(1, round(self.res / patch)) * patch
+            raise UserError(f"model.res={self.res} is not a multiple of the patch {patch}; the nearest is {near}.")
+        self.check_choices(
+            pool=("mean", "map", "cls"),
+            positions=("learned", "sincos"),
+            activation=tuple(ACTIVATIONS),
+            pixels=tuple(PIXELS),
+            dtype=("bfloat16", "float32"),
+            remat=tuple(REMAT),
+        )
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"model.patch_dropout must be in [0, 1), not {self.patch_dropout}.")
+        if self.class_position and (self.pool != "cls" or self.positions != "learned"):
+            raise UserError("model.class_position needs model.pool='cls' and model.positions='learned'.")
+
+    def check_choices(self, **known: tuple[str, ...]) -> None:
+        """Raises UserError where an option is not among the known ones."""
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"model.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), choices)
+                )
+
+    def make_encoder(self, rngs: nnx.Rngs) -> "ViT":
+        """Builds the encoder."""
+        return ViT(self, rngs=rngs)
 
 
 class EncoderBlock(nnx.Module):
     """x += Attention(LN x); x += MLP(LN x)."""
 
-    def __init__(self, size: Size, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(size.width, rngs=rngs)
+    def __init__(self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu_tanh", eps: float = 1e-6):
+        self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
-        self.norm2 = LayerNorm(size.width, rngs=rngs)
-        self.mlp = Mlp(size.width, size.mlp, rngs=rngs)
+        self.norm2 = LayerNorm(size.width, eps=eps, rngs=rngs)
+        self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
 
-    def __call__(self, x_BND) -> jax.Array:
-        x_BND = checkpoint_name(x_BND + self.attn(self.norm1(x_BND)), "residual")
+    def __call__(self, x_BND, *, mask=None, causal: bool = False) -> jax.Array:
+        x_BND = checkpoint_name(x_BND + self.attn(self.norm1(x_BND), mask=mask, causal=causal), "residual")
         x_BND = x_BND + self.mlp(self.norm2(x_BND))
         return constrain(x_BND, "batch", None, None)
 
@@ -36,12 +114,12 @@ class EncoderBlock(nnx.Module):
 class MapHead(nnx.Module):
     """Multi-head attention pooling: one probe attends to all tokens, then x + MLP(LN x): (B, N, D) -> (B, D)."""
 
-    def __init__(self, size: Size, rngs: nnx.Rngs):
+    def __init__(self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu_tanh", eps: float = 1e-6):
         self.probe = weight(rngs, (1, size.width), (None, None), weights.xavier_uniform(1, size.width))
         self.kv = input_projection(size.width, size.heads, 2, bias=True, rngs=rngs)
         self.attn = CrossAttention(size.width, size.heads, rngs=rngs)
-        self.norm = LayerNorm(size.width, rngs=rngs)
-        self.mlp = Mlp(size.width, size.mlp, rngs=rngs)
+        self.norm = LayerNorm(size.width, eps=eps, rngs=rngs)
+        self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
 
     def __call__(self, tokens_BND) -> jax.Array:
         kv_BNcHK = self.kv(tokens_BND)
@@ -53,35 +131,17 @@ class MapHead(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Images (B, R, R, 3) in [-1, 1] -> tokens (B, N, D) after the final LN.
+    """Images (B, R, R, 3) -> tokens (B, N, D) after the final LN; `PIXELS` says what the pixels are."""
 
-    Args:
-      size, patch, res: width and depth; patch and image side in pixels (`res` a multiple of `patch`).
-      pool: "mean", "map" or "cls" (a class token is put first, after the positions).
-      positions_kind: "learned" or "sincos".
-      registers: extra learned tokens that the blocks see and the output drops.
-      patch_dropout: share of patches dropped in training.
-      remat, unroll: see `capvl.nn.stack.scan`.
-    """
-
-    def __init__(
-        self,
-        size: Size,
-        patch: int,
-        res: int,
-        *,
-        pool: str = "mean",
-        positions_kind: str = "learned",
-        registers: int = 0,
-        patch_dropout: float = 0.0,
-        remat: str = "none",
-        unroll: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        self.patch, self.pool_kind, self.registers_count = patch, pool, registers
-        self.patch_dropout, self.remat, self.unroll = patch_dropout, remat, unroll
-        grid, width = res // patch, size.width
-        self.grid, self.positions_kind = grid, positions_kind
+    def __init__(self, options: ViTOptions, *, rngs: nnx.Rngs):
+        size, patch = sizes.parse(options.encoder)
+        grid, width = options.res // patch, size.width
+        self.patch, self.grid, self.pool_kind = patch, grid, options.pool
+        self.positions_kind, self.class_position = options.positions, options.class_position
+        self.registers_count, self.patch_dropout = options.registers, options.patch_dropout
+        self.remat, self.unroll = options.remat, options.unroll
+        self.pixels = options.pixels
+        kind = dict(activation=options.activation, eps=options.eps)
         self.stem = Dense(
             (patch, patch, 3, width),
             (None, None, None, "embed"),
@@ -90,13 +150,23 @@ class ViT(nnx.Module):
             bias=(width,),
             rngs=rngs,
         )
-        if positions_kind == "learned":
-            self.positions = weight(rngs, (grid * grid, width), (None, "embed"), weights.normal(width**-0.5))
-        self.cls = weight(rngs, (1, width), (None, None), weights.zeros) if pool == "cls" else None
-        self.registers = weight(rngs, (registers, width), (None, None), weights.normal(0.02)) if registers else None
-        self.blocks = stack(lambda r: EncoderBlock(size, r), size.depth, rngs)
-        self.norm = LayerNorm(width, rngs=rngs)
-        self.map = MapHead(size, rngs) if pool == "map" else None
+        if options.positions == "learned":
+            count = grid * grid + int(options.class_position)
+            self.positions = weight(rngs, (count, width), (None, "embed"), weights.normal(width**-0.5))
+        self.cls = weight(rngs, (1, width), (None, None), weights.zeros) if options.pool == "cls" else None
+        registers = (options.registers, width)
+        self.registers = weight(rngs, registers, (None, None), weights.normal(0.02)) if options.registers else None
+        self.pre_norm = LayerNorm(width, eps=options.eps, rngs=rngs) if options.pre_norm else None
+        self.blocks = stack(lambda r: EncoderBlock(size, r, **kind), size.depth, rngs)
+        self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
+        self.map = MapHead(size, rngs, **kind) if options.pool == "map" else None
+
+    def normalize(self, image_BRRC) -> jax.Array:
+        """Images in [-1, 1] -> pixels as this encoder wants them."""
+        if self.pixels == "half":
+            return image_BRRC
+        mean, std = (jnp.asarray(row, image_BRRC.dtype)[None, None, None] for row in PIXELS[self.pixels])
+        return (image_BRRC * 0.5 + 0.5 - mean) / std
 
     def embed(self, image_BRRC, dtype) -> jax.Array:
         """Patch embedding without positions: (B, N, D), patches row by row."""
@@ -107,9 +177,9 @@ class ViT(nnx.Module):
         return self.stem(patches)
 
     def add_positions(self, x_BND) -> jax.Array:
-        """Adds the position embedding."""
+        """Adds the position embedding of the patches."""
         if self.positions_kind == "learned":
-            table = self.positions[...]
+            table = self.positions[...][int(self.class_position) :]
         else:
             table = jnp.asarray(positions.sincos_2d(self.grid, self.grid, x_BND.shape[-1]))
         return x_BND + table.astype(x_BND.dtype)[None]
@@ -120,10 +190,14 @@ class ViT(nnx.Module):
         if self.patch_dropout and key is not None:
             x = _drop_patches(x, self.patch_dropout, key)
         prefix = [p[...].astype(dtype) for p in (self.cls, self.registers) if p is not None]
+        if self.class_position:
+            prefix[0] = prefix[0] + self.positions[...][:1].astype(dtype)
         if prefix:
             table = jnp.concatenate(prefix)
             x = jnp.concatenate([jnp.broadcast_to(table[None], (x.shape[0], *table.shape)), x], axis=1)
         x = constrain(x, "batch", None, None)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
         x = scan(self.blocks, lambda block, h, _: block(h), x, remat=self.remat, unroll=self.unroll)
         if self.registers is not None:
             first = 0 if self.cls is None else 1

@@ -60,6 +60,12 @@ def _gelu_backward(x, gradient):
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
+ACTIVATIONS = {
+    "gelu_tanh": gelu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
@@ -110,13 +116,16 @@ class LayerNorm(nnx.Module):
         self.bias = weight(rngs, (width,), (None,), weights.zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, self.scale[...], None if self.bias is None else self.bias[...], self.eps)
+        # Parameters that don't train may be kept in bfloat16.
+        bias = None if self.bias is None else self.bias[...].astype(jnp.float32)
+        return layer_norm(x, self.scale[...].astype(jnp.float32), bias, self.eps)
 
 
 class Mlp(nnx.Module):
-    """Dense, tanh-approximated GELU, Dense: (..., D) -> (..., D)."""
+    """Dense, activation (a key of ACTIVATIONS), Dense: (..., D) -> (..., D)."""
 
-    def __init__(self, width: int, hidden: int, *, bias: bool = True, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, bias: bool = True, activation: str = "gelu_tanh", rngs: nnx.Rngs):
+        self.activation = activation
         init = weights.xavier_uniform(width, hidden)
         tiny = weights.normal(1e-6)
         self.up = Dense(
@@ -127,4 +136,4 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(gelu(checkpoint_name(self.up(x), "mlp_up")))
+        return self.down(ACTIVATIONS[self.activation](checkpoint_name(self.up(x), "mlp_up")))

@@ -11,7 +11,10 @@ from flax import nnx
 
 Batch = dict[str, jax.Array]
 
-OBJECTIVES = {"cappa": "capvl.objectives.cappa:CapPa"}
+OBJECTIVES = {
+    "cappa": "capvl.objectives.cappa:CapPa",
+    "contrastive": "capvl.objectives.contrastive:Contrastive",
+}
 
 
 class Objective(Protocol):
@@ -20,8 +23,11 @@ class Objective(Protocol):
     Model: ClassVar[type]
     """Dataclass of the options in `config.model`; its `make(rngs)` builds the model."""
 
-    def check(self, model_options: Any, batch_per_device: int) -> None:
-        """Raises UserError where options contradict each other."""
+    def check(self, model_options: Any, batch_per_device: int, micro_batches: int) -> None:
+        """Raises UserError where options contradict each other; `batch_per_device` is of one micro-batch."""
+
+    def frozen(self, model_options: Any) -> tuple[str, ...]:
+        """Regexes of parameters that don't train, beside `config.optimizer.frozen`."""
 
     def features(self) -> tuple[str, ...]:
         """Keys that an Example must have for this objective."""

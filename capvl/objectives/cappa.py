@@ -16,6 +16,7 @@ from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
 from capvl.models.text_decoder import shift_right
+from capvl.objectives.images import unit_range
 from capvl.parallel.rules import constrain, data_groups
 
 
@@ -58,7 +59,7 @@ class CapPa:
         if self.chunk < 1:
             raise UserError(f"objective.chunk must be at least 1, not {self.chunk}.")
 
-    def check(self, model_options: CaptionerOptions, batch_per_device: int) -> None:
+    def check(self, model_options: CaptionerOptions, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where the stratified share is not a whole number of examples."""
         share = self.pa * batch_per_device
         if self.draw == "stratified" and abs(share - round(share)) > 1e-6:
@@ -66,6 +67,10 @@ class CapPa:
                 f"objective.draw='stratified' needs objective.pa={self.pa} of a device's {batch_per_device} examples "
                 f"to be a whole number; objective.pa={round(share) / batch_per_device:g} is the nearest that is."
             )
+
+    def frozen(self, model_options: CaptionerOptions) -> tuple[str, ...]:
+        """All parameters train."""
+        return ()
 
     def features(self) -> tuple[str, ...]:
         """An image and its captions."""
@@ -89,11 +94,7 @@ class CapPa:
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked, and the loss weight of each token."""
-        image = batch["image"]
-        if image.dtype == jnp.uint8:
-            if train:
-                image = jnp.where(batch["flip"][:, None, None, None], image[:, :, ::-1], image)
-            image = image.astype(jnp.float32) / 127.5 - 1.0
+        image = unit_range(batch["image"], batch.get("flip") if train else None)
         text = batch["text"]
         return {"image": image, "text": text, "weights": self.token_weights(text, batch.get("mask"))}
 
@@ -111,13 +112,21 @@ class CapPa:
     def loss(self, model: Captioner, batch, key):
         """Mean loss over the batch; metrics `nll_cap` and `nll_pa` are nats per token of either mode."""
         drop_key, mode_key = jax.random.split(key)
-        encoded, text = model.encode(batch["image"], key=drop_key), batch["text"]
+        return self.loss_of_encoded(model, model.encode(batch["image"], key=drop_key), batch, mode_key)
+
+    def loss_of_encoded(self, model, encoded, batch, mode_key):
+        """As `loss`, from encoded images; the model is any with a captioner's `decoder` and `dtype`."""
+        text = batch["text"]
         if self.draw == "stratified" and 0 < self.pa < 1:
             hidden, use_pa = self._stratified(model, text, encoded, mode_key)
             return self.loss_of_hidden(model, hidden, batch, use_pa)
         kv = model.decoder.image_kv(encoded)
         if self.pa in (0, 1):
-            hidden = self._hidden_pa(model, text, kv, mode_key) if self.pa else model.hidden_causal(text, kv)
+            hidden = (
+                self._hidden_pa(model, text, kv, mode_key)
+                if self.pa
+                else model.decoder.causal(text, kv, dtype=model.dtype)
+            )
             use_pa = jnp.full(text.shape[:1], bool(self.pa))
         else:
             use_pa = jax.random.uniform(mode_key, text.shape[:1]) < self.pa
@@ -154,7 +163,7 @@ class CapPa:
 
     def _hidden_pa(self, model, text_BL, kv, key) -> jax.Array:
         if self.mask_ratio == 1:
-            return model.hidden_parallel(text_BL.shape[1], kv)
+            return model.decoder.parallel(text_BL.shape[1], kv, dtype=model.dtype)
         return model.decoder(self._masked(text_BL, model.decoder.vocab, key), kv, dtype=model.dtype)
 
     def _masked(self, text_BL, mask_id: int, key) -> jax.Array:
@@ -184,7 +193,7 @@ class CapPa:
         # Keys and values are projected for each part by itself, so that they are never cut.
         kv_pa, kv_cap = (model.decoder.image_kv(cut(encoded_BND, *part)) for part in ((0, count), (count, each)))
         pa = self._hidden_pa(model, cut(text_BL, 0, count), kv_pa, key)
-        cap = model.hidden_causal(cut(text_BL, count, each), kv_cap)
+        cap = model.decoder.causal(cut(text_BL, count, each), kv_cap, dtype=model.dtype)
         hidden = flat(jnp.concatenate([grouped(pa), grouped(cap)], axis=1))
         return hidden, jnp.tile(jnp.arange(each) < count, groups)
 

@@ -72,16 +72,17 @@ def matches(rules: Rules, path: str, default: float) -> float:
     return next((value for pattern, value in rules if re.fullmatch(pattern, path)), default)
 
 
-def split_trainable(params: dict, options: OptimizerOptions) -> tuple[dict, dict]:
-    """(trainable, frozen) parts of a flat dict of parameters.
+def split_trainable(params: dict, options: OptimizerOptions, also: tuple[str, ...] = ()) -> tuple[dict, dict]:
+    """(trainable, frozen) parts of a flat dict of parameters; `also` are regexes of frozen ones beside the options'.
 
     Raises:
       UserError: a pattern matches nothing, or nothing is left to train.
     """
-    for pattern in options.frozen:
+    patterns = (*options.frozen, *also)
+    for pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in params):
             raise UserError(f"optimizer.frozen: {pattern!r} matches no parameter." + nearest(pattern, params))
-    frozen = {p: v for p, v in params.items() if any(re.fullmatch(r, p) for r in options.frozen)}
+    frozen = {p: v for p, v in params.items() if any(re.fullmatch(r, p) for r in patterns)}
     if len(frozen) == len(params):
         raise UserError("optimizer.frozen leaves no parameter to train.")
     return {p: v for p, v in params.items() if p not in frozen}, frozen

@@ -147,10 +147,9 @@ def compile_step(recipe, topology: Topology) -> Compiled:
 
     from capvl.parallel.mesh import make_mesh
     from capvl.parallel.rules import batch_sharding
-    from capvl.step import check_batch
 
     mesh = make_mesh(recipe.mesh, list(devices(topology)))
-    recipe.objective.check(recipe.model, check_batch(recipe.batch_size, recipe.micro_batches, mesh))
+    recipe.check(mesh)
     step = recipe.train_step()
     sharding = batch_sharding(mesh)
     batch = {

@@ -13,7 +13,6 @@ from capvl.planning import ahead
 from capvl.planning.hlo import Cost, Program
 from capvl.planning.roofline import Roofline, roofline
 from capvl.planning.topology import Topology
-from capvl.step import check_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +157,7 @@ def paper_plan(recipe, topology: Topology) -> Plan:
     """
     mesh = AbstractMesh(recipe.mesh.shape(topology.size, topology.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     step = recipe.train_step()
-    each = check_batch(recipe.batch_size, recipe.micro_batches, mesh)
-    recipe.objective.check(recipe.model, each)
+    each = recipe.check(mesh)
     shapes, shardings = jax.eval_shape(step.init_from_seed), step.state_shardings(mesh)
 
     def on_chip(shape, sharding) -> int:

@@ -75,7 +75,7 @@ def test_parallel_short_cut_equals_the_plain_decoder():
     def both(image):
         kv = model.decoder.image_kv(model.encode(image))
         plain = model.decoder(jnp.full_like(text, model.decoder.vocab), kv)
-        return plain, model.hidden_parallel(LENGTH, kv)
+        return plain, model.decoder.parallel(LENGTH, kv)
 
     plain, short = both(image)
     assert_close(short, plain, 1e-5)

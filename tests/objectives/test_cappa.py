@@ -62,7 +62,7 @@ def test_drawn_share_is_the_asked_one(model):
 
     def spy(model, text, kv, use_pa, key):
         seen.append(use_pa)
-        return model.hidden_causal(text, kv)
+        return model.decoder.causal(text, kv)
 
     raw = objective.prepare(batch(4), train=True)
     shares = []
@@ -126,8 +126,8 @@ def test_flip_on_device_in_training_only():
 def test_stratified_share_must_be_whole():
     objective = CapPa(pa=0.7, draw="stratified")
     with pytest.raises(UserError, match=r"objective.pa=0.75"):
-        objective.check(OPTIONS, 8)
-    dataclasses.replace(objective, pa=0.75).check(OPTIONS, 8)
+        objective.check(OPTIONS, 8, 1)
+    dataclasses.replace(objective, pa=0.75).check(OPTIONS, 8, 1)
 
 
 def test_flops_against_the_compiler():

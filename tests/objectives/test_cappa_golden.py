@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_close, load_golden, under
 
 from capvl.convert.big_vision import from_big_vision, to_big_vision
-from capvl.evals.likelihood import log_likelihood
+from capvl.decoding.likelihood import log_likelihood
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.parameters import Blueprint
 from capvl.objectives.cappa import CapPa

@@ -22,7 +22,11 @@ def log_likelihood(model, image_BRRC, text_BL, *, parallel: bool = False) -> jax
 def log_likelihood_of_kv(model, image_kv, text_BL, *, parallel: bool = False) -> jax.Array:
     """As `log_likelihood`, from the decoder's keys and values of encoded images."""
     length = text_BL.shape[1]
-    hidden = model.hidden_parallel(length, image_kv) if parallel else model.hidden_causal(text_BL, image_kv)
+    decoder, dtype = model.decoder, model.dtype
+    if parallel:
+        hidden = decoder.parallel(length, image_kv, dtype=dtype)
+    else:
+        hidden = decoder.causal(text_BL, image_kv, dtype=dtype)
     weights = (text_BL != 0).astype(jnp.float32)
     layer = model.decoder.logits
     _, nll_BL = vocabulary_loss(hidden, text_BL, weights, layer.kernel[...], layer.bias[...])

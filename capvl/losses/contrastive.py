@@ -1,0 +1,262 @@
+"""Contrastive losses of a global batch whose similarity matrix no device ever holds.
+
+Each device keeps its own images and sees all texts pass by: the texts go around a ring of the
+data-parallel devices (`jax.lax.ppermute` under `jax.shard_map`), and each block of similarities
+is used and thrown away. A device needs memory for its own rows and one block, however many
+devices there are. Gradients are computed the same way: the gradient of a text travels with it.
+
+Sigmoid: SigLIP, equation 1 (arXiv 2303.15343). Softmax: CLIP, figure 3 (arXiv 2103.00020).
+
+Letters: I the images of a device, T the texts that are with it, C a chunk of them, D width.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from capvl.parallel.rules import RULES, data_groups
+
+CHUNK = 1024
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def sigmoid_loss(image_BD, text_BD, scale, bias, chunk=CHUNK):
+    """Sum over all pairs of -log sigmoid(±(scale * image . text + bias)), + on the diagonal, divided by B.
+
+    Args:
+      image_BD, text_BD: normalised embeddings, float32, row i of both belonging together.
+      scale, bias: float32 scalars; scale is the inverse temperature.
+      chunk: texts of a block.
+
+    Returns:
+      The scalar loss.
+    """
+    return _sigmoid(image_BD, text_BD, scale, bias, chunk, False)[0]
+
+
+def _sigmoid(image_BD, text_BD, scale, bias, chunk, with_gradient):
+    """(loss, gradients or None) in one turn of the ring."""
+
+    def local(image_ID, text_TD, scale, bias):
+        count, ring = _ring()
+        weight = 1.0 / (count * len(image_ID))
+
+        def block(image_ID, text_CD, row, column, carry):
+            dots_IC = image_ID @ text_CD.T
+            logits_IC = scale * dots_IC + bias
+            sign_IC = jnp.where(row[:, None] == column[None], 1.0, -1.0)
+            total, dimage_ID, dscale, dbias = carry
+            total = total - weight * jax.nn.log_sigmoid(sign_IC * logits_IC).sum()
+            if not with_gradient:
+                return (total, dimage_ID, dscale, dbias), ()
+            dlogits_IC = -weight * sign_IC * jax.nn.sigmoid(-sign_IC * logits_IC)
+            dimage_ID = dimage_ID + scale * (dlogits_IC @ text_CD)
+            dtext_CD = scale * (dlogits_IC.T @ image_ID)
+            return (total, dimage_ID, dscale + (dlogits_IC * dots_IC).sum(), dbias + dlogits_IC.sum()), (dtext_CD,)
+
+        zero = jnp.zeros((), jnp.float32)
+        travelling = (text_TD, _own_rows(len(text_TD)), *((jnp.zeros_like(text_TD),) if with_gradient else ()))
+
+        def visit(travelling, carry):
+            text_TD, column_T, *sums = travelling
+            carry, added = _chunks(block, image_ID, _own_rows(len(image_ID)), text_TD, column_T, carry, chunk)
+            return (text_TD, column_T, *(s + a for s, a in zip(sums, added, strict=True))), carry
+
+        (_, _, *dtext), (total, dimage_ID, dscale, dbias) = ring(
+            visit, travelling, (zero, jnp.zeros_like(image_ID), zero, zero)
+        )
+        total, dscale, dbias = (_sum_over_devices(x) for x in (total, dscale, dbias))
+        return total, (dimage_ID, dtext[0], dscale, dbias) if with_gradient else None
+
+    rows = _rows()
+    return _mapped(local, (rows, rows, P(), P()), (P(), (rows, rows, P(), P()) if with_gradient else None))(
+        image_BD, text_BD, scale, bias
+    )
+
+
+def _sigmoid_forward(image_BD, text_BD, scale, bias, chunk):
+    return _sigmoid(image_BD, text_BD, scale, bias, chunk, True)
+
+
+def _sigmoid_backward(chunk, gradients, cotangent):
+    return tuple(cotangent * g for g in gradients)
+
+
+sigmoid_loss.defvjp(_sigmoid_forward, _sigmoid_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def softmax_loss(image_BD, text_BD, scale, mask_B, chunk=CHUNK):
+    """Mean over the batch of half the sum of both cross-entropies: image -> its text, text -> its image.
+
+    Args:
+      image_BD, text_BD: normalised embeddings, float32, row i of both belonging together.
+      scale: float32 scalar, the inverse temperature.
+      mask_B: bool; rows and columns that are False take no part.
+      chunk: texts of a block.
+
+    Returns:
+      The scalar loss (differentiable), and how many images are most similar to their own text (not).
+    """
+    return _softmax(image_BD, text_BD, scale, mask_B, chunk)[0]
+
+
+def _softmax(image_BD, text_BD, scale, mask_B, chunk):
+    """((loss, correct), both log-sums, number of rows) in one turn."""
+
+    def local(image_ID, text_TD, scale, mask_I):
+        _, ring = _ring()
+        own = _own_rows(len(image_ID))
+
+        def block(image_ID, passing, row, column, carry):
+            text_CD, mask_C = passing
+            logits_IC = _masked(scale * (image_ID @ text_CD.T), mask_I, mask_C)
+            total_I, peak_I, own_I = carry
+            total_I, peak_I = _add_exponentials(total_I, peak_I, logits_IC)
+            own_I = own_I + jnp.where(row[:, None] == column[None], logits_IC, 0.0).sum(axis=1)
+            total_C, peak_C = _add_exponentials(jnp.zeros(len(mask_C)), jnp.full(len(mask_C), _LOW), logits_IC.T)
+            return (total_I, peak_I, own_I), (total_C, peak_C)
+
+        rows = jnp.zeros(len(image_ID), jnp.float32)
+        low = jnp.full(len(image_ID), _LOW, jnp.float32)
+        travelling = ((text_TD, mask_I), own, rows, low)
+
+        def visit(travelling, carry):
+            passing, column_T, total_T, peak_T = travelling
+            carry, (total, peak) = _chunks(block, image_ID, own, passing, column_T, carry, chunk)
+            return (passing, column_T, *_join(total_T, peak_T, total, peak)), carry
+
+        (_, _, total_T, peak_T), (total_I, peak_I, own_I) = ring(visit, travelling, (rows, low, rows))
+        along_I, along_T = (peak_I + jnp.log(total_I), peak_T + jnp.log(total_T))
+        count = jnp.maximum(_sum_over_devices(mask_I.sum().astype(jnp.float32)), 1.0)
+        loss = jnp.where(mask_I, 0.5 * (along_I + along_T) - own_I, 0.0).sum()
+        correct = (mask_I & (own_I >= peak_I)).sum().astype(jnp.float32)
+        return _sum_over_devices(loss) / count, _sum_over_devices(correct), along_I, along_T, count
+
+    rows = _rows()
+    loss, correct, along_I, along_T, count = _mapped(local, (rows, rows, P(), rows), (P(), P(), rows, rows, P()))(
+        image_BD, text_BD, scale, mask_B
+    )
+    return (loss, correct), (along_I, along_T, count)
+
+
+def _softmax_forward(image_BD, text_BD, scale, mask_B, chunk):
+    outputs, sums = _softmax(image_BD, text_BD, scale, mask_B, chunk)
+    return outputs, (image_BD, text_BD, scale, mask_B, *sums)
+
+
+def _softmax_backward(chunk, saved, cotangents):
+    """A second turn: the weights of both softmaxes are recomputed from their log-sums."""
+
+    def local(image_ID, text_TD, scale, mask_I, along_I, along_T, weight):
+        _, ring = _ring()
+        own = _own_rows(len(image_ID))
+
+        def block(image_ID, passing, row, column, carry):
+            text_CD, mask_C, along_C = passing
+            dots_IC = image_ID @ text_CD.T
+            logits_IC = _masked(scale * dots_IC, mask_I, mask_C)
+            both_IC = jnp.exp(logits_IC - along_I[:, None]) + jnp.exp(logits_IC - along_C[None])
+            both_IC = both_IC - 2.0 * (row[:, None] == column[None]).astype(jnp.float32)
+            dlogits_IC = jnp.where(mask_I[:, None] & mask_C[None], 0.5 * weight * both_IC, 0.0)
+            dimage_ID, dscale = carry
+            dimage_ID = dimage_ID + scale * (dlogits_IC @ text_CD)
+            return (dimage_ID, dscale + (dlogits_IC * dots_IC).sum()), scale * (dlogits_IC.T @ image_ID)
+
+        travelling = ((text_TD, mask_I, along_T), own, jnp.zeros_like(text_TD))
+
+        def visit(travelling, carry):
+            passing, column_T, dtext_TD = travelling
+            carry, added_TD = _chunks(block, image_ID, own, passing, column_T, carry, chunk)
+            return (passing, column_T, dtext_TD + added_TD), carry
+
+        start = (jnp.zeros_like(image_ID), jnp.zeros((), jnp.float32))
+        (_, _, dtext_TD), (dimage_ID, dscale) = ring(visit, travelling, start)
+        return dimage_ID, dtext_TD, _sum_over_devices(dscale)
+
+    image_BD, text_BD, scale, mask_B, along_I, along_T, count = saved
+    rows = _rows()
+    dimage, dtext, dscale = _mapped(local, (rows, rows, P(), rows, rows, rows, P()), (rows, rows, P()))(
+        image_BD, text_BD, scale, mask_B, along_I, along_T, cotangents[0] / count
+    )
+    return dimage, dtext, dscale, None
+
+
+softmax_loss.defvjp(_softmax_forward, _softmax_backward)
+
+_LOW = -1e30
+
+
+def _masked(logits_IC, mask_I, mask_C):
+    return jnp.where(mask_I[:, None] & mask_C[None], logits_IC, _LOW)
+
+
+def _add_exponentials(total_I, peak_I, logits_IC):
+    """Sums of exp(logits - peak) over the columns so far, and the peaks."""
+    peak_of_block_I = logits_IC.max(axis=1)
+    total_of_block_I = jnp.exp(logits_IC - peak_of_block_I[:, None]).sum(axis=1)
+    return _join(total_I, peak_I, total_of_block_I, peak_of_block_I)
+
+
+def _join(total_a, peak_a, total_b, peak_b):
+    peak = jnp.maximum(peak_a, peak_b)
+    return total_a * jnp.exp(peak_a - peak) + total_b * jnp.exp(peak_b - peak), peak
+
+
+def _chunks(block, image_ID, row_I, passing: Any, column_T, carry, chunk: int):
+    """Runs `block` over chunks of the texts that are here; what it gives for each text is put together again."""
+    count = len(column_T)
+    pieces = next(p for p in range(-(-count // chunk), count + 1) if count % p == 0)
+    if pieces == 1:
+        return block(image_ID, passing, row_I, column_T, carry)
+    cut = jax.tree.map(lambda x: x.reshape(pieces, count // pieces, *x.shape[1:]), (passing, column_T))
+
+    def body(carry, piece):
+        return block(image_ID, piece[0], row_I, piece[1], carry)
+
+    carry, given = jax.lax.scan(body, carry, cut)
+    return carry, jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), given)
+
+
+def _ring():
+    """(devices of the ring, a function that lets what travels visit all of them and come home)."""
+    count = data_groups()
+
+    def around(visit, travelling, carry):
+        def body(_, state):
+            travelling, carry = visit(*state)
+            return jax.lax.ppermute(travelling, _axes(), [(i, (i + 1) % count) for i in range(count)]), carry
+
+        if count == 1:
+            return visit(travelling, carry)
+        return jax.lax.fori_loop(0, count, body, (travelling, carry))
+
+    return count, around
+
+
+def _own_rows(rows: int) -> jax.Array:
+    """Numbers of this device's rows in the global batch."""
+    first = jax.lax.axis_index(_axes()) * rows if data_groups() > 1 else 0
+    return first + jnp.arange(rows, dtype=jnp.int32)
+
+
+def _sum_over_devices(x: jax.Array) -> jax.Array:
+    return jax.lax.psum(x, _axes()) if data_groups() > 1 else x
+
+
+def _axes() -> tuple[str, ...]:
+    return RULES["batch"]
+
+
+def _rows() -> P:
+    return P(_axes())
+
+
+def _mapped(local, in_specs, out_specs):
+    """`local` on every data-parallel device of the mesh in force; called as it is where there is one."""
+    if data_groups() == 1:
+        return local
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)

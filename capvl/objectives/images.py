@@ -1,0 +1,13 @@
+"""What every objective does with images on the device."""
+
+import jax
+import jax.numpy as jnp
+
+
+def unit_range(image, flip_B=None) -> jax.Array:
+    """float32 images in [-1, 1] of uint8 ones (B, R, R, 3), flipped where `flip_B` says so; float images stay."""
+    if image.dtype != jnp.uint8:
+        return image
+    if flip_B is not None:
+        image = jnp.where(flip_B[:, None, None, None], image[:, :, ::-1], image)
+    return image.astype(jnp.float32) / 127.5 - 1.0
