@@ -1,14 +1,9 @@
-"""CapPa parameters in big_vision's naming, read and written without loss.
+"""big_vision's CapPa, two-tower and ViT parameters, read and written without loss.
 
 Both of its layouts are known: unrolled (`encoderblock_0`, `EncDecBlock0`) and scanned
 (`encoderblock` stacked on axis 0, `EncDecBlock` stacked on axis 1).
-
-    python -m capvl.convert.big_vision WORKDIR OUT.npz [--scan]      # a run's parameters -> big_vision
-
-The other way, `config.init_from=FILE.npz` begins a run with big_vision's parameters.
 """
 
-import argparse
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -280,27 +275,3 @@ def _restack(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             out[key] = value
     return out | {k: np.stack([x[i] for i in range(len(x))], axis=axis) for (k, axis), x in groups.items()}
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
-    from capvl.checkpoint import Checkpointer
-
-    parser = argparse.ArgumentParser(description="Write a run's parameters as a big_vision .npz.", allow_abbrev=False)
-    parser.add_argument("workdir")
-    parser.add_argument("out", help="the .npz to write")
-    parser.add_argument("--scan", action="store_true", help="in the scanned layout")
-    args = parser.parse_args(argv)
-    params, step = Checkpointer(args.workdir).read_params(None)
-    theirs = to_big_vision(params, scan=args.scan)
-    try:
-        np.savez(args.out, **{f"params/{k}": v for k, v in theirs.items()})
-    except OSError as e:
-        raise UserError(f"{args.out!r} can't be written: {e.strerror or e}.") from e
-    print(f"{args.out}: {len(theirs)} arrays of step {step}")
-
-
-if __name__ == "__main__":
-    from capvl.main import run
-
-    run(main)

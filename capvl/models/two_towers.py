@@ -68,6 +68,13 @@ class TwoTowersOptions(ViTOptions):
         return TwoTowers(self, rngs=rngs)
 
 
+def _image_head(width: int, options: TwoTowersOptions, rngs: nnx.Rngs) -> Dense:
+    """The image's projection to the joint space."""
+    bias = (options.projection,) if options.projection_bias else None
+    shape, axes = (width, options.projection), ("embed", None)
+    return Dense(shape, axes, weights.lecun_normal(width), bias=bias, rngs=rngs)
+
+
 class TwoTowers(nnx.Module):
     """Images and texts -> vectors whose dot products say how well they fit."""
 
@@ -76,15 +83,7 @@ class TwoTowers(nnx.Module):
         width = sizes.parse(options.encoder)[0].width
         joint = options.projection or width
         self.encoder = options.make_encoder(rngs)
-        self.image_head = None
-        if options.projection:
-            self.image_head = Dense(
-                (width, joint),
-                ("embed", None),
-                weights.lecun_normal(width),
-                bias=(joint,) if options.projection_bias else None,
-                rngs=rngs,
-            )
+        self.image_head = _image_head(width, options, rngs) if options.projection else None
         self.text = TextTower(
             sizes.parse_size(options.text),
             options.vocab,

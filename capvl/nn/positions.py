@@ -19,19 +19,59 @@ def sincos_2d(height: int, width: int, channels: int, temperature: float = 10_00
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
-def resize_grid(positions_ND: np.ndarray, new_tokens: int) -> np.ndarray:
-    """Resizes square-grid positions bilinearly, corners onto corners: (N, D) -> (new_tokens, D).
+def resize_grid(positions_ND: np.ndarray, new_tokens: int, rule: str = "big_vision", first: int = 0) -> np.ndarray:
+    """Resizes the positions of a square grid: (N, D) -> (new_tokens, D).
+
+    Args:
+      positions_ND: row by row, behind `first` rows of other tokens, which stay as they are.
+      new_tokens: number of rows wanted, those included.
+      rule: see `resize`.
+      first: rows before the grid.
 
     Raises:
       ValueError: either number of tokens is not a square.
     """
-    old, new = round(len(positions_ND) ** 0.5), round(new_tokens**0.5)
-    if old * old != len(positions_ND) or new * new != new_tokens:
+    old, new = round((len(positions_ND) - first) ** 0.5), round((new_tokens - first) ** 0.5)
+    if old * old + first != len(positions_ND) or new * new + first != new_tokens:
         raise ValueError(
             f"positions are resized between square grids only, not from {len(positions_ND)} to {new_tokens} tokens"
         )
     if old == new:
         return np.asarray(positions_ND)
-    grid = np.asarray(positions_ND).reshape(old, old, -1)
-    resized = ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-    return resized.reshape(new_tokens, -1).astype(positions_ND.dtype)
+    resized = resize(np.asarray(positions_ND[first:]), (old, old), (new, new), rule)
+    return np.concatenate([positions_ND[:first], resized]).astype(positions_ND.dtype)
+
+
+def resize(positions_ND: np.ndarray, old: tuple[int, int], new: tuple[int, int], rule: str) -> np.ndarray:
+    """Positions of a grid of `old` (rows, columns) for one of `new`, by the rule of where they come from.
+
+    Args:
+      positions_ND: row by row, (N, D).
+      old, new: rows and columns.
+      rule: "big_vision" (bilinear, corners onto corners), "hugging_face" (bicubic, a = -0.75, four neighbours)
+        or "timm" (bicubic, a = -0.5, widened where the grid shrinks).
+    """
+    grid = positions_ND.reshape(*old, -1)
+    if rule == "big_vision":
+        zoomed = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
+        return zoomed.reshape(new[0] * new[1], -1)
+    rows, columns = (_bicubic(o, n, rule == "timm") for o, n in zip(old, new, strict=True))
+    return np.einsum("yr,xc,rcd->yxd", rows, columns, grid.astype(np.float64)).reshape(new[0] * new[1], -1)
+
+
+def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
+    """Weights (new, old) of cubic convolution along one axis (Keys, 1981), pixel centres at halves."""
+    scale = old / new
+    a, width = (-0.5, max(scale, 1.0)) if antialias else (-0.75, 1.0)
+    weights = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * scale
+        if antialias:
+            taps = np.arange(max(0, int(centre - 2 * width + 0.5)), min(old, int(centre + 2 * width + 0.5)))
+        else:
+            taps = np.floor(centre - 0.5) + np.arange(-1, 3)
+        x = np.abs((taps + 0.5 - centre) / width)
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * x * a - 4 * a
+        values = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+        np.add.at(weights[i], np.clip(taps, 0, old - 1).astype(int), values / values.sum())
+    return weights

@@ -150,14 +150,14 @@ def test_finished_run_starts_again_without_a_step(finished, capsys):
 
 
 def test_parameters_of_a_run_begin_another(finished, tiny_recipe, tmp_path):
-    from capvl.convert import big_vision
+    from capvl.convert import __main__ as convert
     from capvl.convert.load import load_parameters
 
     workdir, _, _ = finished
     own = load_parameters(str(workdir), tiny_recipe().model)
     for scan in ([], ["--scan"]):
         file = tmp_path / f"{len(scan)}.npz"
-        big_vision.main([str(workdir), str(file), *scan])
+        convert.main(["--from=capvl", "--to=big_vision", *scan, str(workdir), str(file)])
         there = load_parameters(str(file), tiny_recipe().model)
         assert there.keys() == own.keys()
         for name, value in own.items():
@@ -169,7 +169,7 @@ def test_parameters_of_a_run_begin_another(finished, tiny_recipe, tmp_path):
     np.savez(tmp_path / "pickle.npz", x=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="plain arrays"):
         load_parameters(str(tmp_path / "pickle.npz"), tiny_recipe().model)
-    with pytest.raises(UserError, match="neither a workdir nor"):
+    with pytest.raises(UserError, match="neither a run's workdir"):
         load_parameters("weights.pt", tiny_recipe().model)
 
 

@@ -1,0 +1,191 @@
+"""Weights in and out.
+
+python -m capvl.convert --from=huggingface --to=capvl openai-clip-vit-base-patch16/ clip_b16/
+python -m capvl.convert --from=capvl --to=huggingface runs/lit_demo exported/
+python -m capvl.convert --from=capvl --to=stablehlo runs/cappa_demo encoder.stablehlo
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+from capvl.convert.files import read_npz, read_weights, write_safetensors
+from capvl.convert.folder import Weights, new_folder, read_model, write_folder
+from capvl.errors import UserError
+from capvl.models.bert import BertOptions
+from capvl.models.encoder import EncoderOptions
+from capvl.models.two_towers import TwoTowersOptions
+from capvl.models.vit import ViTOptions
+
+SOURCES = ("capvl", "big_vision", "huggingface", "open_clip", "timm")
+TARGETS = ("capvl", "big_vision", "huggingface", "timm", "stablehlo")
+_TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.txt")
+
+
+def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False) -> Weights:
+    """A model of another framework (or of ours) as ours.
+
+    Args:
+      source: one of SOURCES.
+      path: file or folder.
+      heads: of the attention, where neither shapes nor a configuration tell; 0 for width / 64.
+      allow_pickle: see `capvl.convert.files.read_weights`.
+
+    Raises:
+      UserError: unreadable, or not such a model.
+    """
+    if source == "capvl":
+        return read_model(path)
+    if source == "big_vision":
+        from capvl.convert.big_vision import from_big_vision
+        from capvl.convert.shapes import options_of
+
+        params = from_big_vision(read_npz(path))
+        return Weights(params, options_of(params), "big_vision", crop="squash")
+    theirs, config = read_weights(path, allow_pickle=allow_pickle)
+    if source == "huggingface":
+        options, params = _read_hugging_face(theirs, config, path)
+        return Weights(params, _alone(options), "hugging_face", _tokenizer(path))
+    from capvl.convert import timm
+
+    reader = timm.read_timm if source == "timm" else timm.read_open_clip
+    options, params = reader(theirs, config, heads)
+    return Weights(params, _alone(options), "timm", _tokenizer(path))
+
+
+def _read_hugging_face(theirs: dict[str, np.ndarray], config: dict, path: str):
+    from capvl.convert import bert, hugging_face
+
+    kind = str(config.get("model_type", "")).removesuffix("_vision_model").removesuffix("_text_model")
+    readers = {
+        "clip": hugging_face.read_clip,
+        "siglip": hugging_face.read_siglip,
+        "vit": hugging_face.read_vit,
+        "bert": bert.read_bert,
+    }
+    if kind not in readers:
+        raise UserError(
+            f"{path!r} needs a config.json beside its weights whose model_type is one of {', '.join(readers)}; "
+            f"found {config.get('model_type')!r}."
+        )
+    return readers[kind](theirs, config)
+
+
+def _alone(options):
+    """Options of a whole model: an image tower becomes an encoder by itself."""
+    if type(options) is ViTOptions:
+        return EncoderOptions(**dataclasses.asdict(options))
+    return options
+
+
+def _tokenizer(path: str) -> str:
+    folder = pathlib.Path(path)
+    folder = folder if folder.is_dir() else folder.parent
+    return next((str(folder / name) for name in _TOKENIZERS if (folder / name).exists()), "")
+
+
+def write(target: str, path: str, weights: Weights, *, scan: bool = False) -> None:
+    """Writes our model for another framework (or as a folder of ours).
+
+    Args:
+      target: one of TARGETS.
+      path: a new folder, or for big_vision and stablehlo a file.
+      weights: the model.
+      scan: big_vision's scanned layout.
+
+    Raises:
+      UserError: the model is not of a form that the framework has, or can't be written.
+    """
+    options, params = weights.options, weights.params
+    if target == "capvl":
+        write_folder(path, weights)
+    elif target == "big_vision":
+        from capvl.convert.big_vision import to_big_vision
+
+        if isinstance(options, BertOptions):
+            raise UserError("big_vision has no form of this BERT.")
+        _save_npz(path, {f"params/{k}": v for k, v in to_big_vision(params, scan=scan).items()})
+    elif target == "stablehlo":
+        from capvl.convert.stablehlo import export
+
+        export(path, options, params)
+    elif target == "timm":
+        from capvl.convert.timm import write_timm
+
+        if isinstance(options, BertOptions):
+            raise UserError("timm has image models only, and this model has no image tower.")
+        _save_folder(path, *write_timm(options, params))
+    else:
+        _save_folder(path, *_to_hugging_face(options, params))
+        _copy_tokenizer(path, weights.tokenizer)
+
+
+def _to_hugging_face(options, params):
+    from capvl.convert import bert, hugging_face
+
+    if isinstance(options, BertOptions):
+        return bert.write_bert(options, params)
+    if isinstance(options, TwoTowersOptions) and options.pool == "cls":
+        return hugging_face.write_clip(options, params)
+    if isinstance(options, TwoTowersOptions):
+        return hugging_face.write_siglip(options, params)
+    # A captioner's or an encoder's image tower.
+    return hugging_face.write_siglip(options, {k: v for k, v in params.items() if k.startswith("encoder/")})
+
+
+def _save_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
+    from etils import epath
+
+    from capvl import storage
+
+    try:
+        with storage.new_file(epath.Path(path)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+    except OSError as e:
+        raise UserError(f"{path!r} can't be written: {e.strerror or e}.") from e
+
+
+def _save_folder(path: str, state: dict[str, np.ndarray], config: dict) -> None:
+    folder = new_folder(path)
+    write_safetensors(folder / "model.safetensors", state)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def _copy_tokenizer(path: str, tokenizer: str) -> None:
+    if tokenizer:
+        name = pathlib.Path(tokenizer).name
+        name = name if name in _TOKENIZERS else "spiece.model" if name.endswith(".model") else name
+        shutil.copyfile(tokenizer, pathlib.Path(path) / name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Convert weights.", allow_abbrev=False)
+    parser.add_argument("--from", dest="source", required=True, choices=SOURCES)
+    parser.add_argument("--to", dest="target", required=True, choices=TARGETS)
+    parser.add_argument("src", help="a file or folder; for capvl: a workdir or a converted folder")
+    parser.add_argument("dst", help="a new folder; for big_vision an .npz, for stablehlo a file")
+    parser.add_argument("--tokenizer", default="", help="a file to go with the model, where SRC has none")
+    parser.add_argument("--heads", type=int, default=0, help="of the attention, where nothing else tells")
+    parser.add_argument("--scan", action="store_true", help="big_vision's scanned layout")
+    parser.add_argument("--allow_pickle", action="store_true", help="read PyTorch pickles, weights only")
+    args = parser.parse_args(argv)
+    weights = read(args.source, args.src, heads=args.heads, allow_pickle=args.allow_pickle)
+    if args.tokenizer:
+        from capvl.data import tokenizer
+
+        tokenizer.load(args.tokenizer)
+        weights = dataclasses.replace(weights, tokenizer=args.tokenizer)
+    write(args.target, args.dst, weights, scan=args.scan)
+    count = sum(v.size for v in weights.params.values())
+    print(f"{args.dst}: {len(weights.params)} arrays, {count / 1e6:.1f} M parameters from {args.src}")
+
+
+if __name__ == "__main__":
+    from capvl.main import run
+
+    run(main)

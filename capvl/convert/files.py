@@ -1,0 +1,139 @@
+"""Weights in files: safetensors and NumPy archives; pickles only where the user asks for it."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from capvl.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NAMES = ("model.safetensors", "open_clip_model.safetensors", "weights.safetensors")
+
+
+def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays by name, the folder's configuration or {}) of a file, or of a folder as Hugging Face has it.
+
+    Args:
+      path: .safetensors, .npz, a folder with model.safetensors (or its index of several files), or a pickle.
+      allow_pickle: read PyTorch's pickles too, weights only.
+
+    Raises:
+      UserError: missing, unreadable, of a wrong kind, or a pickle that was not asked for.
+    """
+    file = pathlib.Path(path)
+    if not file.exists():
+        raise UserError(f"Weights {path!r} do not exist.")
+    if file.is_dir():
+        config = _config(file)
+        index = next(file.glob("*.safetensors.index.json"), None)
+        if index is not None:
+            parts = sorted(set(_json(index)["weight_map"].values()))
+            arrays = {}
+            for part in parts:
+                arrays |= read_safetensors(str(file / part))
+            return arrays, config
+        found = [file / n for n in _NAMES if (file / n).exists()] or sorted(file.glob("*.safetensors"))
+        found = found or sorted(p for p in file.iterdir() if p.suffix in (".npz", *PICKLES))
+        if not found:
+            raise UserError(f"Folder {path!r} has no model.safetensors and no .npz file.")
+        return _read_file(found[0], allow_pickle), config
+    return _read_file(file, allow_pickle), _config(file.parent) if file.suffix != ".npz" else {}
+
+
+def _config(folder: pathlib.Path) -> dict[str, Any]:
+    for name in ("open_clip_config.json", "config.json"):
+        if (folder / name).exists():
+            return _json(folder / name)
+    return {}
+
+
+def _json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (ValueError, OSError) as e:
+        raise UserError(f"{str(file)!r} is not JSON.") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{str(file)!r} should be a JSON object.")
+    return value
+
+
+def _read_file(file: pathlib.Path, allow_pickle: bool) -> dict[str, np.ndarray]:
+    if file.suffix == ".npz":
+        return read_npz(str(file))
+    if file.suffix == ".safetensors":
+        return read_safetensors(str(file))
+    if file.suffix not in PICKLES:
+        raise UserError(f"{str(file)!r} is neither .safetensors nor .npz.")
+    if not allow_pickle:
+        raise UserError(
+            f"{str(file)!r} is a pickle, which can run any code when it is read; take a .safetensors file, or say "
+            f"--allow_pickle if you trust it (it is then read as weights only)."
+        )
+    return _read_pickle(str(file))
+
+
+def _read_pickle(path: str) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError("Reading a pickle needs PyTorch: pip install torch.") from e
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds.
+        raise UserError(f"{path!r} can't be read as weights only: {e}") from e
+    while isinstance(state, dict) and isinstance(inner := state.get("state_dict", state.get("model")), dict):
+        state = inner
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path!r} holds no state dict.")
+    return {k.removeprefix("module."): v.float().numpy() for k, v in state.items()}
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Arrays of a .safetensors file; bfloat16 and float16 become float32.
+
+    Raises:
+      UserError: missing or not such a file.
+    """
+    from ml_dtypes import bfloat16  # noqa: F401 - NumPy has to know it before safetensors asks.
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as e:
+        raise UserError(f"{path!r} can't be read as safetensors: {e}") from e
+    return {k: v if v.dtype.kind in "iub" else v.astype(np.float32) for k, v in arrays.items()}
+
+
+def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a .safetensors file, whole or not at all.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    from safetensors.numpy import save_file
+
+    from capvl import storage
+
+    try:
+        with storage.new_file(path) as temporary:
+            save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, temporary, metadata={"format": "pt"})
+    except OSError as e:
+        raise UserError(f"{path!r} can't be written: {e.strerror or e}.") from e
+
+
+def read_npz(path: str) -> dict[str, np.ndarray]:
+    """A flat .npz, with pickles refused.
+
+    Raises:
+      UserError: missing, not an .npz, or with pickled objects in it.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"File {path!r} does not exist.")
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in z.files}
+    except (ValueError, OSError, EOFError) as e:
+        raise UserError(f"{path!r} can't be read as an .npz of plain arrays: {e}") from e

@@ -1,0 +1,144 @@
+"""A model in a folder of ours: weights.safetensors, model.json, and its tokenizer's file.
+
+This is what `capvl.convert` writes; `capvl.load`, `capvl.evaluate` and `config.init_from` take it
+wherever they take a run's workdir.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from capvl import config, storage
+from capvl.convert.files import read_npz, read_safetensors, write_safetensors
+from capvl.errors import UserError
+from capvl.models.bert import BertOptions
+from capvl.models.captioner import CaptionerOptions
+from capvl.models.encoder import EncoderOptions
+from capvl.models.two_towers import TwoTowersOptions
+
+KINDS = {"captioner": CaptionerOptions, "two_towers": TwoTowersOptions, "encoder": EncoderOptions, "bert": BertOptions}
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model's parameters with what is needed to use them.
+
+    Attributes:
+      params: float32 by path.
+      options: of the model; a value of KINDS.
+      resize: how its positions are resized: "big_vision", "hugging_face" or "timm".
+      tokenizer: path of its tokenizer; "" where it has none.
+      crop: how images are brought to its resolution: "center" or "squash".
+    """
+
+    params: dict[str, np.ndarray]
+    options: Any
+    resize: str = "big_vision"
+    tokenizer: str = ""
+    crop: str = "center"
+
+
+def write_folder(folder: str, weights: Weights) -> None:
+    """Writes weights.safetensors, the tokenizer's file and, last, model.json.
+
+    Raises:
+      UserError: the folder is there already with something in it, or can't be written.
+    """
+    path = new_folder(folder)
+    write_safetensors(path / "weights.safetensors", weights.params)
+    tokenizer = ""
+    if weights.tokenizer:
+        tokenizer = "tokenizer" + "".join(pathlib.Path(weights.tokenizer).suffixes[-2:])
+        shutil.copyfile(weights.tokenizer, path / tokenizer)
+    kind = next(name for name, cls in KINDS.items() if type(weights.options) is cls)
+    description = {
+        "format": FORMAT,
+        "kind": kind,
+        "options": dataclasses.asdict(weights.options),
+        "resize": weights.resize,
+        "tokenizer": tokenizer,
+        "crop": weights.crop,
+    }
+    storage.replace_text(path / "model.json", json.dumps(description, indent=1))
+
+
+def new_folder(folder: str):
+    """An empty folder to write to.
+
+    Raises:
+      UserError: there is something in it, or it can't be made.
+    """
+    path = storage.folder(folder)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{folder!r} is there already; choose another name or remove it.")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"Folder {folder!r} can't be made: {e.strerror or e}.") from e
+    return path
+
+
+def read_model(path: str, *, step: int | None = None) -> Weights:
+    """Weights of a run's workdir, a converted folder, or a flat big_vision .npz.
+
+    Args:
+      path: where they are.
+      step: of a workdir's checkpoint; None for the newest.
+
+    Raises:
+      UserError: missing, unreadable, or none of these.
+    """
+    if path.endswith(".npz"):
+        from capvl.convert.big_vision import from_big_vision
+        from capvl.convert.shapes import options_of
+
+        params = from_big_vision(read_npz(path))
+        return Weights(params, options_of(params), "big_vision")
+    place = storage.folder(path)
+    if (place / "model.json").exists():
+        return _read_folder(place)
+    if (place / "checkpoints").is_dir() and (place / "config.json").exists():
+        return _read_workdir(place, step)
+    raise UserError(
+        f"{path!r} is neither a run's workdir (config.json, checkpoints), nor a converted folder (model.json, "
+        f"weights.safetensors), nor an .npz file."
+    )
+
+
+def _read_folder(place) -> Weights:
+    from capvl.checkpoint import check_leaves
+    from capvl.models.parameters import Blueprint
+
+    try:
+        values = json.loads((place / "model.json").read_text())
+        kind, options = KINDS[values["kind"]], values["options"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{str(place / 'model.json')!r} is not the description of a model.") from e
+    options = config.build(kind, options, "options")
+    params = read_safetensors(str(place / "weights.safetensors"))
+    stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
+    check_leaves(stored, Blueprint(options).shapes, str(place))
+    tokenizer = str(place / values["tokenizer"]) if values.get("tokenizer") else ""
+    return Weights(params, options, values.get("resize", "big_vision"), tokenizer, values.get("crop", "center"))
+
+
+def _read_workdir(place, step: int | None) -> Weights:
+    from capvl.checkpoint import Checkpointer
+
+    try:
+        recipe = config.resolve(json.loads((place / "config.json").read_text()))
+    except ValueError as e:
+        raise UserError(f"{str(place / 'config.json')!r} is not JSON.") from e
+    params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
+    params = {k: np.asarray(v, np.float32) for k, v in params.items()}
+    crop = "squash" if recipe.data.crop == "squash" else "center"
+    tokenizer = ""
+    with contextlib.suppress(UserError):  # Of a recipe without texts.
+        tokenizer = recipe.data.tokenizer_path()
+    return Weights(params, recipe.model, "big_vision", tokenizer, crop)

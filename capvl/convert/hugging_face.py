@@ -1,0 +1,370 @@
+"""Hugging Face's CLIP, SigLIP and ViT, in and out."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from capvl.convert import rules
+from capvl.convert.rules import CONV, ROW, ROW3, SCALAR, TABLE3, Rule
+from capvl.errors import UserError
+from capvl.models import sizes
+from capvl.models.two_towers import TwoTowersOptions
+from capvl.models.vit import ViTOptions
+
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
+def _layers(ours: str, theirs: str) -> list[Rule]:
+    """The blocks of CLIP and SigLIP, of either tower."""
+    block, layer = f"{ours}/blocks/{{i}}", f"{theirs}encoder.layers.{{i}}"
+    attention = [f"{layer}.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
+    return [
+        *rules.norm(f"{block}/norm1", f"{layer}.layer_norm1"),
+        *rules.attention(f"{block}/attn", *attention),
+        *rules.norm(f"{block}/norm2", f"{layer}.layer_norm2"),
+        *rules.dense(f"{block}/mlp/up", f"{layer}.mlp.fc1"),
+        *rules.dense(f"{block}/mlp/down", f"{layer}.mlp.fc2"),
+    ]
+
+
+def _siglip_image(prefix: str, head: bool) -> list[Rule]:
+    attention = f"{prefix}head.attention"
+    pooling = [
+        Rule("encoder/map/probe", (f"{prefix}head.probe",), ROW3),
+        *_packed_map(f"{attention}.in_proj_weight", "kernel"),
+        *_packed_map(f"{attention}.in_proj_bias", "bias"),
+        Rule("encoder/map/attn/out/kernel", (f"{attention}.out_proj.weight",), rules.OUT),
+        Rule("encoder/map/attn/out/bias", (f"{attention}.out_proj.bias",)),
+        *rules.norm("encoder/map/norm", f"{prefix}head.layernorm"),
+        *rules.dense("encoder/map/mlp/up", f"{prefix}head.mlp.fc1"),
+        *rules.dense("encoder/map/mlp/down", f"{prefix}head.mlp.fc2"),
+    ]
+    return [
+        Rule("encoder/stem/kernel", (f"{prefix}embeddings.patch_embedding.weight",), CONV),
+        Rule("encoder/stem/bias", (f"{prefix}embeddings.patch_embedding.bias",)),
+        Rule("encoder/positions", (f"{prefix}embeddings.position_embedding.weight",)),
+        *_layers("encoder", prefix),
+        *rules.norm("encoder/norm", f"{prefix}post_layernorm"),
+        *(pooling if head else []),
+    ]
+
+
+def _packed_map(theirs: str, leaf: str) -> list[Rule]:
+    """PyTorch's in_proj of (query, key, value), which `_unpack` has cut in two."""
+    return [
+        Rule(f"encoder/map/attn/q/{leaf}", (f"{theirs}.q",), rules.Q),
+        Rule(f"encoder/map/kv/{leaf}", (f"{theirs}.kv",), rules.PACKED_KV),
+    ]
+
+
+def _unpack(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """in_proj of a MAP head as query, and key with value."""
+    out = {}
+    for name, value in theirs.items():
+        if re.search(r"head\.attention\.in_proj_(weight|bias)$", name):
+            third = len(value) // 3
+            out |= {f"{name}.q": value[:third], f"{name}.kv": value[third:]}
+        else:
+            out[name] = value
+    return out
+
+
+def _pack(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    out = {}
+    for name, value in theirs.items():
+        if name.endswith(".q"):
+            out[name[:-2]] = np.concatenate([value, theirs[name[:-2] + ".kv"]])
+        elif not name.endswith(".kv"):
+            out[name] = value
+    return out
+
+
+def _text(prefix: str) -> list[Rule]:
+    return [
+        Rule("text/tokens", (f"{prefix}embeddings.token_embedding.weight",)),
+        Rule("text/positions", (f"{prefix}embeddings.position_embedding.weight",)),
+        *_layers("text", prefix),
+        *rules.norm("text/norm", f"{prefix}final_layer_norm"),
+    ]
+
+
+SIGLIP_VISION, SIGLIP_VISION_HEADLESS = _siglip_image("", True), _siglip_image("", False)
+SIGLIP = [
+    *_siglip_image("vision_model.", True),
+    *_text("text_model."),
+    *rules.dense("text/head", "text_model.head"),
+    Rule("log_scale", ("logit_scale",), SCALAR),
+    Rule("bias", ("logit_bias",), SCALAR),
+]
+
+
+def _clip_image(prefix: str) -> list[Rule]:
+    return [
+        Rule("encoder/stem/kernel", (f"{prefix}embeddings.patch_embedding.weight",), CONV),
+        Rule("encoder/cls", (f"{prefix}embeddings.class_embedding",), ROW),
+        Rule("encoder/positions", (f"{prefix}embeddings.position_embedding.weight",)),
+        *rules.norm("encoder/pre_norm", f"{prefix}pre_layrnorm"),
+        *_layers("encoder", prefix),
+        *rules.norm("encoder/norm", f"{prefix}post_layernorm"),
+    ]
+
+
+CLIP_VISION = _clip_image("")
+CLIP = [
+    *_clip_image("vision_model."),
+    *_text("text_model."),
+    *rules.dense("image_head", "visual_projection", bias=False),
+    *rules.dense("text/head", "text_projection", bias=False),
+    Rule(
+        "log_scale", ("logit_scale",), rules.Layout(lambda theirs, heads: theirs[0].reshape(1), lambda ours: [ours[0]])
+    ),
+]
+_VIT_LAYER = "layers.{i}"
+VIT = [
+    Rule("encoder/stem/kernel", ("embeddings.patch_embeddings.projection.weight",), CONV),
+    Rule("encoder/stem/bias", ("embeddings.patch_embeddings.projection.bias",)),
+    Rule("encoder/cls", ("embeddings.cls_token",), ROW3),
+    Rule("encoder/positions", ("embeddings.position_embeddings",), TABLE3),
+    *rules.norm("encoder/blocks/{i}/norm1", f"{_VIT_LAYER}.layernorm_before"),
+    *rules.attention("encoder/blocks/{i}/attn", *(f"{_VIT_LAYER}.attention.{p}_proj" for p in "qkvo")),
+    *rules.norm("encoder/blocks/{i}/norm2", f"{_VIT_LAYER}.layernorm_after"),
+    *rules.dense("encoder/blocks/{i}/mlp/up", f"{_VIT_LAYER}.mlp.fc1"),
+    *rules.dense("encoder/blocks/{i}/mlp/down", f"{_VIT_LAYER}.mlp.fc2"),
+    *rules.norm("encoder/norm", "layernorm"),
+]
+# Names of ViT checkpoints on the hub -> names since transformers 5.
+_OLD_VIT = (
+    (r"^vit\.", ""),
+    (r"^encoder\.layer\.", "layers."),
+    (r"\.attention\.attention\.(query|key|value)\.", lambda m: f".attention.{m[1][0]}_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+)
+_BUFFERS = ("position_ids", "pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias")
+
+
+def size_name(config: Mapping[str, Any]) -> str:
+    """wWIDTHdDEPTHhHEADSmMLP of a Hugging Face config section."""
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    missing = [k for k in keys if k not in config]
+    if missing:
+        raise UserError(f"config.json lacks {missing[0]!r}.")
+    return "w{}d{}h{}m{}".format(*(config[k] for k in keys))
+
+
+def _image_options(config: Mapping[str, Any], **rest) -> dict[str, Any]:
+    act = config.get("hidden_act", "gelu")
+    if act not in ACTIVATIONS:
+        raise UserError(f"config.json has the activation {act!r}; known are {', '.join(ACTIVATIONS)}.")
+    return {
+        "encoder": f"{size_name(config)}/{config['patch_size']}",
+        "res": config["image_size"],
+        "activation": ACTIVATIONS[act],
+        "eps": config["layer_norm_eps"],
+        "dtype": "float32",
+    } | rest
+
+
+def _text_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": size_name(config), "vocab": config["vocab_size"], "length": config["max_position_embeddings"]}
+
+
+def _heads(config: Mapping[str, Any]):
+    """Number of heads by our parameter's name."""
+    vision = config.get("vision_config", config)["num_attention_heads"]
+    text = config.get("text_config", config)["num_attention_heads"]
+    return lambda name: text if name.startswith("text/") else vision
+
+
+# What transformers leaves out of config.json where it has its default.
+_DEFAULTS = {
+    "clip": dict(
+        hidden_act="quick_gelu", layer_norm_eps=1e-5, image_size=224, hidden_size=768, intermediate_size=3072,
+        num_hidden_layers=12, num_attention_heads=12, patch_size=32,
+    ),
+    "clip_text": dict(
+        hidden_act="quick_gelu", vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+        num_attention_heads=8, max_position_embeddings=77,
+    ),
+    "siglip": dict(
+        hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, image_size=224, hidden_size=768, intermediate_size=3072,
+        num_hidden_layers=12, num_attention_heads=12, patch_size=16,
+    ),
+    "siglip_text": dict(
+        hidden_act="gelu_pytorch_tanh", vocab_size=32000, hidden_size=768, intermediate_size=3072,
+        num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=64,
+    ),
+    "vit": dict(
+        hidden_act="gelu", layer_norm_eps=1e-12, image_size=224, hidden_size=768, intermediate_size=3072,
+        num_hidden_layers=12, num_attention_heads=12, patch_size=16,
+    ),
+}  # fmt: skip
+
+
+def read_siglip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
+    """(options, parameters) of a SiglipModel or SiglipVisionModel.
+
+    Raises:
+      UserError: it is another model.
+    """
+    theirs = {k.removesuffix(".position_ids") if k.endswith("position_ids") else k: v for k, v in theirs.items()}
+    theirs = _unpack({k: v for k, v in theirs.items() if not k.endswith("embeddings")})
+    vision = _DEFAULTS["siglip"] | dict(config.get("vision_config", config))
+    heads = vision["num_attention_heads"]
+    if any(k.startswith("text_model.") for k in theirs):
+        text = _DEFAULTS["siglip_text"] | dict(config.get("text_config", {}))
+        options = TwoTowersOptions(
+            **_image_options(vision, pool="map"), **_text_options(text), text_pad=1,
+        )  # fmt: skip
+        both = {"vision_config": vision, "text_config": text}
+        return options, rules.read(theirs, SIGLIP, _heads(both), "SigLIP model", _BUFFERS)
+    theirs = {k.removeprefix("vision_model."): v for k, v in theirs.items()}
+    head = "head.probe" in theirs
+    options = ViTOptions(**_image_options(vision, pool="map" if head else "mean"))
+    table = SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS
+    return options, rules.read(theirs, table, lambda _: heads, "SigLIP image tower", _BUFFERS)
+
+
+def read_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
+    """(options, parameters) of a CLIPModel or CLIPVisionModel.
+
+    CLIP's patch convolution has no bias, ours gets zeros.
+
+    Raises:
+      UserError: it is another model.
+    """
+    theirs = {k: v for k, v in theirs.items() if not k.endswith("position_ids")}
+    vision = _DEFAULTS["clip"] | dict(config.get("vision_config", config))
+    extra = dict(pool="cls", pre_norm=True, class_position=True, pixels="clip")
+    if any(k.startswith("text_model.") for k in theirs):
+        text = _DEFAULTS["clip_text"] | dict(config.get("text_config", {}))
+        options = TwoTowersOptions(
+            **_image_options(vision, **extra),
+            **_text_options(text),
+            text_pool="argmax",
+            text_causal=True,
+            projection=config.get("projection_dim", len(theirs["visual_projection.weight"])),
+        )
+        both = {"vision_config": vision, "text_config": text}
+        params = rules.read(theirs, CLIP, _heads(both), "CLIP model") | {"bias": np.zeros(1, np.float32)}
+    else:
+        theirs = {k.removeprefix("vision_model."): v for k, v in theirs.items()}
+        options = ViTOptions(**_image_options(vision, **extra))
+        params = rules.read(theirs, CLIP_VISION, lambda _: vision["num_attention_heads"], "CLIP image tower")
+    width = sizes.parse(options.encoder)[0].width
+    return options, params | {"encoder/stem/bias": np.zeros(width, np.float32)}
+
+
+def read_vit(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
+    """(options, parameters) of a ViTModel or ViTForImageClassification, without its pooler and classifier.
+
+    Raises:
+      UserError: it is another model.
+    """
+    renamed = {}
+    for name, value in theirs.items():
+        for pattern, new in _OLD_VIT:
+            name = re.sub(pattern, new, name)
+        renamed[name] = value
+    config = _DEFAULTS["vit"] | dict(config)
+    options = ViTOptions(**_image_options(config, pool="cls", class_position=True))
+    return options, rules.read(renamed, VIT, lambda _: config["num_attention_heads"], "ViT", _BUFFERS)
+
+
+def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
+    """(state dict, config) of a CLIPModel.
+
+    Raises:
+      UserError: the model is not one of CLIP's form.
+    """
+    wanted = dict(pool="cls", pre_norm=True, class_position=True, registers=0, text_pool="argmax", text_causal=True)
+    check_form(options, wanted | {"positions": "learned"}, "CLIP model")
+    params = dict(params)
+    for name, why in (("encoder/stem/bias", "a bias of its patch convolution"), ("bias", "an offset of its logits")):
+        if np.any(params.pop(name)):
+            raise UserError(f"A CLIP model has no place for {why}, and this model's is not zero.")
+    size, patch = sizes.parse(options.encoder)
+    text = sizes.parse_size(options.text)
+    act = {v: k for k, v in ACTIVATIONS.items()}[options.activation]
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": options.projection,
+        "vision_config": _section(size, options, act) | {"image_size": options.res, "patch_size": patch},
+        "text_config": _section(text, options, act)
+        | {"vocab_size": options.vocab, "max_position_embeddings": options.length, "eos_token_id": options.vocab - 1},
+    }
+    return rules.write(params, CLIP, "CLIP model"), config
+
+
+def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
+    """(state dict, config) of a SiglipModel where there is a text tower of its form, else of a SiglipVisionModel.
+
+    Raises:
+      UserError: the model is not one of SigLIP's form.
+    """
+    form = dict(registers=0, pre_norm=False, class_position=False, pixels="half")
+    what = "SigLIP image tower"
+    check_form(options, form, what)
+    if options.pool == "cls":
+        raise UserError(f"A {what} has no class token.")
+    params = with_table(options, params)
+    size, patch = sizes.parse(options.encoder)
+    act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(options.activation, options.activation)
+    vision = _section(size, options, act) | {"image_size": options.res, "patch_size": patch, "num_channels": 3}
+    if not any(name.startswith("text/") for name in params):
+        head = options.pool == "map"
+        state = rules.write(params, SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS, what)
+        vision |= {"vision_use_head": head, "model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"]}
+        return _pack(state), vision
+    form = dict(pool="map", text_pool="last", text_causal=False, text_hides_padding=False, projection=0)
+    check_form(options, form, "SigLIP model")
+    text = sizes.parse_size(options.text)
+    config = {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "vision_config": vision,
+        "text_config": _section(text, options, act)
+        | {
+            "vocab_size": options.vocab,
+            "max_position_embeddings": options.length,
+            "projection_size": size.width,
+            "pad_token_id": options.text_pad,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        },
+    }
+    return _pack(rules.write(params, SIGLIP, "SigLIP model")), config
+
+
+def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters with sine-cosine positions written out."""
+    if options.positions == "learned":
+        return dict(params)
+    from capvl.nn.positions import sincos_2d
+
+    size, patch = sizes.parse(options.encoder)
+    grid = options.res // patch
+    return {**params, "encoder/positions": sincos_2d(grid, grid, size.width)}
+
+
+def _section(size: sizes.Size, options: ViTOptions, activation: str) -> dict[str, Any]:
+    return {
+        "hidden_size": size.width,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": size.mlp,
+        "hidden_act": activation,
+        "layer_norm_eps": options.eps,
+    }
+
+
+def check_form(options: Any, wanted: Mapping[str, Any], what: str) -> None:
+    """Raises UserError where an option is not as the other framework's model has it."""
+    for name, value in wanted.items():
+        found = getattr(options, name, value)
+        if found != value:
+            raise UserError(f"A {what} has model.{name}={value!r}; this model has {found!r}.")

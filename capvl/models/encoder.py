@@ -1,0 +1,34 @@
+"""An image encoder by itself, as converted from other frameworks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from capvl.models.vit import ViTOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions(ViTOptions):
+    """An image encoder alone."""
+
+    def make(self, rngs: nnx.Rngs) -> "ImageEncoder":
+        """Builds the model."""
+        return ImageEncoder(self, rngs=rngs)
+
+
+class ImageEncoder(nnx.Module):
+    """Images -> tokens -> pooled features."""
+
+    def __init__(self, options: EncoderOptions, *, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(options.dtype)
+        self.encoder = options.make_encoder(rngs)
+
+    def encode(self, image_BRRC, *, key: jax.Array | None = None) -> jax.Array:
+        """Image tokens (B, N, D) of images (B, R, R, 3) in [-1, 1]; a `key` means training."""
+        return self.encoder(self.encoder.normalize(image_BRRC), dtype=self.dtype, key=key)
+
+    def features(self, image_BRRC) -> jax.Array:
+        """Pooled features (B, D) float32."""
+        return self.encoder.pool(self.encode(image_BRRC)).astype(jnp.float32)

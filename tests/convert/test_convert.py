@@ -1,0 +1,227 @@
+"""The convert command: round trips of every format, what is refused, and resized positions."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_close
+
+from capvl.convert import __main__ as convert
+from capvl.convert import files, folder, hugging_face, timm
+from capvl.convert.load import load_parameters
+from capvl.errors import UserError
+from capvl.models.bert import BertOptions
+from capvl.models.captioner import CaptionerOptions
+from capvl.models.encoder import EncoderOptions
+from capvl.models.parameters import Blueprint
+from capvl.models.two_towers import TwoTowersOptions
+from capvl.nn.positions import resize, resize_grid
+
+IMAGE = dict(encoder="w16d2h2m32/8", res=24, dtype="float32")
+MODELS = {
+    "captioner": CaptionerOptions(**IMAGE, decoder_layers=2, vocab=30, length=8),
+    "encoder": EncoderOptions(**IMAGE, pool="mean"),
+    "map encoder": EncoderOptions(**IMAGE, pool="map"),
+    "class token": EncoderOptions(**IMAGE, pool="cls", class_position=True, activation="gelu"),
+    "sincos": EncoderOptions(**IMAGE, pool="mean", positions="sincos"),
+    "lit": TwoTowersOptions(**IMAGE, pool="map", text="w12d1h2m24", vocab=30, length=8, text_pad=1),
+    "clip": TwoTowersOptions(
+        **IMAGE, pool="cls", pre_norm=True, class_position=True, pixels="clip", activation="quick_gelu", eps=1e-5,
+        text="w12d1h2m24", vocab=30, length=8, text_pool="argmax", text_causal=True, projection=20,
+    ),
+    "bert": BertOptions(text="w16d2h2m32", vocab=30, length=8),
+}  # fmt: skip
+
+
+def random_params(options, seed=0):
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(size=s.shape).astype(np.float32) for n, s in Blueprint(options).shapes.items()}
+
+
+def weights_of(name):
+    options = MODELS[name]
+    params = random_params(options)
+    if name == "clip":  # CLIP has no place for these.
+        params |= {"encoder/stem/bias": np.zeros(16, np.float32), "bias": np.zeros(1, np.float32)}
+    return folder.Weights(params, options)
+
+
+def run(*arguments):
+    convert.main([str(a) for a in arguments])
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape and found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+WAYS = [
+    ("captioner", "big_vision"),
+    ("lit", "big_vision"),
+    ("map encoder", "big_vision"),
+    ("encoder", "huggingface"),
+    ("map encoder", "huggingface"),
+    ("lit", "huggingface"),
+    ("clip", "huggingface"),
+    ("bert", "huggingface"),
+    ("encoder", "timm"),
+    ("map encoder", "timm"),
+    ("class token", "timm"),
+]
+
+
+@pytest.mark.parametrize("name, framework", WAYS)
+def test_there_and_back_bit_for_bit(name, framework, tmp_path):
+    weights = weights_of(name)
+    folder.write_folder(str(tmp_path / "ours"), weights)
+    assert_same(folder.read_model(str(tmp_path / "ours")).params, weights.params)
+    there = tmp_path / ("there.npz" if framework == "big_vision" else "there")
+    run("--from=capvl", f"--to={framework}", tmp_path / "ours", there)
+    heads = ["--heads=2"] if framework == "timm" else []
+    run(f"--from={framework}", "--to=capvl", *heads, there, tmp_path / "again")
+    again = folder.read_model(str(tmp_path / "again"))
+    assert_same(again.params, weights.params)
+    assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
+    if name == "clip":
+        assert again.options == weights.options
+
+
+def test_sincos_positions_are_written_out(tmp_path):
+    state, _ = hugging_face.write_siglip(MODELS["sincos"], weights_of("sincos").params)
+    learned, params = hugging_face.read_siglip(
+        state, hugging_face.write_siglip(MODELS["sincos"], weights_of("sincos").params)[1]
+    )
+    image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)), jnp.float32)
+    outputs = [
+        jax.jit(lambda p, o=options: Blueprint(o).bind(p).features(image))(p)
+        for options, p in ((MODELS["sincos"], weights_of("sincos").params), (convert._alone(learned), params))
+    ]
+    assert_close(outputs[1], outputs[0], 1e-5)
+
+
+def test_open_clip_is_openai_clip_by_other_names():
+    """The same weights under open_clip's names give the same parameters."""
+    options, params = MODELS["clip"], weights_of("clip").params
+    state, config = hugging_face.write_clip(options, params)
+    theirs = {
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.proj": state["visual_projection.weight"].T,
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+        "text_projection": state["text_projection.weight"].T,
+        "logit_scale": state["logit_scale"],
+    }
+    norms = [("visual.ln_pre", "vision_model.pre_layrnorm"), ("visual.ln_post", "vision_model.post_layernorm")]
+    norms.append(("ln_final", "text_model.final_layer_norm"))
+    for tower, prefix in (("vision", "visual."), ("text", "")):
+        for i in range(config[f"{tower}_config"]["num_hidden_layers"]):
+            there, here = f"{prefix}transformer.resblocks.{i}", f"{tower}_model.encoder.layers.{i}"
+            for leaf in ("weight", "bias"):
+                packed = [state[f"{here}.self_attn.{p}_proj.{leaf}"] for p in "qkv"]
+                theirs[f"{there}.attn.in_proj_{leaf}"] = np.concatenate(packed)
+            norms += [(f"{there}.ln_{n}", f"{here}.layer_norm{n}") for n in (1, 2)]
+            norms += [(f"{there}.attn.out_proj", f"{here}.self_attn.out_proj")]
+            norms += [(f"{there}.mlp.c_fc", f"{here}.mlp.fc1"), (f"{there}.mlp.c_proj", f"{here}.mlp.fc2")]
+    for name, ours in norms:
+        theirs |= {f"{name}.{leaf}": state[f"{ours}.{leaf}"] for leaf in ("weight", "bias")}
+    found, again = timm.read_open_clip(theirs, {"model_cfg": {"quick_gelu": True}}, heads=2)
+    assert found == options
+    assert_same(again, params)
+
+
+def test_old_names_of_vit():
+    """ViT checkpoints before transformers 5 have other names for the same arrays."""
+    options = MODELS["class token"]
+    params = random_params(options)
+    new = hugging_face.rules.write(params, hugging_face.VIT, "ViT")
+    old = {}
+    for name, value in new.items():
+        if name.startswith("layers."):
+            _, i, rest = name.split(".", 2)
+            for part, word in (("q", "query"), ("k", "key"), ("v", "value")):
+                rest = rest.replace(f"attention.{part}_proj", f"attention.attention.{word}")
+            rest = rest.replace("attention.o_proj", "attention.output.dense")
+            rest = rest.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
+            name = f"encoder.layer.{i}.{rest}"
+        old[f"vit.{name}"] = value
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config |= {"patch_size": 8, "image_size": 24, "model_type": "vit"}
+    for theirs in (old, new):
+        assert_same(hugging_face.read_vit(theirs, config)[1], params)
+
+
+def test_init_from_a_converted_folder_resizes_positions(tmp_path):
+    folder.write_folder(str(tmp_path / "ours"), folder.Weights(random_params(MODELS["lit"]), MODELS["lit"], "timm"))
+    larger = TwoTowersOptions(**(vars(MODELS["lit"]) | {"res": 48}))
+    params = load_parameters(str(tmp_path / "ours"), larger, ("encoder/.*",))
+    assert params["encoder/positions"].shape == (36, 16)
+    assert all(name.startswith("encoder/") for name in params)
+    with pytest.raises(UserError, match="matches no parameter"):
+        load_parameters(str(tmp_path / "ours"), larger, ("encodr/.*",))
+
+
+@pytest.mark.parametrize("rule", ["big_vision", "hugging_face", "timm"])
+def test_resizing_keeps_constants_and_the_class_position(rule):
+    constant = np.full((9, 3), 2.5, np.float32)
+    assert_close(resize(constant, (3, 3), (5, 7), rule), np.full((35, 3), 2.5), 1e-6)
+    table = np.concatenate([[[7.0, 8.0]], np.random.default_rng(0).normal(size=(16, 2))]).astype(np.float32)
+    resized = resize_grid(table, 10, rule, first=1)
+    assert resized.shape == (10, 2)
+    np.testing.assert_array_equal(resized[0], table[0])
+
+
+def test_pickles_are_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match="is a pickle"):
+        files.read_weights(str(tmp_path / "model.bin"))
+    with pytest.raises(UserError, match="is a pickle"):
+        files.read_weights(str(tmp_path))
+
+
+def test_bad_input(tmp_path):
+    folder.write_folder(str(tmp_path / "ours"), weights_of("captioner"))
+    with pytest.raises(UserError, match="is there already"):
+        folder.write_folder(str(tmp_path / "ours"), weights_of("captioner"))
+    with pytest.raises(UserError, match="do not exist"):
+        run("--from=timm", "--to=capvl", tmp_path / "none", tmp_path / "x")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="can't be read as safetensors"):
+        run("--from=timm", "--to=capvl", tmp_path / "bad.safetensors", tmp_path / "x")
+    files.write_safetensors(tmp_path / "few.safetensors", {"a": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match="not of a timm ViT"):
+        run("--from=timm", "--to=capvl", tmp_path / "few.safetensors", tmp_path / "x")
+    with pytest.raises(UserError, match="needs a config.json"):
+        run("--from=huggingface", "--to=capvl", tmp_path / "few.safetensors", tmp_path / "x")
+    with pytest.raises(UserError, match="pool='map'; this model has 'mean'"):
+        hugging_face.write_siglip(TwoTowersOptions(**IMAGE, text="w12d1h2m24"), random_params(MODELS["lit"]))
+    with pytest.raises(UserError, match="has no place for a bias of its patch convolution"):
+        hugging_face.write_clip(MODELS["clip"], random_params(MODELS["clip"]))
+    with pytest.raises(UserError, match="image models only"):
+        convert.write("timm", str(tmp_path / "y"), weights_of("bert"))
+    description = json.loads((tmp_path / "ours" / "model.json").read_text())
+    description["options"]["decoder_layers"] = 3
+    (tmp_path / "ours" / "model.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="is of another model"):
+        folder.read_model(str(tmp_path / "ours"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["lit", "captioner"])
+def test_stablehlo_takes_any_batch(name, tmp_path):
+    from capvl.convert import stablehlo
+
+    weights = weights_of(name)
+    written = stablehlo.export(str(tmp_path / "model.stablehlo"), weights.options, weights.params)
+    assert len(written) == (2 if name == "lit" else 1)
+    rng = np.random.default_rng(0)
+    for batch in (1, 3):
+        image = rng.integers(0, 256, (batch, 24, 24, 3), np.uint8)
+        exported = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
+        function, _, _ = stablehlo.functions(weights.options, weights.params)["image"]
+        assert_close(exported.call(image), jax.jit(function)(image), 1e-5)

@@ -1,0 +1,132 @@
+"""Exported models give the same numbers in PyTorch (CPU): transformers, timm; positions as torch resizes them."""
+
+import importlib.machinery
+import pickle
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_close
+from test_convert import weights_of
+
+from capvl.convert import __main__ as convert
+from capvl.models.parameters import Blueprint
+from capvl.nn.positions import resize
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+TOLERANCE = 1e-5
+
+
+def ours(name):
+    weights = weights_of(name)
+    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    return weights, model
+
+
+def images(model):
+    """The same pixels for us, normalised as the model wants them, and for torch."""
+    image = np.random.default_rng(0).uniform(-1, 1, (3, 24, 24, 3)).astype(np.float32)
+    pixels = np.asarray(model.encoder.normalize(jnp.asarray(image)))
+    return jnp.asarray(image), torch.tensor(pixels.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["encoder", "map encoder", "captioner"])
+def test_siglip_vision_model(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    weights, model = ours(name)
+    convert.write("huggingface", str(tmp_path / "out"), weights)
+    theirs, report = transformers.SiglipVisionModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    image, pixels = images(model)
+    with torch.no_grad():
+        found = theirs(pixel_values=pixels)
+    assert_close(found.last_hidden_state, jax.jit(model.encode)(image), TOLERANCE)
+    if name == "map encoder":
+        assert_close(found.pooler_output, jax.jit(model.features)(image), TOLERANCE)
+
+
+@pytest.mark.parametrize("name, kind", [("lit", "SiglipModel"), ("clip", "CLIPModel")])
+def test_two_towers(name, kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    weights, model = ours(name)
+    convert.write("huggingface", str(tmp_path / "out"), weights)
+    theirs, report = getattr(transformers, kind).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    image, pixels = images(model)
+    text = np.random.default_rng(1).integers(1, 30, (3, 8))
+    text[:, -1] = 29
+
+    @jax.jit
+    def logits(image, text):
+        dots = model.scale() * model.embed_image(image) @ model.embed_text(text).T
+        return dots + (model.offset() if name == "lit" else 0.0)
+
+    with torch.no_grad():
+        found = theirs(pixel_values=pixels, input_ids=torch.tensor(text)).logits_per_image
+    assert_close(found, logits(image, jnp.asarray(text, jnp.int32)), 1e-4)
+
+
+def test_bert_for_pre_training(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    weights, model = ours("bert")
+    convert.write("huggingface", str(tmp_path / "out"), weights)
+    theirs, report = transformers.BertForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["unexpected_keys"]
+    text = np.random.default_rng(1).integers(1, 30, (3, 8))
+    with torch.no_grad():
+        found = theirs(input_ids=torch.tensor(text)).prediction_logits
+    words = jnp.asarray(text, jnp.int32)
+    assert_close(found, jax.jit(lambda t: model.word_logits(model(t, t > 0)))(words), 1e-4)
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """timm, which imports torchvision for things that its ViTs don't use; there is no CPU build of that everywhere."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in ("", ".ops", ".ops.misc", ".transforms", ".transforms.functional", ".datasets", ".datasets.folder"):
+            module = types.ModuleType("torchvision" + name)
+            module.__spec__ = importlib.machinery.ModuleSpec("torchvision" + name, None)
+            module.__path__ = []
+            module.__getattr__ = lambda attribute: type(attribute, (torch.nn.Module,), {})
+            monkeypatch.setitem(sys.modules, "torchvision" + name, module)
+            parent, _, child = ("torchvision" + name).rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+    return pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize("name", ["encoder", "map encoder", "class token", "captioner"])
+def test_timm(timm, name, tmp_path):
+    weights, model = ours(name)
+    convert.write("timm", str(tmp_path / "out"), weights)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    image, pixels = images(model)
+    with torch.no_grad():
+        found = theirs(pixels)
+    assert_close(found, jax.jit(model.features)(image), TOLERANCE)
+
+
+@pytest.mark.parametrize("rule, antialias", [("hugging_face", False), ("timm", True)])
+@pytest.mark.parametrize("new", [(5, 7), (3, 9), (4, 2)])
+def test_positions_are_resized_as_torch_does(rule, antialias, new):
+    table = np.random.default_rng(0).normal(size=(36, 4)).astype(np.float32)
+    grid = torch.tensor(table.reshape(1, 6, 6, 4).transpose(0, 3, 1, 2))
+    found = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", antialias=antialias, align_corners=False)
+    assert_close(resize(table, (6, 6), new, rule), found[0].permute(1, 2, 0).reshape(-1, 4), 1e-5)
+
+
+def test_a_pickle_is_read_as_weights_only_when_asked_for(tmp_path):
+    from capvl.convert import files
+
+    torch.save({"state_dict": {"module.a": torch.arange(3.0)}}, tmp_path / "good.pt")
+    arrays, _ = files.read_weights(str(tmp_path / "good.pt"), allow_pickle=True)
+    np.testing.assert_array_equal(arrays["a"], [0, 1, 2])
+    (tmp_path / "bad.pt").write_bytes(pickle.dumps(print))
+    with pytest.raises(convert.UserError, match="can't be read as weights only"):
+        files.read_weights(str(tmp_path / "bad.pt"), allow_pickle=True)
