@@ -96,3 +96,13 @@ def duration(seconds: float) -> str:
     units = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
     first = next((i for i, (n, _) in enumerate(units) if n), 3)
     return "".join(f"{n}{u}" for n, u in units[first : first + 2])
+
+
+def progress(items, total: int, what: str):
+    """The items, with a bar on stderr where that is a terminal and this is the first host."""
+    if jax.process_index() or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.progress import track
+
+    yield from track(items, what, total, console=Console(stderr=True), transient=True)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from capvl import storage
 from capvl.errors import UserError, nearest
 
@@ -68,6 +70,7 @@ class Source:
 
     def __init__(self, directory: str, split: str, fields: Fields, features: tuple[str, ...], name: str):
         self._arguments = (directory, split, fields, features, name)
+        self._readers: dict[tuple[str, ...], Source] = {}
         self.name = name
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
@@ -75,7 +78,13 @@ class Source:
         self._parse = tf_example_pb2.Example.FromString
         builder = tfds.builder_from_directory(directory)
         self.info = builder.info
-        wanted = {f: getattr(fields, f, "") or f for f in features}
+        wanted = _paths(builder.info.features, fields, features)
+        self._label_names: list[str] | None = None
+        if "class_name" in wanted and wanted["class_name"] not in builder.info.features:
+            label = builder.info.features.get(fields.label or "label")
+            if getattr(label, "names", None):
+                self._label_names = list(label.names)
+                wanted["class_name"] = fields.label or "label"
         self._paths = {key: path.split("/") for key, path in wanted.items()}
         _check_features(name, builder.info.features, wanted)
         # Images, texts and labels are taken straight from the tf.train.Example, in a tenth of the
@@ -107,12 +116,48 @@ class Source:
         if self._decoder is not None:
             rest = self._decoder.deserialize_example_np(record)
             example |= {key: _get(rest, path) for key, path in self._rest.items()}
+        if self._label_names is not None:
+            example["class_name"] = self._label_names[int(example["class_name"])]
         return example
+
+    def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:
+        """Only some features of an Example, which need not be among those asked for."""
+        if features not in self._readers:
+            directory, split, fields, _, name = self._arguments
+            self._readers[features] = Source(directory, split, fields, features, name)
+        return self._readers[features][index]
 
     def label_names(self) -> list[str] | None:
         """Names of the classes, where the data set has them."""
         feature = self.info.features[self._paths["label"][0]] if "label" in self._paths else None
         return list(feature.names) if getattr(feature, "names", None) else None
+
+
+class Subset:
+    """Some records of a source."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.name, self._source, self._indices = source.name, source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._indices[index])]
+
+    def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:
+        """See `Source.read`."""
+        return self._source.read(int(self._indices[index]), features)
+
+
+def labels(name: str, split: str, data_dir: str) -> np.ndarray:
+    """Labels of all examples of a data set, in order.
+
+    Raises:
+      UserError: see `open_source`.
+    """
+    source = open_source(name, split, data_dir, features=("label",))
+    return np.array([source[i]["label"] for i in range(len(source))])
 
 
 def _get(record: Any, path: Sequence[str]) -> Any:
@@ -121,6 +166,18 @@ def _get(record: Any, path: Sequence[str]) -> Any:
             return [_get(r, path[i:]) for r in record]
         record = record[part]
     return record
+
+
+def _paths(known, fields: Fields, features: tuple[str, ...]) -> dict[str, str]:
+    """Where each feature stands; one that ends in "?" is left out where the data set doesn't have it."""
+    paths = {}
+    for feature in features:
+        bare = feature.rstrip("?")
+        path = getattr(fields, bare, "") or bare
+        there = path.split("/")[0] in known or (bare == "class_name" and (fields.label or "label") in known)
+        if there or not feature.endswith("?"):
+            paths[bare] = path
+    return paths
 
 
 def _check_features(name: str, features, wanted: dict[str, str]) -> None:
@@ -174,7 +231,7 @@ def open_source(
         tars`, or a folder that holds a prepared data set.
       split: a tfds split, such as "train" or "train[:90%]".
       data_dir: where prepared data sets are; default `default_data_dir()`.
-      features: keys that the Examples shall have.
+      features: keys that the Examples shall have; "KEY?" only where the data set has it.
       fields: which feature is what, where the table doesn't know the data set.
 
     Raises:
@@ -219,3 +276,14 @@ def find(name: str, data_dir: str) -> str:
         f"`python -m capvl.data.prepare tars --name={base} --train='…/*.tar' --data_dir={data_dir}`."
         + nearest(name, {*prepared, *FIELDS})
     )
+
+
+def splits(name: str, data_dir: str = "") -> list[str]:
+    """Names of a prepared data set's splits.
+
+    Raises:
+      UserError: it is unknown or not prepared.
+    """
+    import tensorflow_datasets as tfds
+
+    return list(tfds.builder_from_directory(find(name, data_dir or default_data_dir())).info.splits)

@@ -31,6 +31,17 @@ def random_crop(uniforms: Uniforms, size: tuple[int, int], scale, ratio) -> tupl
     return x, y, 1 - x, 1 - y
 
 
+def cropped(data: bytes, res: int, crop: str, scale, ratio, uniforms: Uniforms) -> np.ndarray:
+    """(res, res, 3) uint8 of an encoded image; crop is "random", "center" or "squash".
+
+    Raises:
+      BadImageError: the image can't be used.
+    """
+    if crop == "random":
+        return crop_and_resize(data, random_crop(uniforms, image_size(data), scale, ratio), res)
+    return crop_and_resize(data, (0.0, 0.0, 1.0, 1.0) if crop == "squash" else None, res)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageText:
     """image uint8 (R, R, 3), text int32 (L,), flip bool.
@@ -60,12 +71,6 @@ class ImageText:
         tokenizer = tokenizers.load(data.tokenizer_path())
         return cls(res, length, tokenizer, crop, data.crop_scale, data.crop_ratio, data.flip, train)
 
-    def image(self, data: bytes, uniforms: Uniforms) -> np.ndarray:
-        """The cropped and resized image."""
-        if self.crop == "random":
-            return crop_and_resize(data, random_crop(uniforms, image_size(data), self.scale, self.ratio), self.res)
-        return crop_and_resize(data, (0.0, 0.0, 1.0, 1.0) if self.crop == "squash" else None, self.res)
-
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
         texts = example["text"]
@@ -75,7 +80,7 @@ class ImageText:
         else:
             text, flip = (texts[0] if texts else ""), False
         return {
-            "image": self.image(example["image"], uniforms),
+            "image": cropped(example["image"], self.res, self.crop, self.scale, self.ratio, uniforms),
             "text": self.tokenizer(text, self.length),
             "flip": np.bool_(flip),
         }
@@ -106,8 +111,37 @@ class EmbeddingText:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageLabelTrain:
+    """image uint8 (R, R, 3), label int32 and flip bool, for training a classifier.
+
+    Attributes:
+      res: image side R.
+      crop, scale, ratio, flip, train: as in `ImageText`.
+    """
+
+    res: int
+    crop: str
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: bool
+    train: bool
+
+    @classmethod
+    def from_options(cls, data, *, res: int, train: bool) -> "ImageLabelTrain":
+        """From `config.data` (`capvl.data.loader.DataOptions`)."""
+        crop = data.crop if train or data.crop == "squash" else "center"
+        return cls(res, crop, data.crop_scale, data.crop_ratio, data.flip, train)
+
+    def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
+        """Raises BadImageError where the image can't be used."""
+        flip = self.train and self.flip and uniforms() < 0.5
+        image = cropped(example["image"], self.res, self.crop, self.scale, self.ratio, uniforms)
+        return {"image": image, "label": np.int32(example["label"]), "flip": np.bool_(flip)}
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageLabel:
-    """image uint8 (R, R, 3), centrally cropped or squashed, and label int32; for frozen-feature evaluations."""
+    """image uint8 (R, R, 3), centrally cropped or squashed, and label int32 (-1: none); for evaluations."""
 
     res: int
     crop: str = "center"
@@ -115,4 +149,4 @@ class ImageLabel:
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
         box = (0.0, 0.0, 1.0, 1.0) if self.crop == "squash" else None
-        return {"image": crop_and_resize(example["image"], box, self.res), "label": np.int32(example["label"])}
+        return {"image": crop_and_resize(example["image"], box, self.res), "label": np.int32(example.get("label", -1))}

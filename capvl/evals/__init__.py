@@ -11,11 +11,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from capvl.errors import UserError
+
 EVALUATORS = {
     "perplexity": "capvl.evals.perplexity:Perplexity",
     "image_gain": "capvl.evals.image_gain:ImageGain",
     "fewshot": "capvl.evals.fewshot:FewShot",
     "captions": "capvl.evals.captions:Captions",
+    "caption_baselines": "capvl.evals.caption_baselines:CaptionBaselines",
+    "zeroshot": "capvl.evals.zeroshot:ZeroShot",
+    "scoring": "capvl.evals.scoring:Scoring",
+    "retrieval": "capvl.evals.retrieval:Retrieval",
+    "compositionality": "capvl.evals.compositionality:Compositionality",
+    "entailment": "capvl.evals.entailment:Entailment",
+    "probe": "capvl.evals.probe:ProbeAccuracy",
+    "linear_probe": "capvl.evals.linear_probe:LinearProbe",
+    "answers": "capvl.evals.answers:Answers",
 }
 
 
@@ -27,6 +38,11 @@ class Context:
     mesh: jax.sharding.Mesh
     blueprint: Any
     batch: int
+
+    def require(self, ability: str, evaluator: str) -> None:
+        """Raises UserError where the model lacks an ability that an evaluator needs: a key of ABILITIES."""
+        if not ABILITIES[ability](self.recipe.model):
+            raise UserError(f"The evaluator {evaluator!r} needs a model with {ability}, which this one doesn't have.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +58,16 @@ class Samples:
     images: list[np.ndarray]
     written: list[str]
     references: list[str]
+
+
+ABILITIES = {
+    "an image tower": lambda options: hasattr(options, "encoder"),
+    "a text tower": lambda options: hasattr(options, "text_pool"),
+    "a decoder": lambda options: getattr(options, "decoder_layers", 0) > 0,
+    "a text tower or a decoder": lambda options: (
+        hasattr(options, "text_pool") or getattr(options, "decoder_layers", 0) > 0
+    ),
+}
 
 
 def to_host(array: jax.Array) -> np.ndarray:

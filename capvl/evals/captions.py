@@ -1,71 +1,125 @@
-"""Captions that the model writes for held-out images, for the report."""
+"""Captions that the model writes for held-out images: for the report, and measured against people's."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from capvl.data import loader
+from capvl.data import loader, sources
 from capvl.data import tokenizer as tokenizers
 from capvl.decoding.generate import generate
 from capvl.errors import UserError
-from capvl.evals import Context, Samples, to_host
-from capvl.evals.perplexity import open_pairs
+from capvl.evals import Context, Samples, caption_metrics, to_host
+from capvl.evals.encode import image_transform
+from capvl.evals.perplexity import opened_pairs
+from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
+from capvl.terminal import progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Yields `samples`, and `distinct`: the share of different captions among them.
+    """Yields `samples`, `distinct`: the share of different captions, and each of `metrics` by COCO's names.
 
     Attributes:
       name, split: data set; "" for the training set's.
-      count: images.
-      temperature: 0 for greedy decoding, else of the samples.
+      count: images; 0 for all.
+      shown: how many of them are in the report.
+      temperature: 0 for greedy decoding or beam search, else of the samples.
       top_k: sample from the k likeliest tokens; 0 for all.
+      beams: of a beam search; 1 for none.
+      length_penalty: of the beam search: exponent of the length that a log-probability is divided by.
+      metrics: of "bleu", "meteor", "rouge", "cider" and "spice".
     """
 
     name: str = ""
     split: str = "val"
     count: int = 24
+    shown: int = 24
     temperature: float = 0.0
     top_k: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.count < 1 or self.temperature < 0 or self.top_k < 0:
-            raise UserError("captions: count must be at least 1; temperature and top_k must not be negative.")
+        if min(self.count, self.shown, self.temperature, self.top_k) < 0 or self.beams < 1:
+            raise UserError(
+                "captions: count, shown, temperature and top_k must not be negative, beams must be at least 1."
+            )
+        if self.beams > 1 and self.temperature:
+            raise UserError("captions: beams and temperature exclude each other.")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        recipe = context.recipe
-        _, batches = open_pairs(context, self.name, self.split, self.count)
-        tokenizer = tokenizers.load(recipe.data.tokenizer_path())
-        key = jax.random.key(recipe.seed) if self.temperature else None
-
-        @jax.jit
-        def write(params, image):
-            model = context.blueprint.bind(params)
-            batch = recipe.objective.prepare({"image": image, "text": np.zeros((len(image), 1), np.int32)}, train=False)
-            kv = model.decoder.image_kv(model.encode(batch["image"]))
-            return generate(
-                model,
-                kv,
-                recipe.model.length,
-                tokenizer.eos,
-                key=key,
-                temperature=self.temperature or 1.0,
-                top_k=self.top_k,
-            )[0]
+        context.require("a decoder", "captions")
+        caption_metrics.check(self.metrics)
+        if self.beams > context.recipe.model.vocab - 1:
+            raise UserError(f"captions: {self.beams} beams are more than the {context.recipe.model.vocab - 1} words.")
+        source = opened_pairs(context, self.name, self.split, ("image", "text"))
+        if self.count:
+            source = sources.Subset(source, np.arange(min(self.count, len(source))))
+        write, decode = compile_writer(
+            context,
+            "caption",
+            temperature=self.temperature,
+            top_k=self.top_k,
+            beams=self.beams,
+            length_penalty=self.length_penalty,
+        )
 
         def evaluate(params):
             images, written, references = [], [], []
-            for host_batch in batches():
+            batches = loader.eval_batches(source, image_transform(context), context.batch)
+            for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {source.name}"):
                 batch = loader.to_device(host_batch, batch_sharding(context.mesh))
                 mask = to_host(batch["mask"])
-                images += list(to_host(batch["image"])[mask])
-                written += [tokenizer.decode(t) for t in to_host(write(params, batch["image"]))[mask]]
-                references += [tokenizer.decode(t) for t in to_host(batch["text"])[mask]]
+                if len(images) < self.shown:
+                    images += list(to_host(batch["image"])[mask])
+                written += [decode(t) for t in to_host(write(params, batch["image"]))[mask]]
+                references += [captions_of(source, i) for i in to_host(batch["index"])[mask]]
             yield "distinct", len(set(written)) / max(len(written), 1)
-            yield "samples", Samples(images, written, references)
+            if self.metrics:
+                keys = [str(i) for i in range(len(written)) if references[i]]
+                corpus, _ = caption_metrics.scores(
+                    {k: references[int(k)] for k in keys}, {k: written[int(k)] for k in keys}, self.metrics
+                )
+                yield from corpus.items()
+            n = self.shown
+            if n:
+                first = [r[0] if r else "" for r in references[:n]]
+                yield "samples", Samples(images[:n], written[:n], first)
 
         return evaluate
+
+
+def captions_of(source, index: int) -> list[str]:
+    """What people wrote for an image."""
+    texts = source.read(int(index), ("text",))["text"]
+    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts]
+
+
+def compile_writer(context: Context, task: str = "", **decoding):
+    """(jitted (params, uint8 images[, prompts (B, P)]) -> tokens (B, L), a function from tokens to text).
+
+    Args:
+      context: of the run.
+      task: that the objective's `prompt` knows; "" where prompts are given with the images.
+      decoding: temperature (0: none), top_k, beams and length_penalty of `capvl.decoding.generate`.
+    """
+    recipe = context.recipe
+    tokenizer = tokenizers.load(recipe.data.tokenizer_path())
+    prompt = recipe.objective.prompt(recipe.model, tokenizer, task) if task else None
+    temperature = decoding.pop("temperature", 0.0)
+    if temperature:
+        decoding |= {"key": jax.random.key(recipe.seed), "temperature": temperature}
+
+    def write(params, image, prompt_BP=None):
+        model = context.blueprint.bind(params)
+        kv = model.decoder.image_kv(model.encode(unit_range(image)))
+        if prompt_BP is None:
+            prompt_BP = jnp.broadcast_to(jnp.asarray(prompt)[None], (len(image), len(prompt)))
+        return generate(model, kv, recipe.model.length, tokenizer.eos, prompt_BP=prompt_BP, **decoding)[0]
+
+    return jax.jit(write), tokenizer.decode

@@ -5,11 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from capvl.data import loader, sources
-from capvl.data.transforms import ImageLabel
+from capvl.data import sources
 from capvl.errors import UserError
-from capvl.evals import Context, to_host
-from capvl.parallel.rules import batch_sharding
+from capvl.evals import Context
+from capvl.evals.encode import compile_images, over_images
 
 BIAS = 100.0
 
@@ -46,11 +45,7 @@ class FewShot:
         """See `capvl.evals`."""
         directory = context.recipe.data.directory()
 
-        def opened(split, features=("image", "label")):
-            return sources.open_source(self.name, split, directory, features=features)
-
-        labels = opened(self.train, features=("label",))
-        labels = np.array([labels[i]["label"] for i in range(len(labels))])
+        labels = sources.labels(self.name, self.train, directory)
         classes, labels = np.unique(labels, return_inverse=True)
         draws = {
             (shots, seed): select_shots(labels, len(classes), shots, seed)
@@ -59,28 +54,16 @@ class FewShot:
         }
         # Only the images that some draw uses are encoded.
         used = np.unique(np.concatenate(list(draws.values())))
-        train, test = Subset(opened(self.train), used), opened(self.test)
-        transform = ImageLabel(context.recipe.model.res)
-
-        @jax.jit
-        def features(params, image):
-            batch = context.recipe.objective.prepare({"image": image, "text": _no_text(image)}, train=False)
-            if self.features == "pixels":
-                return jax.image.resize(batch["image"], (image.shape[0], 16, 16, 3), "linear").reshape(
-                    image.shape[0], -1
-                )
-            return context.blueprint.bind(params).features(batch["image"])
+        train, test = (
+            sources.open_source(self.name, split, directory, features=("image", "label"))
+            for split in (self.train, self.test)
+        )
+        train = sources.Subset(train, used)
+        features = compile_images(context, _pixels if self.features == "pixels" else _features)
 
         def collect(params, source):
-            xs, ys = [], []
-            for host_batch in loader.eval_batches(source, transform, context.batch):
-                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-                mask = to_host(batch["mask"])
-                xs.append(to_host(features(params, batch["image"]))[mask])
-                ys.append(to_host(batch["label"])[mask])
-            if sum(map(len, ys)) < len(source):
-                raise UserError(f"Data set {source.name!r} has images that can't be decoded; prepare it again.")
-            return np.concatenate(xs), np.concatenate(ys)
+            x, rest = over_images(context, source, features, params, f"images of {self.name}")
+            return x, rest["label"]
 
         def evaluate(params):
             x, y = collect(params, train)
@@ -97,21 +80,12 @@ class FewShot:
         return evaluate
 
 
-class Subset:
-    """Some records of a source."""
-
-    def __init__(self, source, indices: np.ndarray):
-        self.name, self._source, self._indices = source.name, source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int):
-        return self._source[int(self._indices[index])]
+def _features(model, image):
+    return model.features(image)
 
 
-def _no_text(image):
-    return jax.numpy.zeros((image.shape[0], 1), jax.numpy.int32)
+def _pixels(model, image):
+    return jax.image.resize(image, (len(image), 16, 16, 3), "linear").reshape(len(image), -1)
 
 
 def select_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> np.ndarray:

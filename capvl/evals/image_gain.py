@@ -34,6 +34,7 @@ class ImageGain:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
+        context.require("a decoder", "image_gain")
         _, batches = open_pairs(context, self.name, self.split, self.limit)
         take = jax.jit(lambda image, index: image[index], out_shardings=batch_sharding(context.mesh))
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}

@@ -32,6 +32,7 @@ class Perplexity:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
+        context.require("a decoder", "perplexity")
         source, batches = open_pairs(context, self.name, self.split, self.limit)
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
         log_frequency = unigram(context)
@@ -82,16 +83,16 @@ def unigram(context: Context) -> np.ndarray:
 def open_pairs(context: Context, name: str, split: str, limit: int):
     """The source, and a function that gives its evaluation batches, for the recipe's model and tokenizer."""
     recipe = context.recipe
-    data = recipe.data
-    transform = recipe.objective.transform(recipe.model, data, train=False)
-    source = sources.open_source(
-        name or data.parts()[0][0],
-        split,
-        data.directory(),
-        features=recipe.objective.features(),
-        fields=None if name else data.fields(),
-    )
+    transform = recipe.objective.transform(recipe.model, recipe.data, train=False)
+    source = opened_pairs(context, name, split, ("image", "text"))
     return source, lambda: loader.eval_batches(source, transform, context.batch, limit=limit)
+
+
+def opened_pairs(context: Context, name: str, split: str, features: tuple[str, ...]):
+    """A data set with images and captions; "" is the recipe's own."""
+    data = context.recipe.data
+    fields = None if name else data.fields()
+    return sources.open_source(name or data.parts()[0][0], split, data.directory(), features=features, fields=fields)
 
 
 def compile_scores(context: Context, *, parallel: bool):

@@ -7,6 +7,7 @@ methods are the interface below. The loop knows nothing else about it.
 from typing import Any, ClassVar, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
 
 Batch = dict[str, jax.Array]
@@ -14,6 +15,8 @@ Batch = dict[str, jax.Array]
 OBJECTIVES = {
     "cappa": "capvl.objectives.cappa:CapPa",
     "contrastive": "capvl.objectives.contrastive:Contrastive",
+    "transfer": "capvl.objectives.transfer:Transfer",
+    "probe": "capvl.objectives.probe:Probe",
 }
 
 
@@ -37,6 +40,11 @@ class Objective(Protocol):
 
     def batch_spec(self, model_options: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The keys, shapes and dtypes of a batch."""
+
+    def prompt(self, model_options: Any, tokenizer: Any, task: str, text: str = "") -> np.ndarray:
+        """Tokens (P,) that begin what a model with a decoder writes for a task ("caption", "answer", "classify").
+
+        Raises UserError where the objective doesn't train it."""
 
     def prepare(self, batch: Batch, *, train: bool) -> Batch:
         """Device-side preparation of a whole batch: value range, flips, loss weights."""

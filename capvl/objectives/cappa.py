@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from capvl import flops
 from capvl.errors import UserError, nearest
@@ -91,6 +92,12 @@ class CapPa:
             "flip": jax.ShapeDtypeStruct((batch,), jnp.bool_),
             "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
         }
+
+    def prompt(self, model_options: CaptionerOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
+        """A caption has no prompt, and nothing else is trained."""
+        if task != "caption":
+            raise UserError(f"A model that was trained to caption doesn't know the task {task!r}.")
+        return np.zeros(0, np.int32)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked, and the loss weight of each token."""

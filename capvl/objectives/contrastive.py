@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from capvl import flops
 from capvl.errors import UserError, nearest
@@ -91,6 +92,10 @@ class Contrastive:
             del spec["image"], spec["flip"]
             spec["embedding"] = jax.ShapeDtypeStruct((batch, *embedding_shape(model_options)), jnp.float16)
         return spec
+
+    def prompt(self, model_options: TwoTowersOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
+        """As CapPa's."""
+        return self._captions.prompt(model_options, tokenizer, task, text)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked; the rows that count; token weights for the captions."""

@@ -23,11 +23,11 @@ class OptimizerOptions:
     """`config.optimizer`. A path is a parameter's name, such as "encoder/blocks/attn/qkv/kernel".
 
     Attributes:
-      name: "adafactor" or "adamw".
+      name: "adafactor", "adamw" or "sgd".
       lr: base learning rate.
       weight_decay: decoupled; see `decay`.
       clip_norm: largest global norm of the gradients; 0 for no clipping.
-      beta1: momentum; 0 for none (adafactor only).
+      beta1: momentum; 0 for none (adafactor and sgd).
       beta2: decay of the second moment (adafactor: its cap).
       eps: adamw only.
       momentum_dtype: "bfloat16" or "float32".
@@ -53,7 +53,7 @@ class OptimizerOptions:
     ema: float = 0.0
 
     def __post_init__(self):
-        for name, known in (("name", ("adafactor", "adamw")), ("momentum_dtype", ("bfloat16", "float32"))):
+        for name, known in (("name", ("adafactor", "adamw", "sgd")), ("momentum_dtype", ("bfloat16", "float32"))):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"optimizer.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), known)
@@ -103,6 +103,9 @@ def make_optimizer(options: OptimizerOptions, batch_dims: dict[str, int] | None 
             parts.append(optax.clip_by_block_rms(options.clip_rms))
         if options.beta1:
             parts.append(momentum(options.beta1, dtype))
+    elif options.name == "sgd":
+        if options.beta1:
+            parts.append(optax.trace(options.beta1, accumulator_dtype=jnp.float32))
     else:
         parts.append(_adam(options, dtype))
     return optax.chain(*parts, _rate_and_decay(options))

@@ -83,6 +83,15 @@ def test_bert_for_pre_training(tmp_path):
     assert_close(found, jax.jit(lambda t: model.word_logits(model(t, t > 0)))(words), 1e-4)
 
 
+class Anything(type):
+    """Classes that have every attribute."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
 @pytest.fixture
 def timm(monkeypatch):
     """timm, which imports torchvision for things that its ViTs don't use; there is no CPU build of that everywhere."""
@@ -93,7 +102,7 @@ def timm(monkeypatch):
             module = types.ModuleType("torchvision" + name)
             module.__spec__ = importlib.machinery.ModuleSpec("torchvision" + name, None)
             module.__path__ = []
-            module.__getattr__ = lambda attribute: type(attribute, (torch.nn.Module,), {})
+            module.__getattr__ = lambda attribute: Anything(attribute, (torch.nn.Module,), {})
             monkeypatch.setitem(sys.modules, "torchvision" + name, module)
             parent, _, child = ("torchvision" + name).rpartition(".")
             if parent:

@@ -1,0 +1,113 @@
+"""Tests of compositional understanding from their own files: captions, and foils that are wrong by a little.
+
+SugarCrepe (arXiv 2306.14610), ARO (2210.01936) with its NegCLIP format, Winoground (2204.03162), VALSE (2112.07566).
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from capvl.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Foil:
+    """One question: which caption belongs to which image?
+
+    Attributes:
+      group: kind of difference, such as "swap_att".
+      images: file names of its images; Winoground has two, the others one.
+      captions: the right one first (for Winoground, caption i belongs to image i).
+    """
+
+    group: str
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
+
+
+def _rows(file: pathlib.Path, what: str) -> Iterator[tuple[str, dict]]:
+    """(id, row) of a JSON object, a JSON list, or JSON lines."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = (
+            [json.loads(line) for line in text.splitlines() if line.strip()]
+            if file.suffix == ".jsonl"
+            else json.loads(text)
+        )
+    except (ValueError, OSError) as e:
+        raise UserError(f"The {what} file {str(file)!r} can't be read as JSON: {e}") from e
+    rows = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"Row {key} of the {what} file {str(file)!r} is not an object.")
+        yield str(key), row
+
+
+def _sugarcrepe(group: str, row: dict) -> Foil:
+    return Foil(row.get("subset", group), (row["filename"],), (row["caption"], row["negative_caption"]))
+
+
+def _aro(group: str, row: dict) -> Foil:
+    if "true_caption" in row:
+        return Foil(group, (row["image_path"],), (row["true_caption"], row["false_caption"]))
+    captions = row.get("caption_options") or row["captions"]
+    return Foil(group, (row.get("image_path") or row["image"],), tuple(captions))
+
+
+def _negclip(group: str, row: dict) -> Foil:
+    negatives = row.get("negative_captions") or row["neg_caption"]
+    negatives = json.loads(negatives) if isinstance(negatives, str) and negatives.startswith("[") else negatives
+    negatives = [negatives] if isinstance(negatives, str) else negatives
+    return Foil(group, (row["filepath"],), (row.get("caption") or row["title"], *negatives))
+
+
+def _winoground(group: str, row: dict) -> Foil:
+    images = tuple(name if "." in name else name + ".png" for name in (row["image_0"], row["image_1"]))
+    return Foil(row.get("collapsed_tag", group), images, (row["caption_0"], row["caption_1"]))
+
+
+def _valse(group: str, row: dict) -> Foil | None:
+    """Kept where at least two of three annotators chose the caption, as in the paper."""
+    votes = row.get("mturk", {}).get("caption", 3)
+    return Foil(group, (row["image_file"],), (row["caption"], row["foil"])) if votes >= 2 else None
+
+
+FORMATS: dict[str, Callable[[str, dict[str, Any]], Foil | None]] = {
+    "sugarcrepe": _sugarcrepe,
+    "aro": _aro,
+    "negclip": _negclip,
+    "winoground": _winoground,
+    "valse": _valse,
+}
+
+
+def read(format: str, path: str) -> list[Foil]:
+    """All questions of a file, or of all .json and .jsonl files of a folder; a file's name is their group.
+
+    Raises:
+      UserError: unknown format, missing file, or a row that isn't of this format.
+    """
+    if format not in FORMATS:
+        raise UserError(f"The format {format!r} of a compositionality test is unknown." + nearest(format, FORMATS))
+    place = pathlib.Path(path)
+    files = sorted(p for p in place.iterdir() if p.suffix in (".json", ".jsonl")) if place.is_dir() else [place]
+    if not files or not files[0].exists():
+        raise UserError(
+            f"The {format} file {path!r} is missing; it should be that test's file, or a folder with its .json files."
+        )
+    foils = []
+    for file in files:
+        for key, row in _rows(file, format):
+            try:
+                foil = FORMATS[format](file.stem, row)
+            except (KeyError, TypeError, ValueError) as e:
+                raise UserError(f"Row {key} of {str(file)!r} is not of the format {format}: it lacks {e}.") from e
+            if foil and not all(isinstance(c, str) and c.strip() for c in foil.captions):
+                raise UserError(f"Row {key} of {str(file)!r} has an empty caption.")
+            if foil:
+                foils.append(foil)
+    if not foils:
+        raise UserError(f"The {format} file {path!r} has no rows.")
+    return foils

@@ -1,0 +1,192 @@
+"""Does the model know which caption is right when the words are nearly the same?
+
+A captioner picks the caption of higher likelihood, a two-tower model the more similar one. Beside
+stands the blind control: the same model with a grey image, which shows what the words alone give away.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from capvl.data import foils, lookup
+from capvl.data.decode import BadImageError, crop_and_resize
+from capvl.errors import UserError, nearest
+from capvl.evals import Context
+from capvl.evals.encode import image_transform, over_rows, tokenize
+from capvl.evals.pairs import cosine_scores, pair_scores
+from capvl.evals.scoring import grey_image
+from capvl.objectives.images import unit_range
+
+GREY = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compositionality:
+    """Yields, for all questions and for each group: `GROUP/accuracy` and `GROUP/blind` over the questions whose
+    image is there, `GROUP/count` of them, and `GROUP/blind_of_all` over all, with `GROUP/chance`.
+
+    A question is answered when the right caption scores higher than every foil; a tie is not. For Winoground
+    (arXiv 2204.03162) `text`, `image` and `group` are the paper's three scores.
+
+    Attributes:
+      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.data.foils`).
+      file: of the test, or a folder with its files.
+      images: a folder of image files, or a prepared data set; "" for none: only the blind control is run.
+      by: "likelihood" or "similarity"; "" for what the model can do.
+      mean: divide a likelihood by the number of tokens.
+      limit: questions of a group; 0 for all.
+    """
+
+    format: str = "sugarcrepe"
+    file: str = ""
+    images: str = ""
+    by: str = ""
+    mean: bool = False
+    limit: int = 0
+
+    def __post_init__(self):
+        known = ("", "likelihood", "similarity")
+        if self.by not in known:
+            raise UserError(f"compositionality by={self.by!r} is unknown." + nearest(self.by, known))
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        needed = {"likelihood": "a decoder", "similarity": "a text tower"}.get(self.by, "a text tower or a decoder")
+        context.require(needed, "compositionality")
+        questions = _limited(foils.read(self.format, self.file), self.limit)
+        found = lookup.open_images(self.images, context.recipe.data.directory()) if self.images else {}
+        present = [all(lookup.stem(name) in found for name in q.images) for q in questions]
+        if self.images and not any(present):
+            wanted = questions[0].images[0]
+            raise UserError(f"None of the images of {self.file!r} is in {self.images!r}; the first is {wanted!r}.")
+        scorer = PairScorer(context, by=self.by, mean=self.mean)
+
+        def evaluate(params):
+            pairs = [(GREY, c) for q in questions for c in q.captions]
+            for question, there in zip(questions, present, strict=True):
+                if there:
+                    pairs += [(lookup.stem(i), c) for i in question.images for c in question.captions]
+            scores = scorer(params, list(dict.fromkeys(pairs)), found)
+            yield from results(questions, present, scores)
+
+        return evaluate
+
+
+def _limited(questions: list[foils.Foil], limit: int) -> list[foils.Foil]:
+    kept, counts = [], {}
+    for question in questions:
+        counts[question.group] = counts.get(question.group, 0) + 1
+        if not limit or counts[question.group] <= limit:
+            kept.append(question)
+    return kept
+
+
+def results(questions: list[foils.Foil], present: list[bool], scores: dict[tuple[str, str], float]):
+    """(name, value) pairs of `Compositionality` from the scores of (image, caption)."""
+    groups = sorted({q.group for q in questions})
+    for group in [*groups, "all"] if len(groups) > 1 else groups:
+        mine = [(q, p) for q, p in zip(questions, present, strict=True) if group in (q.group, "all")]
+        seen = [q for q, there in mine if there]
+        yield f"{group}/count", float(len(seen))
+        if seen:
+            right = [answers(q, scores) for q in seen]
+            names = ("text", "image", "group") if len(seen[0].images) == 2 else ("accuracy",)
+            for i, name in enumerate(names):
+                yield f"{group}/{name}", float(np.mean([r[i] for r in right]))
+            yield f"{group}/blind", float(np.mean([blind_answer(q, scores) for q in seen]))
+        yield f"{group}/blind_of_all", float(np.mean([blind_answer(q, scores) for q, _ in mine]))
+        chance = [1 / len(q.captions) if len(q.images) == 1 else 0.25 for q, _ in mine]
+        yield f"{group}/chance", float(np.mean(chance))
+
+
+def answers(question: foils.Foil, scores: dict[tuple[str, str], float]) -> tuple[bool, ...]:
+    """(right,), or Winoground's (text, image, group)."""
+    names = [lookup.stem(i) for i in question.images]
+    if len(names) == 1:
+        right, *wrong = (scores[names[0], c] for c in question.captions)
+        return (all(right > w for w in wrong),)
+    s = np.array([[scores[i, c] for c in question.captions] for i in names])
+    text = s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0]
+    image = s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1]
+    return text, image, text and image
+
+
+def blind_answer(question: foils.Foil, scores: dict[tuple[str, str], float]) -> bool:
+    """Whether the grey image leads to the right caption; for two images no single answer can be right for both."""
+    right, *wrong = (scores[GREY, c] for c in question.captions)
+    return len(question.images) == 1 and all(right > w for w in wrong)
+
+
+class PairScorer:
+    """Scores of (image name, text) pairs, several texts of an image at once."""
+
+    TEXTS = 4
+
+    def __init__(self, context: Context, *, by: str = "", mean: bool = False):
+        """by, mean: see `Compositionality`."""
+        self._context, self._mean = context, mean
+        self._likelihood = by == "likelihood" or (by == "" and getattr(context.recipe.model, "decoder_layers", 0) > 0)
+        function = pair_scores if self._likelihood else cosine_scores
+
+        def score(params, batch):
+            return function(context.blueprint.bind(params), unit_range(batch["image"]), batch["text"])
+
+        self._score = jax.jit(score)
+        self._blind = jax.jit(
+            lambda params, batch: function(
+                context.blueprint.bind(params), grey_image(context.recipe.model.res), batch["text"][None, :, 0]
+            )[0]
+        )
+
+    def __call__(self, params, pairs: list[tuple[str, str]], images) -> dict[tuple[str, str], float]:
+        """The score of each pair; the image name GREY stands for the grey image.
+
+        Args:
+          params: of the model.
+          pairs: different pairs.
+          images: name -> a function that reads the encoded image.
+
+        Raises:
+          UserError: an image can't be decoded.
+        """
+        context = self._context
+        tokens = dict(zip((texts := list(dict.fromkeys(c for _, c in pairs))), tokenize(context, texts), strict=True))
+        scores: dict[tuple[str, str], float] = {}
+        blind = [c for name, c in pairs if name == GREY]
+        if blind:
+            rows = {"text": np.stack([tokens[c] for c in blind])[:, None]}
+            out = over_rows(context, rows, self._blind, params, "captions without an image")
+            scores |= {(GREY, c): float(s) for c, s in zip(blind, out, strict=True)}
+        grouped: dict[str, list[str]] = {}
+        for name, caption in pairs:
+            if name != GREY:
+                grouped.setdefault(name, []).append(caption)
+        rows = [
+            (name, captions[i : i + self.TEXTS])
+            for name, captions in grouped.items()
+            for i in range(0, len(captions), self.TEXTS)
+        ]
+        size = context.batch
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            text = np.zeros((len(part), self.TEXTS, context.recipe.model.length), np.int32)
+            for i, (_, captions) in enumerate(part):
+                for k in range(self.TEXTS):  # What is left over repeats the first, so that no row is empty.
+                    text[i, k] = tokens[captions[k] if k < len(captions) else captions[0]]
+            image = np.stack([self._pixels(name, images) for name, _ in part])
+            out = over_rows(context, {"image": image, "text": text}, self._score, params, "captions and images")
+            for (name, captions), row in zip(part, out, strict=True):
+                scores |= {(name, c): float(s) for c, s in zip(captions, row, strict=False)}
+        if self._mean and self._likelihood:
+            lengths = {c: int((t != 0).sum()) for c, t in tokens.items()}
+            scores = {(name, c): s / lengths[c] for (name, c), s in scores.items()}
+        return scores
+
+    def _pixels(self, name: str, images) -> np.ndarray:
+        transform = image_transform(self._context)
+        box = (0.0, 0.0, 1.0, 1.0) if transform.crop == "squash" else None
+        try:
+            return crop_and_resize(images[name](), box, transform.res)
+        except BadImageError as e:
+            raise UserError(f"Image {name!r} can't be used: {e}") from e

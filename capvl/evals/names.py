@@ -1,0 +1,93 @@
+"""Class names and prompt templates from files that a user can replace."""
+
+import importlib.resources
+import json
+import pathlib
+
+import numpy as np
+
+from capvl.errors import UserError
+
+
+def read_lines(path: str, what: str) -> list[str]:
+    """Texts of a .json list or of a text file with one a line.
+
+    Raises:
+      UserError: missing, unreadable, empty, or not such a file.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"The file {path!r} of {what} is missing; it should hold one a line, or a JSON list of texts.")
+    try:
+        text = file.read_text(encoding="utf-8")
+        lines = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (ValueError, OSError) as e:
+        raise UserError(f"The file {path!r} of {what} can't be read: {e}") from e
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"The file {path!r} of {what} should be a JSON list of texts.")
+    if file.suffix != ".json":
+        lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not lines or not all(line.strip() for line in lines):
+        raise UserError(f"The file {path!r} of {what} has {'an empty text in it' if lines else 'nothing in it'}.")
+    return lines
+
+
+def read_templates(path: str) -> list[str]:
+    """Prompt templates; each has {} where the class name goes. "" is the package's own list.
+
+    Raises:
+      UserError: see `read_lines`; or a template has no {}.
+    """
+    if not path:
+        file = importlib.resources.files("capvl.evals").joinpath("prompts.txt")
+        with importlib.resources.as_file(file) as local:
+            return read_templates(str(local))
+    templates = read_lines(path, "prompt templates")
+    wrong = [t for t in templates if t.count("{}") != 1]
+    if wrong:
+        raise UserError(f"Template {wrong[0]!r} of {path!r} should have {{}} once, where the class name goes.")
+    return templates
+
+
+def class_names(path: str, source, directory_labels: np.ndarray) -> list[str]:
+    """Names by label: of a file, of the data set's description, or of its `class_name` feature.
+
+    Args:
+      path: a file of names in the labels' order; "" for the data set's own.
+      source: the opened data set.
+      directory_labels: labels of all its examples.
+
+    Raises:
+      UserError: there are none, fewer than labels, or the same one twice.
+    """
+    names = (
+        read_lines(path, "class names") if path else source.label_names() or _names_of_records(source, directory_labels)
+    )
+    names = [name.replace("_", " ").strip() for name in names]
+    seen = set()
+    for name in names:
+        if name.casefold() in seen:
+            raise UserError(
+                f"The class name {name!r} is there twice{f' in {path!r}' if path else ''}; names must differ."
+            )
+        seen.add(name.casefold())
+    if directory_labels.max(initial=0) >= len(names) or directory_labels.min(initial=0) < 0:
+        raise UserError(
+            f"Data set {source.name!r} has labels {directory_labels.min()} to {directory_labels.max()}, "
+            f"but there are {len(names)} class names."
+        )
+    return names
+
+
+def _names_of_records(source, labels: np.ndarray) -> list[str]:
+    names = {}
+    for i, label in enumerate(labels):
+        if int(label) not in names:
+            name = source.read(i, ("class_name",))["class_name"]
+            names[int(label)] = name.decode() if isinstance(name, bytes) else str(name)
+    missing = [i for i in range(int(labels.max(initial=0)) + 1) if not names.get(i)]
+    if missing:
+        raise UserError(
+            f"Data set {source.name!r} has no name for label {missing[0]}; give a file of class names, one a line."
+        )
+    return [names[i] for i in range(len(names))]

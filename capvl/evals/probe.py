@@ -1,0 +1,56 @@
+"""Accuracy of the heads of a probe (`capvl.objectives.probe`), the best chosen without the test split."""
+
+import dataclasses
+
+import numpy as np
+
+from capvl.data import sources
+from capvl.errors import UserError
+from capvl.evals import Context
+from capvl.evals.encode import compile_images, over_images
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeAccuracy:
+    """Yields `accuracy` on the test split of the head that is best on the validation split, `head`: its number,
+    `val`: its accuracy there, `HEAD/val` of every head where there are several, and `chance`.
+
+    Attributes:
+      name: a data set with labels; "" for the training set's.
+      val: split that chooses the head, such as "train[90%:]" with training on "train[:90%]".
+      test: split that is reported.
+    """
+
+    name: str = ""
+    val: str = "train[90%:]"
+    test: str = "test"
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        if not hasattr(context.recipe.model, "classes"):
+            raise UserError("The evaluator 'probe' needs a model with classifiers (objective.name='probe').")
+        data = context.recipe.data
+        name = self.name or data.parts()[0][0]
+        val, test = (
+            sources.open_source(name, split, data.directory(), features=("image", "label"))
+            for split in (self.val, self.test)
+        )
+        predict = compile_images(context, lambda model, image: model.logits(model.encode(image)).argmax(axis=-1).T)
+
+        def accuracies(params, source):
+            chosen, rest = over_images(context, source, predict, params, f"images of {source.name}")
+            return (chosen == rest["label"][:, None]).mean(axis=0), rest["label"]
+
+        def evaluate(params):
+            on_val, _ = accuracies(params, val)
+            on_test, labels = accuracies(params, test)
+            best = int(np.argmax(on_val))
+            yield "accuracy", float(on_test[best])
+            yield "head", float(best)
+            yield "val", float(on_val[best])
+            if len(on_val) > 1:
+                for i, value in enumerate(on_val):
+                    yield f"{i}/val", float(value)
+            yield "chance", float(np.bincount(labels).max() / len(labels))
+
+        return evaluate

@@ -1,0 +1,96 @@
+"""Zero-shot classification by likelihood: the class whose name the captioner finds likeliest (CapPa, section 4.2)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl.data import sources
+from capvl.decoding import trie
+from capvl.errors import UserError
+from capvl.evals import Context
+from capvl.evals.encode import compile_images, over_images, tokenize
+from capvl.evals.names import class_names
+from capvl.evals.zeroshot import accuracies
+
+NODES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Yields `accuracy`, `top5`, `chance`, and `blind`: the accuracy of the same with the likelihoods under a grey
+    image, which no image changes; with `calibrated` those are subtracted first.
+
+    The image is encoded once, and the classes' common beginnings are read once (`capvl.decoding.trie`).
+
+    Attributes:
+      name, split: a data set with labels.
+      classes: file of class names in the labels' order; "" for the data set's own.
+      prompt: text with {} where the name goes.
+      mean: divide by the number of tokens.
+      calibrated: score log p(name | image) - log p(name | grey image).
+    """
+
+    name: str = "cifar10"
+    split: str = "test"
+    classes: str = ""
+    prompt: str = "{}"
+    mean: bool = False
+    calibrated: bool = False
+
+    def __post_init__(self):
+        if self.prompt.count("{}") != 1:
+            raise UserError(f"scoring: the prompt {self.prompt!r} should have {{}} once, where the class name goes.")
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        context.require("a decoder", "scoring")
+        directory = context.recipe.data.directory()
+        source = sources.open_source(self.name, self.split, directory, features=("image", "label"))
+        names = class_names(self.classes, source, sources.labels(self.name, self.split, directory))
+        tokens = tokenize(context, [self.prompt.format(name) for name in names])
+        scorer = Scorer(tokens, mean=self.mean)
+        score = compile_images(context, scorer)
+        grey = jax.jit(lambda params: scorer(context.blueprint.bind(params), grey_image(context.recipe.model.res)))
+
+        def evaluate(params):
+            scores, rest = over_images(context, source, score, params, f"images of {self.name}")
+            blind = np.asarray(jax.device_get(grey(params)))
+            if self.calibrated:
+                scores = scores - blind
+            yield from accuracies(scores, rest["label"])
+            yield "blind", float((rest["label"] == blind.argmax()).mean())
+
+        return evaluate
+
+
+class Scorer:
+    """(model, images in [-1, 1]) -> log-likelihoods (B, C) of fixed token sequences (C, L)."""
+
+    def __init__(self, tokens: np.ndarray, *, mean: bool = False, nodes: int = NODES):
+        """mean: divide by the number of tokens; nodes: see `capvl.decoding.trie.split`."""
+        trees, order = trie.split(tokens, nodes)
+        self.trees = trees
+        self._stacked = {k: np.stack([trie.arrays(t)[k] for t in trees]) for k in trie.arrays(trees[0])}
+        self._count = [int((t.paths[:, 0] < len(t.tokens)).sum()) for t in trees]
+        self._back = np.argsort(order)
+        self._lengths = (tokens != 0).sum(axis=1).astype(np.float32)
+        self._mean = mean
+
+    def __call__(self, model, image_BRRC) -> jax.Array:
+        """The scores."""
+        kv = model.decoder.image_kv(model.encode(image_BRRC))
+        stacked = {k: jnp.asarray(v) for k, v in self._stacked.items()}
+        if len(self.trees) == 1:
+            scores = trie.log_likelihoods(model, kv, {k: v[0] for k, v in stacked.items()})[None]
+        else:
+            scores = jax.lax.map(lambda tree: trie.log_likelihoods(model, kv, tree), stacked)
+        real = jnp.concatenate([scores[i, :, :n] for i, n in enumerate(self._count)], axis=1)
+        real = real[:, jnp.asarray(self._back)]
+        return real / jnp.asarray(self._lengths)[None] if self._mean else real
+
+
+def grey_image(res: int) -> jax.Array:
+    """One image without content, (1, R, R, 3) in [-1, 1]: the blind control's."""
+    return jnp.zeros((1, res, res, 3), jnp.float32)

@@ -1,0 +1,63 @@
+"""Zero-shot classification by a two-tower model with prompt ensembles (CLIP, section 3.1.4; LiT)."""
+
+import dataclasses
+
+import numpy as np
+
+from capvl.data import sources
+from capvl.evals import Context
+from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
+from capvl.evals.names import class_names, read_templates
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """Yields `accuracy`, `top5` (from 6 classes on) and `chance`, the share of the largest class.
+
+    A class is the normalised mean of its prompts' embeddings; an image belongs to the nearest class.
+
+    Attributes:
+      name, split: a data set with labels.
+      classes: file of class names in the labels' order; "" for the data set's own.
+      templates: file of prompt templates; "" for the package's own.
+    """
+
+    name: str = "cifar10"
+    split: str = "test"
+    classes: str = ""
+    templates: str = ""
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        context.require("a text tower", "zeroshot")
+        directory = context.recipe.data.directory()
+        source = sources.open_source(self.name, self.split, directory, features=("image", "label"))
+        names = class_names(self.classes, source, sources.labels(self.name, self.split, directory))
+        templates = read_templates(self.templates)
+        embed_image = compile_images(context, lambda model, image: model.embed_image(image))
+        embed_text = compile_texts(context, lambda model, text: model.embed_text(text))
+
+        def evaluate(params):
+            prompts = [template.format(name) for name in names for template in templates]
+            texts = over_texts(context, prompts, embed_text, params, f"prompts of {self.name}")
+            classes = class_vectors(texts, len(templates))
+            images, rest = over_images(context, source, embed_image, params, f"images of {self.name}")
+            yield from accuracies(images @ classes.T, rest["label"])
+
+        return evaluate
+
+
+def class_vectors(prompts: np.ndarray, templates: int) -> np.ndarray:
+    """Normalised means (K, E) of the embeddings (K * templates, E) of each class's prompts."""
+    mean = prompts.reshape(-1, templates, prompts.shape[1]).mean(axis=1)
+    return mean / (np.linalg.norm(mean, axis=1, keepdims=True) + 1e-8)
+
+
+def accuracies(scores: np.ndarray, labels: np.ndarray):
+    """(name, value) of `accuracy`, `top5` and `chance` from scores (N, K); a tie with another class is an error."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    better = (scores >= own).sum(axis=1) - 1
+    yield "accuracy", float((better < 1).mean())
+    if scores.shape[1] > 5:
+        yield "top5", float((better < 5).mean())
+    yield "chance", float(np.bincount(labels).max() / len(labels))
