@@ -289,12 +289,15 @@ class Checkpointer:
 
     def _read_named(self, step: int, meta: dict) -> dict[str, jax.Array]:
         """All leaves as they were saved, on one device."""
-        host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.local_devices()[0]
+        host = jax.sharding.SingleDeviceSharding(device)
         abstract = {
             n: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=host)
             for n, (shape, dtype) in meta["leaves"].items()
         }
-        return self._read_state(step, abstract, meta["checksums"])
+        # Whatever mesh is in force: this is about one device.
+        with jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("one",))):
+            return self._read_state(step, abstract, meta["checksums"])
 
     def _set_aside(self, step: int) -> None:
         """Moves a broken checkpoint out of the way, so that its step can be saved again."""

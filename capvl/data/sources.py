@@ -81,7 +81,8 @@ class Source:
         wanted = _paths(builder.info.features, fields, features)
         self._label_names: list[str] | None = None
         if "class_name" in wanted and wanted["class_name"] not in builder.info.features:
-            label = builder.info.features.get(fields.label or "label")
+            label = fields.label or "label"
+            label = builder.info.features[label] if label in builder.info.features else None
             if getattr(label, "names", None):
                 self._label_names = list(label.names)
                 wanted["class_name"] = fields.label or "label"

@@ -1,19 +1,24 @@
-"""SentencePiece tokenizers: from a file, or trained from a data set's captions.
+"""Tokenizers: SentencePiece models, trained here from a data set's captions or not, and others' word pieces.
 
     python -m capvl.data.tokenizer --data=flickr8k --vocab=4000 --out=flickr8k.model
 
 A text becomes `length` ids: the pieces, then the end-of-sentence id, then 0. The end is
 "sticky": where the text is too long it is cut and still ends with the end-of-sentence id.
+
+Files of other frameworks are read by the `tokenizers` library: tokenizer.json of Hugging Face, BERT's vocab.txt
+and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start id that the model was trained with.
 """
 
 import argparse
 import functools
+import gzip
 import io
 import os
 import pathlib
 
 import numpy as np
 import sentencepiece
+import tokenizers
 
 from capvl.errors import UserError
 
@@ -74,10 +79,113 @@ class Tokenizer:
         return self._model.decode([i for i in ids if i < self.vocab])
 
 
+class SubwordTokenizer:
+    """A tokenizer of the `tokenizers` library: start, pieces, end, and 0 behind. Pickles as its path."""
+
+    def __init__(self, path: str | os.PathLike):
+        """path: tokenizer.json, a WordPiece vocabulary (.txt) or CLIP's merges (.txt.gz).
+
+        Raises:
+          UserError: it is missing or not such a file.
+        """
+        self.path = os.fspath(path)
+        if not os.path.isfile(self.path):
+            raise UserError(f"Tokenizer {self.path!r} is missing.")
+        try:
+            if self.path.endswith(".json"):
+                self._model = tokenizers.Tokenizer.from_file(self.path)
+            elif self.path.endswith(".gz"):
+                self._model = _clip_bpe(self.path)
+            else:
+                self._model = _word_piece(self.path)
+            self._model.no_padding()
+            self._model.no_truncation()
+        except Exception as e:  # The library raises bare Exceptions.
+            raise UserError(f"Tokenizer {self.path!r} can't be read: {e}") from e
+        ends = self._model.encode("").ids
+        if not ends:
+            raise UserError(
+                f"Tokenizer {self.path!r} puts no end behind a text, so texts couldn't be told from padding."
+            )
+        self.eos, self._starts = ends[-1], set(ends[:-1])
+
+    def __reduce__(self):
+        return (SubwordTokenizer, (self.path,))
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids."""
+        return self._model.get_vocab_size()
+
+    def __call__(self, text: str | bytes, length: int) -> np.ndarray:
+        """(length,) int32 ids: start, pieces, end, padding."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        ids = self._model.encode(text[:MAX_CHARACTERS]).ids
+        ids = ids if len(ids) <= length else [*ids[: length - 1], self.eos]
+        out = np.zeros(length, np.int32)
+        out[: len(ids)] = ids
+        return out
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text up to the end or padding."""
+        ids = np.asarray(ids).tolist()
+        for stop in (self.eos, PAD):
+            if stop in ids[1:]:
+                ids = ids[: ids.index(stop, 1)]
+        return self._model.decode([i for i in ids if i not in self._starts]).strip()
+
+
+def _word_piece(path: str) -> tokenizers.Tokenizer:
+    """BERT's tokenizer of lower-case text: [CLS] pieces [SEP]."""
+    vocabulary = tokenizers.models.WordPiece.read_file(path)
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    model.decoder = tokenizers.decoders.WordPiece()
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    model.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return model
+
+
+_CLIP_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def _clip_bpe(path: str) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair tokenizer (arXiv 2103.00020, section 2.4) from its file of merges."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = [tuple(line.split()) for line in lines]
+    if any(len(pair) != 2 for pair in merges):
+        raise ValueError("it should hold two pieces a line")
+    # The alphabet of bytes in the order of its code points after shifting, printable ones first.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    ends = ("<|startoftext|>", "<|endoftext|>")
+    pieces = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges), *ends]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    model = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    )
+    normalizers, pre = tokenizers.normalizers, tokenizers.pre_tokenizers
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    model.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre.Split(tokenizers.Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    model.pre_tokenizer = pre.Sequence([words, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    model.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.BPEDecoder(suffix="</w>"), tokenizers.decoders.ByteLevel()]
+    )
+    special = [(name, vocabulary[name]) for name in ends]
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{ends[0]} $A {ends[1]}", special_tokens=special
+    )
+    return model
+
+
 @functools.cache
-def load(path: str) -> Tokenizer:
-    """The tokenizer of a path, loaded once."""
-    return Tokenizer(path)
+def load(path: str) -> Tokenizer | SubwordTokenizer:
+    """The tokenizer of a path, loaded once; its suffix says which kind it is."""
+    return SubwordTokenizer(path) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
 
 
 def train(texts, vocab: int, out: str | os.PathLike) -> Tokenizer:

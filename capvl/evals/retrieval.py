@@ -74,7 +74,7 @@ def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray):
     image_ranks, text_ranks = np.concatenate(image_ranks), np.concatenate(text_ranks)[counts > 0]
     for k in AT:
         yield f"text/R@{k}", float((text_ranks < k).mean())
-        misses = [math.comb(len(texts) - c, k) / math.comb(len(texts), k) for c in counts[counts > 0]]
+        misses = [math.comb(len(texts) - c, k) / max(1, math.comb(len(texts), k)) for c in counts[counts > 0]]
         yield f"text/chance@{k}", 1 - sum(misses) / len(misses)
     for k in AT:
         yield f"image/R@{k}", float((image_ranks < k).mean())

@@ -7,6 +7,7 @@ import pytest
 from conftest import real_data
 
 from capvl.data import prepare, sources
+from capvl.data import tokenizer as tokenizers
 from capvl.data.tokenizer import EOS, Tokenizer, main, train
 from capvl.errors import UserError
 
@@ -80,3 +81,43 @@ def test_the_c4_model():
     text = "A dog runs on the beach ."
     assert tokenizer.vocab >= 32_000
     assert tokenizer.decode(tokenizer(text, 64)) == text
+
+
+@pytest.mark.realdata
+def test_clip_ids():
+    """Ids that CLIP's users know by heart, and texts that come back."""
+    tokenizer = tokenizers.load(real_data("tokenizers", "bpe_simple_vocab_16e6.txt.gz"))
+    assert tokenizer.vocab == 49408
+    np.testing.assert_array_equal(tokenizer("A photo  of a cat", 9), [49406, 320, 1125, 539, 320, 2368, 49407, 0, 0])
+    assert tokenizer.decode(tokenizer("a photo of a cat, isn't it?", 20)) == "a photo of a cat , isn 't it ?"
+    cut = tokenizer("a photo of a cat", 4)
+    np.testing.assert_array_equal(cut, [49406, 320, 1125, 49407])
+
+
+@pytest.mark.realdata
+def test_bert_ids():
+    tokenizer = tokenizers.load(real_data("tokenizers", "bert-base-uncased-vocab.txt"))
+    assert tokenizer.vocab == 30522
+    np.testing.assert_array_equal(tokenizer("Hello, world!", 8), [101, 7592, 1010, 2088, 999, 102, 0, 0])
+    assert tokenizer.decode(tokenizer("unaffable dogs", 12)) == "unaffable dogs"
+
+
+def test_tokenizer_json_and_bad_files(tmp_path):
+    import tokenizers as library
+
+    words = {"[UNK]": 0, "a": 1, "dog": 2, "<end>": 3}
+    model = library.Tokenizer(library.models.WordLevel(words, unk_token="[UNK]"))
+    model.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    model.save(str(tmp_path / "endless.json"))
+    with pytest.raises(UserError, match="puts no end behind a text"):
+        tokenizers.load(str(tmp_path / "endless.json"))
+    model.post_processor = library.processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 3)])
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = pickle.loads(pickle.dumps(tokenizers.load(str(tmp_path / "tokenizer.json"))))
+    np.testing.assert_array_equal(tokenizer("a dog", 5), [1, 2, 3, 0, 0])
+    assert tokenizer.decode(np.array([1, 2, 3, 0])) == "a dog"
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="can't be read"):
+        tokenizers.load(str(tmp_path / "bad.json"))
+    with pytest.raises(UserError, match="is missing"):
+        tokenizers.load(str(tmp_path / "none.json"))

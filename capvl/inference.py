@@ -1,0 +1,289 @@
+"""A trained model for notebooks and programs: images and texts in, arrays and texts out.
+
+    model = capvl.load("runs/cappa_demo")
+    model.caption("photo.jpg", beams=4)
+
+Images are PIL images, uint8 arrays (H, W, 3) or (H, W), encoded bytes, paths, or lists of these.
+Functions are compiled once for each power of two of rows, up to MOST; larger inputs go in parts.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl.convert.folder import Weights, read_model
+from capvl.data import tokenizer as tokenizers
+from capvl.data.decode import BadImageError, crop_and_resize
+from capvl.decoding.generate import generate
+from capvl.decoding.likelihood import log_likelihood_of_kv
+from capvl.errors import UserError
+from capvl.evals.names import read_templates
+from capvl.evals.scoring import Scorer
+from capvl.evals.zeroshot import class_vectors
+from capvl.models.parameters import Blueprint
+from capvl.objectives.images import unit_range
+
+MOST = 64
+LARGEST_SIDE = 16_384
+Images = Any
+
+
+def load(path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "") -> "LoadedModel":
+    """A model from a run's workdir, a converted folder or a big_vision .npz.
+
+    Args:
+      path: where it is.
+      step: of a workdir's checkpoint; None for the newest.
+      tokenizer: path of a tokenizer; "" for the model's own.
+      dtype: "float32" or "bfloat16" for activations; "" for the model's own.
+
+    Raises:
+      UserError: missing, unreadable, or none of these.
+    """
+    weights = read_model(os.fspath(path), step=step)
+    if tokenizer:
+        weights = dataclasses.replace(weights, tokenizer=tokenizer)
+    if dtype:
+        weights = dataclasses.replace(weights, options=dataclasses.replace(weights.options, dtype=dtype))
+    return LoadedModel(weights, os.fspath(path))
+
+
+class LoadedModel:
+    """A model with its parameters. Methods raise UserError where the model lacks the part that they need.
+
+    Attributes:
+      options: of the model.
+      params: by path.
+    """
+
+    def __init__(self, weights: Weights, name: str):
+        """name: for messages."""
+        self.options, self.name = weights.options, name
+        self.blueprint = Blueprint(weights.options)
+        self.params = {k: jnp.asarray(v) for k, v in weights.params.items()}
+        self._crop, self._tokenizer_path = weights.crop, weights.tokenizer
+        self._compiled: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        count = sum(v.size for v in self.params.values())
+        able = [a for a in ("an image tower", "a text tower", "a decoder") if self._has(a)]
+        return f"LoadedModel({self.name!r}: {', '.join(able)}, {count / 1e6:.1f} M parameters)"
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The model's tokenizer."""
+        if not self._tokenizer_path:
+            raise UserError(f"The model {self.name!r} has no tokenizer; give one: capvl.load(…, tokenizer=PATH).")
+        return tokenizers.load(self._tokenizer_path)
+
+    def embed(self, images: Images) -> np.ndarray:
+        """Features (N, D) float32: a two-tower model's normalised embeddings, else the encoder's pooled features."""
+        self._need("an image tower")
+
+        def function(model, image):
+            return model.embed_image(image) if hasattr(model, "embed_image") else model.features(image)
+
+        return self._run("embed", function, self.pixels(images))
+
+    def tokens(self, images: Images) -> np.ndarray:
+        """Encoded image tokens (N, T, D) float32."""
+        self._need("an image tower")
+        return self._run("tokens", lambda m, image: m.encode(image).astype(jnp.float32), self.pixels(images))
+
+    def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Normalised embeddings (N, E) float32 of texts."""
+        self._need("a text tower")
+        return self._run("embed_text", lambda m, text: m.embed_text(text), self._tokens(_texts(texts)))
+
+    def similarity(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
+        """Cosines (N, M) of every image with every text."""
+        return self.embed(images) @ self.embed_text(texts).T
+
+    def caption(
+        self,
+        images: Images,
+        *,
+        beams: int = 1,
+        length_penalty: float = 1.0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> list[str]:
+        """A caption of each image: greedy, by beam search, or sampled.
+
+        Args:
+          images: one or several.
+          beams: of a beam search.
+          length_penalty: exponent of the length that a log-probability is divided by.
+          temperature: of samples; 0 for none.
+          top_k: sample from the k likeliest tokens; 0 for all.
+          seed: of the samples.
+        """
+        self._need("a decoder")
+        if beams < 1 or temperature < 0 or top_k < 0:
+            raise UserError("beams must be at least 1; temperature and top_k must not be negative.")
+        if beams > 1 and temperature:
+            raise UserError("beams and temperature exclude each other.")
+        eos = self.tokenizer.eos
+        sampling = {"temperature": temperature, "top_k": top_k} if temperature else {}
+
+        def function(model, image):
+            kv = model.decoder.image_kv(model.encode(image))
+            key = {"key": jax.random.key(seed)} if temperature else {}
+            length = self.options.length
+            return generate(model, kv, length, eos, beams=beams, length_penalty=length_penalty, **sampling, **key)[0]
+
+        name = ("caption", beams, length_penalty, temperature, top_k, seed)
+        return [self.tokenizer.decode(t) for t in self._run(name, function, self.pixels(images))]
+
+    def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
+        """log p(text | image) in nats, (N,): text i for image i; or (N, M) of every image with every text where there
+        are not as many texts as images."""
+        self._need("a decoder")
+        pixels, texts = self.pixels(images), _texts(texts)
+        tokens = self._tokens(texts)
+        if len(pixels) == len(texts):
+
+            def function(model, batch):
+                kv = model.decoder.image_kv(model.encode(batch[0]))
+                return log_likelihood_of_kv(model, kv, batch[1])
+
+            return self._run("score", function, (pixels, tokens))
+        scorer = Scorer(tokens)
+        return self._run(("score", tokens.tobytes()), scorer, pixels)
+
+    def classify(
+        self, images: Images, names: Sequence[str], *, templates: str | Sequence[str] = "", top: int = 1
+    ) -> list[Any]:
+        """The name of each image: of a two-tower model the nearest prompt ensemble, of a captioner the likeliest text.
+
+        Args:
+          images: one or several.
+          names: classes, at least two.
+          templates: of prompts, with {} for the name; "" for the package's own (two towers), or the bare name.
+          top: 1 for names; k for lists of the k best (name, score).
+        """
+        names = _texts(names)
+        if len(names) < 2 or len({n.casefold() for n in names}) < len(names):
+            raise UserError("classify needs at least two names, each once.")
+        if isinstance(templates, str):
+            templates = read_templates(templates) if templates or self._has("a text tower") else ["{}"]
+        if self._has("a text tower"):
+            prompts = self.embed_text([t.format(n) for n in names for t in templates])
+            scores = self.embed(images) @ class_vectors(prompts, len(templates)).T
+        else:
+            scores = np.logaddexp.reduce(
+                [self._all_scores(images, [t.format(n) for n in names]) for t in templates]
+            ) - np.log(len(templates))
+        order = np.argsort(-scores, axis=1)
+        if top == 1:
+            return [names[i] for i in order[:, 0]]
+        return [[(names[i], float(row[i])) for i in best[:top]] for row, best in zip(scores, order, strict=True)]
+
+    def _all_scores(self, images: Images, texts: list[str]) -> np.ndarray:
+        self._need("a decoder")
+        tokens = self._tokens(texts)
+        return self._run(("score", tokens.tobytes()), Scorer(tokens), self.pixels(images))
+
+    def pixels(self, images: Images) -> np.ndarray:
+        """Images as the model sees them: (N, R, R, 3) uint8.
+
+        Raises:
+          UserError: there is none, or one can't be read.
+        """
+        self._need("an image tower")
+        several = images if isinstance(images, list | tuple) else [images]
+        if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+            several = list(images)
+        if not several:
+            raise UserError("There are no images.")
+        box = (0.0, 0.0, 1.0, 1.0) if self._crop == "squash" else None
+        rows = []
+        for number, image in enumerate(several):
+            try:
+                rows.append(crop_and_resize(_encoded(image), box, self.options.res))
+            except BadImageError as e:
+                raise UserError(f"Image {number} can't be used: {e}") from e
+        return np.stack(rows)
+
+    def _tokens(self, texts: list[str]) -> np.ndarray:
+        return np.stack([self.tokenizer(text, self.options.length) for text in texts])
+
+    def _has(self, ability: str) -> bool:
+        from capvl.evals import ABILITIES
+
+        return ABILITIES[ability](self.options)
+
+    def _need(self, ability: str) -> None:
+        if not self._has(ability):
+            raise UserError(f"The model {self.name!r} does not have {ability}, which this needs.")
+
+    def _run(self, name: Any, function, rows: Any) -> np.ndarray:
+        """function(model, rows), compiled once for each bucket of rows; images come as uint8."""
+        if name not in self._compiled:
+
+            def call(params, rows):
+                ready = jax.tree.map(lambda x: unit_range(x) if x.dtype == jnp.uint8 else x, rows)
+                return function(self.blueprint.bind(params), ready)
+
+            self._compiled[name] = jax.jit(call)
+        leaves = jax.tree.leaves(rows)
+        outputs = []
+        for first in range(0, len(leaves[0]), MOST):
+            part = jax.tree.map(lambda x, first=first: x[first : first + MOST], rows)
+            count = len(jax.tree.leaves(part)[0])
+            bucket = 1 << (count - 1).bit_length()
+            padded = jax.tree.map(lambda x, n=bucket - count: np.concatenate([x, np.repeat(x[-1:], n, axis=0)]), part)
+            outputs.append(np.asarray(jax.device_get(self._compiled[name](self.params, padded)))[:count])
+        return np.concatenate(outputs)
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    several = [texts] if isinstance(texts, str) else list(texts)
+    if not several or not all(isinstance(t, str) and t.strip() for t in several):
+        raise UserError("Texts should be a text or a list of texts, none of them empty.")
+    return several
+
+
+def _encoded(image: Any) -> bytes:
+    """Encoded bytes of an image; arrays and PIL images as PNG, without loss.
+
+    Raises:
+      UserError: not an image, or of a size or type that isn't known.
+      BadImageError: it can't be read.
+    """
+    from PIL import Image
+
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | os.PathLike):
+        file = pathlib.Path(image)
+        if not file.is_file():
+            raise UserError(f"Image {str(image)!r} does not exist.")
+        return file.read_bytes()
+    if isinstance(image, np.ndarray | jax.Array):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+            raise UserError(
+                f"An image array should be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), not {array.dtype} of "
+                f"{array.shape}."
+            )
+        if not 0 < min(array.shape[:2]) <= max(array.shape[:2]) <= LARGEST_SIDE:
+            raise UserError(
+                f"An image of {array.shape[1]}x{array.shape[0]} pixels is out of range (1 to {LARGEST_SIDE})."
+            )
+        image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"An image should be a PIL image, a uint8 array, bytes or a path, not {type(image).__name__}.")
+    buffer = io.BytesIO()
+    mode = image.mode if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else "RGB"
+    image.convert(mode).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,158 @@
+"""LiT, CLIP, CoCa-like, probes, fine-tuning and transfer from one captioner's run to their evaluations."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY_MODEL
+
+from capvl import config, evaluate, train
+from capvl.checkpoint import Checkpointer
+from capvl.data import embeddings
+from capvl.errors import UserError
+
+ENCODER = {k: TINY_MODEL[k] for k in ("encoder", "res", "dtype")}
+TOWERS = ENCODER | {"text": "w16d1h2m32", "vocab": 128, "length": 12}
+LOCKED = ("encoder/(?!map/).*",)
+
+
+@pytest.fixture(scope="module")
+def captioner(data_dir, tmp_path_factory):
+    """The workdir of a trained captioner."""
+    from conftest import tiny_values
+
+    workdir = tmp_path_factory.mktemp("runs") / "captioner"
+    train.run(config.resolve(tiny_values(data_dir) | {"steps": 2}), str(workdir))
+    return str(workdir)
+
+
+def params_of(workdir):
+    return Checkpointer(str(workdir)).read_params(None)[0]
+
+
+def start(tiny, workdir, **changes):
+    recipe = config.resolve(tiny(steps=2, **changes))
+    train.run(recipe, str(workdir))
+    return recipe, params_of(workdir)
+
+
+RECIPES = {
+    "lit": dict(objective={"name": "contrastive", "locked": True}, model=TOWERS | {"pool": "map"}, init_only=LOCKED),
+    "clip": dict(objective={"name": "contrastive", "loss_kind": "softmax"}, model=TOWERS | {"projection": 8}),
+    "coca": dict(
+        objective={"name": "contrastive", "caption_weight": 1.0}, model=TOWERS | {"decoder_layers": 1, "pool": "map"}
+    ),
+    "transfer": dict(
+        objective={"name": "transfer"},
+        model=TINY_MODEL | {"vocab": 131, "decoder_layers": 1},
+        init_only=("encoder/.*",),
+    ),
+    "probe": dict(
+        objective={"name": "probe"}, model=ENCODER | {"classes": 9, "heads": 2, "probe_pool": "map"}, init_only=LOCKED
+    ),
+    "finetune": dict(
+        objective={"name": "probe", "locked": False}, model=ENCODER | {"classes": 9, "res": 48}, init_only=LOCKED
+    ),
+}
+EVALS = {
+    "lit": {"retrieval": {"limit": 16}, "zeroshot": {"name": "scenes/tiny"}},
+    "transfer": {"answers": {"limit": 12}, "captions": {"count": 4}},
+    "probe": {"probe": {}},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name, tiny, captioner, tmp_path):
+    """It runs, the encoder begins as the captioner's was, and only what should train does."""
+    changes = dict(RECIPES[name], evals=EVALS.get(name, {}))
+    changes["init_from"] = captioner if "init_only" in changes else ""
+    recipe, params = start(tiny, tmp_path / "run", **changes)
+    begin = params_of(captioner)
+    moved = {k for k in params if k in begin and params[k].shape == begin[k].shape and (params[k] != begin[k]).any()}
+    if name in ("lit", "transfer", "probe"):
+        assert not {k for k in moved if k.startswith("encoder/")}
+        opt = jax.eval_shape(recipe.train_step().init_from_seed).opt_state
+        names = jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(opt)[0][0][0])
+        assert names and not any("encoder/blocks" in str(p) for p, _ in jax.tree_util.tree_flatten_with_path(opt)[0])
+    elif name == "finetune":
+        assert "encoder/blocks/mlp/up/kernel" in moved
+        assert params["encoder/positions"].shape == (9, 16)
+    found = evaluate.evaluate(str(tmp_path / "run"))
+    assert all(np.isfinite(v) for v in found.values())
+    assert set(EVALS.get(name, {})) == {k.split("/")[0] for k in found}
+
+
+def test_locked_tower_is_kept_in_bfloat16(tiny, captioner, tmp_path):
+    model = TOWERS | {"dtype": "bfloat16"}
+    _, params = start(tiny, tmp_path / "run", **(RECIPES["lit"] | {"model": model, "init_from": captioner}))
+    begin = params_of(captioner)
+    for name, value in params.items():
+        if name.startswith("encoder/"):
+            assert value.dtype == jax.numpy.bfloat16, name
+            np.testing.assert_array_equal(value, begin[name].astype(jax.numpy.bfloat16), err_msg=name)
+        else:
+            assert value.dtype == np.float32, name
+
+
+def test_heads_of_a_probe_do_not_disturb_each_other(tiny, captioner, tmp_path):
+    """Two heads with their own rates equal two runs with one head each."""
+    optimizer = {"name": "sgd", "lr": 1.0, "clip_norm": 0.0, "weight_decay": 0.0}
+    shared = dict(objective={"name": "probe"}, init_from=captioner, init_only=LOCKED)
+    rates = (0.5, 0.05)
+    both = optimizer | {"lr_mult": [[f"heads/{i}/.*", r] for i, r in enumerate(rates)]}
+    model = ENCODER | {"classes": 9}
+    _, together = start(tiny, tmp_path / "both", model=model | {"heads": 2}, optimizer=both, **shared)
+    for i, rate in enumerate(rates):
+        one = optimizer | {"lr_mult": [["heads/0/.*", rate]]}
+        _, alone = start(tiny, tmp_path / str(i), model=model, optimizer=one, **shared)
+        kernel = alone["heads/0/linear/kernel"]
+        assert np.abs(kernel).max() > 0
+        np.testing.assert_allclose(together[f"heads/{i}/linear/kernel"], kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["mean", "map"])
+def test_cached_embeddings_train_the_same(pool, tiny, captioner, tmp_path, data_dir):
+    """Without random crops the cached run has the losses of the run on images, to float16's precision."""
+    values = RECIPES["lit"] | {"init_from": captioner, "model": TOWERS | {"pool": pool}}
+    data = {"name": "scenes/tiny", "data_dir": data_dir, "crop": "center"}
+    recipe, _ = start(tiny, tmp_path / "images", **(values | {"data": data}))
+    name = f"embedded_{pool}"
+    embeddings.write(dataclasses.replace(recipe, batch_size=64), name, 2, "train")
+    with pytest.raises(UserError, match="is there already"):
+        embeddings.write(recipe, name, 1, "train")
+    cached = data | {"name": name, "tokenizer": recipe.data.tokenizer_path()}
+    objective = {"name": "contrastive", "locked": True, "cached": True}
+    start(tiny, tmp_path / "cached", **(values | {"data": cached, "objective": objective}))
+    losses = []
+    for run in ("images", "cached"):
+        lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["scale"] for line in lines])
+    assert len(losses[0]) == len(losses[1]) == 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-2)
+
+
+BAD = [
+    (dict(objective={"name": "contrastive"}, model=TOWERS, micro_batches=2), "only the negatives of a part"),
+    (dict(objective={"name": "contrastive", "cached": True}, model=TOWERS), "needs objective.locked=True"),
+    (dict(objective={"name": "contrastive", "caption_weight": 1.0}, model=TOWERS), "go together"),
+    (
+        dict(objective={"name": "probe", "locked": False}, model=ENCODER | {"heads": 2}),
+        "would tune one encoder together",
+    ),
+    (dict(objective={"name": "transfer"}), "model.vocab must be at least 131, not 128"),
+    (dict(objective={"name": "transfer", "tasks": ["sing"]}), "'sing' is unknown"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD)
+def test_contradicting_options(changes, message, tiny, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))
+
+
+def test_init_from_a_model_without_the_tower(tiny, captioner, tmp_path):
+    changes = RECIPES["lit"] | {"init_from": captioner, "init_only": ("text/.*",)}
+    with pytest.raises(UserError, match="text.* is only in the model"):
+        train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))

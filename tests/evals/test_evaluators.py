@@ -1,0 +1,354 @@
+"""Evaluators on hand-made models whose right answers are known exactly (tests/handmade.py)."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_close, write_tar
+from handmade import COLORS, WORDS, ByWord, captioner, two_towers
+from PIL import Image
+
+from capvl import config
+from capvl.data import foils
+from capvl.data import tokenizer as tokenizers
+from capvl.decoding import trie
+from capvl.decoding.likelihood import log_likelihood
+from capvl.errors import UserError
+from capvl.evals import Context, answers, compositionality, entailment, linear_probe, retrieval, zeroshot
+from capvl.evals.captions import Captions
+from capvl.evals.scoring import Scorer, Scoring
+from capvl.models.parameters import Blueprint
+from capvl.parallel.mesh import MeshOptions, make_mesh
+
+NAMES = list(WORDS)
+
+
+def jpeg(color) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), color).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory):
+    """A prepared data set of 12 images of one colour each, with captions, labels, class names and image ids."""
+    folder = tmp_path_factory.mktemp("colors")
+    samples = []
+    for i in range(12):
+        name = NAMES[i % 3]
+        meta = {"label": i % 3, "class_name": name, "captions": [f"the {name} thing", name], "image_id": f"img{i}"}
+        members = {"png": jpeg(COLORS[name]), "txt": name.encode(), "json": json.dumps(meta).encode()}
+        samples.append((f"{i:09d}", members))
+    write_tar(folder / "a.tar", samples)
+    from capvl.data.prepare import main
+
+    main(
+        [
+            "tars",
+            "--name=colors",
+            f"--train={folder}/a.tar",
+            f"--test={folder}/a.tar",
+            f"--data_dir={folder}",
+            "--min_side=1",
+        ]
+    )
+    return folder
+
+
+@pytest.fixture
+def by_word(monkeypatch):
+    monkeypatch.setattr(tokenizers, "load", lambda path: ByWord())
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshOptions())
+
+
+def context_of(model, colors, mesh, **changes):
+    options, params = model()
+    name = "contrastive" if model is two_towers else "cappa"
+    values = {
+        "steps": 1,
+        "batch_size": 8,
+        "objective": {"name": name},
+        "model": dataclasses.asdict(options),
+        "data": {"name": "colors", "data_dir": str(colors), "tokenizer": "by word"},
+        "evals": {},
+    }
+    recipe = config.resolve(values)
+    return Context(recipe, mesh, Blueprint(recipe.model), 8), {k: jnp.asarray(v) for k, v in params.items()}
+
+
+def run(evaluator, model, colors, mesh, **changes):
+    context, params = context_of(model, colors, mesh)
+    with jax.set_mesh(mesh):
+        return dict(evaluator.setup(context)({k: v for k, v in (params | changes).items()}))
+
+
+def test_zero_shot(by_word, colors, mesh, tmp_path):
+    (tmp_path / "templates.txt").write_text("{}\n{} thing\n")
+    evaluator = zeroshot.ZeroShot(name="colors", templates=str(tmp_path / "templates.txt"))
+    found = run(evaluator, two_towers, colors, mesh)
+    assert found["accuracy"] == 1.0
+    assert found["chance"] == pytest.approx(1 / 3)
+    (tmp_path / "names.txt").write_text("red\nblue\ngreen\n")  # In a wrong order: only red is right.
+    swapped = dataclasses.replace(evaluator, classes=str(tmp_path / "names.txt"))
+    assert run(swapped, two_towers, colors, mesh)["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_retrieval_on_the_hand_made_model(by_word, colors, mesh):
+    """Four images share each colour, so an own caption ties with those of the three others: pessimistic ranks."""
+    found = run(retrieval.Retrieval(split="test", captions=1), two_towers, colors, mesh)
+    assert found["image/R@1"] == 0.0
+    assert found["image/R@5"] == 0.0  # The first caption begins with "the", which points nowhere.
+
+
+def test_recalls_are_exact():
+    rng = np.random.default_rng(0)
+    images, texts = rng.normal(size=(7, 5)), rng.normal(size=(15, 5))
+    owners = np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4, 5, 6, 6, 6])
+    found = dict(retrieval.recalls(images, texts, owners))
+    similar = images @ texts.T
+    for k in (1, 5):
+        top_texts = np.argsort(-similar, axis=1)[:, :k]
+        assert found[f"text/R@{k}"] == np.mean([(owners[row] == i).any() for i, row in enumerate(top_texts)])
+        top_images = np.argsort(-similar, axis=0)[:k]
+        assert found[f"image/R@{k}"] == np.mean([owners[j] in top_images[:, j] for j in range(len(texts))])
+    assert found["image/chance@5"] == pytest.approx(5 / 7)
+    first = [1 - (15 - c) / 15 for c in np.bincount(owners)]
+    assert found["text/chance@1"] == pytest.approx(np.mean(first))
+
+
+def test_equal_embeddings_find_nothing():
+    same = np.ones((4, 3))
+    found = dict(retrieval.recalls(same, same, np.arange(4)))
+    assert found["image/R@1"] == found["text/R@1"] == 0.0
+
+
+def test_scoring(by_word, colors, mesh):
+    found = run(Scoring(name="colors"), captioner, colors, mesh)
+    assert found["accuracy"] == 1.0
+    assert found["blind"] == pytest.approx(1 / 3)
+    prompted = run(Scoring(name="colors", prompt="{}", mean=True, calibrated=True), captioner, colors, mesh)
+    assert prompted["accuracy"] == 1.0
+
+
+def test_captions_of_the_hand_made_model(by_word, colors, mesh):
+    for beams in (1, 3):
+        context, params = context_of(captioner, colors, mesh)
+        with jax.set_mesh(mesh):
+            found = dict(Captions(split="test", beams=beams).setup(context)(params))
+        assert found["samples"].written == [NAMES[i % 3] for i in range(12)], beams
+        assert found["distinct"] == 3 / 12
+
+
+def test_scores_by_the_tree_equal_those_one_by_one():
+    """Random weights, names that share beginnings, several trees: the same log-likelihoods."""
+    options, _ = captioner()
+    options = dataclasses.replace(options, vocab=40, length=7, decoder_layers=2, encoder="w16d1h2m16/4")
+    blueprint = Blueprint(options)
+    rng = np.random.default_rng(0)
+    params = {n: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32) for n, s in blueprint.shapes.items()}
+    tokens = np.zeros((30, 7), np.int32)
+    for row in tokens:
+        length = rng.integers(1, 7)
+        row[:length], row[length] = rng.integers(2, 5, length), 1
+    tokens[7] = tokens[3]
+    image = jnp.asarray(rng.uniform(-1, 1, (3, 8, 8, 3)), jnp.float32)
+    model = blueprint.bind(params)
+    expected = np.stack(
+        [
+            jax.jit(lambda i, t: log_likelihood(model, i, t))(image, jnp.broadcast_to(t[None], (3, 7)))
+            for t in jnp.asarray(tokens)
+        ],
+        1,
+    )
+    for nodes in (8, 10_000):
+        scorer = Scorer(tokens, nodes=nodes)
+        assert (len(scorer.trees) > 1) == (nodes == 8)
+        assert_close(jax.jit(lambda i, s=scorer: s(model, i))(image), expected, 1e-5)
+    shared = trie.build(tokens)
+    assert shared.nodes < (tokens > 1).sum()
+
+
+def test_similar_pairs_and_foils(by_word, colors, mesh, tmp_path):
+    rows = {
+        str(i): {"filename": f"img{i}.jpg", "caption": NAMES[i % 3], "negative_caption": NAMES[(i + 1) % 3]}
+        for i in range(6)
+    }
+    rows["6"] = {"filename": "elsewhere.jpg", "caption": "red", "negative_caption": "blue"}
+    (tmp_path / "swap.json").write_text(json.dumps(rows))
+    evaluator = compositionality.Compositionality(file=str(tmp_path / "swap.json"), images="colors:test")
+    for model in (two_towers, captioner):
+        found = run(evaluator, model, colors, mesh)
+        assert found["swap/accuracy"] == 1.0
+        assert found["swap/count"] == 6
+        assert found["swap/blind"] == 0.0  # Grey fits all three colours alike, and a tie is no answer.
+        assert found["swap/chance"] == 0.5
+    # The captioner likes red without an image: the words alone give the answer for those with a red caption.
+    liking = jnp.zeros(8).at[3].set(0.1)
+    found = run(evaluator, captioner, colors, mesh, **{"decoder/logits/bias": captioner_bias() + liking})
+    assert found["swap/blind"] == pytest.approx(2 / 6)
+    assert found["swap/blind_of_all"] == pytest.approx(3 / 7)
+
+
+def captioner_bias():
+    return jnp.asarray(captioner()[1]["decoder/logits/bias"])
+
+
+def test_winoground_scores():
+    question = foils.Foil("w", ("a.png", "b.png"), ("x", "y"))
+    scores = {("a", "x"): 2.0, ("a", "y"): 1.0, ("b", "x"): 3.0, ("b", "y"): 4.0}
+    assert compositionality.answers(question, scores) == (True, False, False)
+    assert compositionality.answers(question, scores | {("b", "x"): 0.0}) == (True, True, True)
+
+
+FORMATS = {
+    "sugarcrepe": ({"0": {"filename": "f.jpg", "caption": "a", "negative_caption": "b"}}, ("f.jpg",), ("a", "b")),
+    "aro": ([{"image_path": "f.jpg", "true_caption": "a", "false_caption": "b"}], ("f.jpg",), ("a", "b")),
+    "negclip": (
+        [{"filepath": "d/f.jpg", "caption": "a", "negative_captions": ["b", "c"]}],
+        ("d/f.jpg",),
+        ("a", "b", "c"),
+    ),
+    "winoground": (
+        [{"image_0": "i", "image_1": "j", "caption_0": "a", "caption_1": "b"}],
+        ("i.png", "j.png"),
+        ("a", "b"),
+    ),
+    "valse": (
+        {"k": {"image_file": "f.jpg", "caption": "a", "foil": "b", "mturk": {"caption": 3}}},
+        ("f.jpg",),
+        ("a", "b"),
+    ),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats(format, tmp_path):
+    rows, images, captions = FORMATS[format]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    assert foils.read(format, str(tmp_path / "t.json")) == [foils.Foil("t", images, captions)]
+    values = list(rows.values()) if isinstance(rows, dict) else rows
+    (tmp_path / "t.json").unlink()
+    (tmp_path / "u.jsonl").write_text("\n".join(map(json.dumps, values)))
+    assert foils.read(format, str(tmp_path))[0].captions == captions
+
+
+def test_valse_leaves_out_what_people_did_not_agree_on(tmp_path):
+    row = {"image_file": "f.jpg", "caption": "a", "foil": "b"}
+    rows = {str(n): row | {"mturk": {"caption": n}} for n in range(4)}
+    (tmp_path / "v.json").write_text(json.dumps(rows))
+    assert len(foils.read("valse", str(tmp_path / "v.json"))) == 2
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "format, name", [("sugarcrepe", "sugarcrepe"), ("valse", "valse"), ("negclip", "negclip_valid.jsonl")]
+)
+def test_real_files_are_read(format, name):
+    from conftest import real_data
+
+    questions = foils.read(format, real_data("compositionality", name))
+    assert len(questions) > 100
+    assert all(len(set(q.captions)) > 1 for q in questions[:50])
+
+
+def test_entailment(by_word, colors, mesh, tmp_path):
+    rows = []
+    for i in range(6):
+        rows.append({"image_id": f"img{i}", "hypothesis": NAMES[i % 3], "label": "entailment"})
+        rows.append({"image_id": f"img{i}", "hypothesis": NAMES[(i + 1) % 3], "label": "contradiction"})
+        rows.append({"image_id": f"img{i}", "hypothesis": "thing", "label": "neutral"})
+    (tmp_path / "ve.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    evaluator = entailment.Entailment(file=str(tmp_path / "ve.jsonl"), images="colors:test")
+    for model in (two_towers, captioner):
+        found = run(evaluator, model, colors, mesh)
+        assert found["auc"] == 1.0
+        assert found["count"] == 18
+    assert found["blind"] == 0.5
+
+
+def test_auc():
+    assert entailment.auc(np.array([1.0, 3.0]), np.array([2.0, 1.0])) == pytest.approx((0.5 + 2) / 4)
+
+
+def test_logistic_regression_is_at_the_minimum():
+    """The gradient by hand is zero there, and a stronger penalty gives smaller weights."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(0, 3, 60)
+    weights = linear_probe.logistic_regression(x, y, 3, 0.05, 500)
+    logits = x @ weights[:-1] + weights[-1]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p = p / p.sum(1, keepdims=True) - np.eye(3)[y]
+    gradient = np.concatenate([x.T @ p / 60 + 0.05 * weights[:-1], p.mean(0)[None]])
+    assert np.abs(gradient).max() < 1e-3
+    assert np.abs(linear_probe.logistic_regression(x, y, 3, 5.0, 500)[:-1]).max() < np.abs(weights[:-1]).max()
+
+
+def test_linear_probe_on_the_hand_made_encoder(by_word, colors, mesh):
+    found = run(linear_probe.LinearProbe(name="colors"), two_towers, colors, mesh)
+    assert found["accuracy"] == 1.0
+
+
+def test_answers_are_compared_without_case_and_punctuation():
+    assert answers.normalize(" The  RED, thing. ") == "the red thing"
+    rows = answers._asked({"question": [b"q"], "answers": [["yes", "Yes!", "no"]], "kind": [b"k"]}, 4)
+    assert rows[0].answers == ("yes", "Yes!", "no") and rows[0].index == 4
+    assert answers._matches("YES", rows[0].answers) == 2
+
+
+BAD = [
+    (zeroshot.ZeroShot(name="colors"), captioner, "needs a model with a text tower"),
+    (retrieval.Retrieval(), captioner, "needs a model with a text tower"),
+    (Scoring(name="colors"), two_towers, "needs a model with a decoder"),
+    (Captions(), two_towers, "needs a model with a decoder"),
+    (Captions(beams=9), captioner, "9 beams are more than the 7 words"),
+    (answers.Answers(task="classify", split="test"), captioner, "doesn't know the task 'classify'"),
+    (zeroshot.ZeroShot(name="colors", classes="none.txt"), two_towers, "'none.txt' of class names is missing"),
+    (zeroshot.ZeroShot(name="colors", templates="none.txt"), two_towers, "prompt templates is missing"),
+    (compositionality.Compositionality(file="none.json"), captioner, "'none.json' is missing"),
+    (
+        compositionality.Compositionality(format="sugar", file="x"),
+        captioner,
+        "'sugar' of a compositionality test is unknown",
+    ),
+    (entailment.Entailment(file="none.jsonl"), captioner, "'none.jsonl' of entailment pairs is missing"),
+]
+
+
+@pytest.mark.parametrize("evaluator, model, message", BAD)
+def test_bad_input(by_word, colors, mesh, evaluator, model, message):
+    with pytest.raises(UserError, match=message):
+        run(evaluator, model, colors, mesh)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("red\nRed\ngreen\n", "'Red' is there twice"),
+        ("red\n", "labels 0 to 2, but there are 1"),
+        ("", "has nothing in it"),
+    ],
+)
+def test_bad_class_names(by_word, colors, mesh, tmp_path, text, message):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        run(zeroshot.ZeroShot(name="colors", classes=str(tmp_path / "names.txt")), two_towers, colors, mesh)
+
+
+def test_images_that_are_not_there(by_word, colors, mesh, tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps(FORMATS["sugarcrepe"][0]))
+    evaluator = compositionality.Compositionality(file=str(tmp_path / "s.json"), images="colors:test")
+    with pytest.raises(UserError, match="None of the images"):
+        run(evaluator, captioner, colors, mesh)
+    with pytest.raises(UserError, match="neither a folder nor a prepared data set"):
+        run(dataclasses.replace(evaluator, images="nowhere"), captioner, colors, mesh)
+    (tmp_path / "bad.json").write_text(json.dumps([{"filename": "x"}]))
+    with pytest.raises(UserError, match="Row 0 of .* is not of the format sugarcrepe: it lacks 'caption'"):
+        foils.read("sugarcrepe", str(tmp_path / "bad.json"))
