@@ -82,10 +82,9 @@ class Source:
         self._label_names: list[str] | None = None
         if "class_name" in wanted and wanted["class_name"] not in builder.info.features:
             label = fields.label or "label"
-            label = builder.info.features[label] if label in builder.info.features else None
-            if getattr(label, "names", None):
-                self._label_names = list(label.names)
-                wanted["class_name"] = fields.label or "label"
+            if label in builder.info.features and getattr(builder.info.features[label], "names", None):
+                self._label_names = list(builder.info.features[label].names)
+                wanted["class_name"] = label
         self._paths = {key: path.split("/") for key, path in wanted.items()}
         _check_features(name, builder.info.features, wanted)
         # Images, texts and labels are taken straight from the tf.train.Example, in a tenth of the

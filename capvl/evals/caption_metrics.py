@@ -23,7 +23,7 @@ def check(metrics: tuple[str, ...]) -> None:
         raise UserError("Caption metrics need pycocoevalcap: pip install 'capvl[captions]'.") from e
     if not shutil.which("java"):
         raise UserError("Caption metrics need Java, for the tokenizer that defines them: install a JRE.")
-    jars = os.path.join(os.path.dirname(pycocoevalcap.__file__), "spice", "lib")
+    jars = os.path.join(next(iter(pycocoevalcap.__path__)), "spice", "lib")
     if "spice" in metrics and not any(name.startswith("stanford-corenlp-3.6.0") for name in os.listdir(jars)):
         raise UserError(f"SPICE needs Stanford CoreNLP 3.6.0 (its two jar files) in {jars!r}.")
 
