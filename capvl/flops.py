@@ -53,3 +53,20 @@ def text_tower(options) -> float:
     size = sizes.parse_size(options.text)
     joint = options.projection or sizes.parse(options.encoder)[0].width
     return size.depth * _layer(options.length, size.width, size.mlp) + 2 * size.width * joint
+
+
+def image_keys(options) -> float:
+    """Matmul FLOPs of projecting one image's tokens to the decoder's keys and values."""
+    size, _ = sizes.parse(options.encoder)
+    seen = _kept(options) + (options.pool == "cls")
+    return options.decoder_layers * 2 * 2 * seen * size.width * size.width
+
+
+def decoder_tree(options, nodes: int, edges: int) -> float:
+    """Matmul FLOPs of scoring a tree of tokens (`capvl.decoding.trie`) for one image whose keys are there."""
+    size, _ = sizes.parse(options.encoder)
+    width = size.width
+    seen = _kept(options) + (options.pool == "cls")
+    cross = 2 * 2 * nodes * width * width + 2 * 2 * nodes * seen * width
+    layers = options.decoder_layers * (_layer(nodes, width, size.mlp) + cross)
+    return layers + 2 * nodes * width * options.vocab + 2 * edges * width

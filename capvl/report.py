@@ -32,7 +32,7 @@ def save_samples(workdir: epath.Path, step: int, samples: Samples) -> None:
     ]
     folder = workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{step}.json").write_text(json.dumps(rows))
+    storage.replace_text(folder / f"{step}.json", json.dumps(rows))
 
 
 def _png(image: np.ndarray) -> str:

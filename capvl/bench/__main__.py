@@ -2,9 +2,11 @@
 
 python -m capvl.bench step --config=configs/cappa_demo.py
 python -m capvl.bench data --tars='…/*.tar'
+python -m capvl.bench scoring --config=configs/cappa_b16.py --classes=names.txt
 """
 
 import argparse
+import importlib
 import sys
 
 
@@ -12,16 +14,9 @@ def main(argv: list[str] | None = None) -> None:
     """Chooses the benchmark."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m capvl.bench", description="Benchmarks.")
-    parser.add_argument("benchmark", choices=("step", "data"), help="the train step, or the input pipeline")
+    parser.add_argument("benchmark", choices=("step", "data", "scoring"), help="what to measure")
     args = parser.parse_args(argv[:1])
-    if args.benchmark == "step":
-        from capvl.bench import step
-
-        step.main(argv[1:])
-    else:
-        from capvl.bench import data
-
-        data.main(argv[1:])
+    importlib.import_module(f"capvl.bench.{args.benchmark}").main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ class Context:
     blueprint: Any
     batch: int
 
+    def path(self, text: str) -> str:
+        """A file's path, with {data_dir} for where prepared data sets are."""
+        return text.replace("{data_dir}", self.recipe.data.directory())
+
     def require(self, ability: str, evaluator: str) -> None:
         """Raises UserError where the model lacks an ability that an evaluator needs: a key of ABILITIES."""
         if not ABILITIES[ability](self.recipe.model):

@@ -31,7 +31,7 @@ class Compositionality:
 
     Attributes:
       format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.data.foils`).
-      file: of the test, or a folder with its files.
+      file: of the test, or a folder with its files; {data_dir} is where prepared data sets are.
       images: a folder of image files, or a prepared data set; "" for none: only the blind control is run.
       by: "likelihood" or "similarity"; "" for what the model can do.
       mean: divide a likelihood by the number of tokens.
@@ -54,8 +54,9 @@ class Compositionality:
         """See `capvl.evals`."""
         needed = {"likelihood": "a decoder", "similarity": "a text tower"}.get(self.by, "a text tower or a decoder")
         context.require(needed, "compositionality")
-        questions = _limited(foils.read(self.format, self.file), self.limit)
-        found = lookup.open_images(self.images, context.recipe.data.directory()) if self.images else {}
+        questions = _limited(foils.read(self.format, context.path(self.file)), self.limit)
+        directory = context.recipe.data.directory()
+        found = lookup.open_images(context.path(self.images), directory) if self.images else {}
         present = [all(lookup.stem(name) in found for name in q.images) for q in questions]
         if self.images and not any(present):
             wanted = questions[0].images[0]

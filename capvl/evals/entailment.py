@@ -24,7 +24,8 @@ class Entailment:
     length and in how likely they are by themselves. A two-tower model's is the cosine.
 
     Attributes:
-      file: JSON lines with `hypothesis`, `label`, and the image as `image_id` or `key`.
+      file: JSON lines with `hypothesis`, `label`, and the image as `image_id` or `key`; {data_dir} is where prepared
+        data sets are.
       images: a folder of image files, or a prepared data set.
       limit: pairs; 0 for all.
     """
@@ -36,8 +37,8 @@ class Entailment:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a text tower or a decoder", "entailment")
-        rows = read_pairs(self.file)[: self.limit or None]
-        found = lookup.open_images(self.images, context.recipe.data.directory())
+        rows = read_pairs(context.path(self.file))[: self.limit or None]
+        found = lookup.open_images(context.path(self.images), context.recipe.data.directory())
         rows = [r for r in rows if r[0] in found]
         if not rows:
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}.")

@@ -48,7 +48,7 @@ class Scoring:
         context.require("a decoder", "scoring")
         directory = context.recipe.data.directory()
         source = sources.open_source(self.name, self.split, directory, features=("image", "label"))
-        names = class_names(self.classes, source, sources.labels(self.name, self.split, directory))
+        names = class_names(context.path(self.classes), source, sources.labels(self.name, self.split, directory))
         tokens = tokenize(context, [self.prompt.format(name) for name in names])
         scorer = Scorer(tokens, mean=self.mean)
         score = compile_images(context, scorer)

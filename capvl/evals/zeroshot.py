@@ -32,8 +32,8 @@ class ZeroShot:
         context.require("a text tower", "zeroshot")
         directory = context.recipe.data.directory()
         source = sources.open_source(self.name, self.split, directory, features=("image", "label"))
-        names = class_names(self.classes, source, sources.labels(self.name, self.split, directory))
-        templates = read_templates(self.templates)
+        names = class_names(context.path(self.classes), source, sources.labels(self.name, self.split, directory))
+        templates = read_templates(context.path(self.templates))
         embed_image = compile_images(context, lambda model, image: model.embed_image(image))
         embed_text = compile_texts(context, lambda model, text: model.embed_text(text))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -147,3 +148,43 @@ def test_init_from_a_model_without_the_tower(tiny, captioner, tmp_path):
     changes = RECIPES["lit"] | {"init_from": captioner, "init_only": ("text/.*",)}
     with pytest.raises(UserError, match="text.* is only in the model"):
         train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))
+
+
+def test_a_converted_folder_is_evaluated_like_a_run(tiny, captioner, tmp_path, data_dir, capsys):
+    from capvl.convert import __main__ as convert
+
+    convert.main(["--from=capvl", "--to=capvl", captioner, str(tmp_path / "captioner")])
+    convert.main(["--from=capvl", "--to=timm", captioner, str(tmp_path / "timm")])
+    convert.main(["--from=timm", "--to=capvl", "--heads=2", str(tmp_path / "timm"), str(tmp_path / "encoder")])
+    (tmp_path / "evaluate.py").write_text(f"def get_config():\n    return {tiny()!r}\n")
+    spec = str(tmp_path / "evaluate.py")
+    evals = [("evals", "{'few': {'type': 'fewshot', 'name': 'scenes/tiny', 'shots': [1], 'seeds': [0]}}")]
+    of_run = evaluate.evaluate(captioner, evals)
+    for folder in ("captioner", "encoder"):
+        assert evaluate.evaluate(str(tmp_path / folder), evals, spec=spec) == pytest.approx(of_run, abs=1e-6), folder
+    with pytest.raises(UserError, match="is a converted model: --config"):
+        evaluate.evaluate(str(tmp_path / "encoder"), evals)
+    perplexity = [("evals", "{'perplexity': {}}")]
+    with pytest.raises(UserError, match="'perplexity' needs a model with a decoder"):
+        evaluate.evaluate(str(tmp_path / "encoder"), perplexity, spec=spec)
+    assert not (tmp_path / "encoder" / "evaluate").exists()
+
+
+def test_a_killed_evaluation_leaves_no_result(captioner, monkeypatch):
+    from capvl.evals.fewshot import FewShot
+
+    before = pathlib.Path(captioner, "evaluations.jsonl")
+    before = before.read_text() if before.exists() else ""
+
+    def setup(self, context):
+        def run(params):
+            yield "1shot", 0.5
+            raise KeyboardInterrupt
+
+        return run
+
+    monkeypatch.setattr(FewShot, "setup", setup)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(captioner, [("evals", "{'few': {'type': 'fewshot'}}")])
+    after = pathlib.Path(captioner, "evaluations.jsonl")
+    assert (after.read_text() if after.exists() else "") == before

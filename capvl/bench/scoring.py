@@ -1,0 +1,110 @@
+"""What zero-shot classification by likelihood costs an image, beside scoring every pair from scratch.
+
+python -m capvl.bench scoring --config=configs/cappa_b16.py --classes=imagenet_classes.txt --tokenizer=c4.model
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl import config, flops
+from capvl.data import tokenizer as tokenizers
+from capvl.decoding.likelihood import log_likelihood
+from capvl.evals.names import read_lines
+from capvl.evals.scoring import NODES, Scorer
+
+
+def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
+    """Matmul FLOPs an image on paper: `pairs` (image and full-length text for every class), `image once` (texts at
+    full length), and `tree`, with its `nodes` (padding included), `trees` and the `tokens` of all names.
+
+    Args:
+      options: of a captioner.
+      tokens: (C, L) of the class names.
+      nodes: see `capvl.decoding.trie.split`.
+    """
+    scorer = Scorer(tokens, nodes=nodes)
+    one = scorer.trees[0]
+    decoder = flops.decoder(options)
+    tree = flops.decoder_tree(options, len(one.inputs), len(one.tokens))
+    kv = flops.image_keys(options)
+    return {
+        "pairs": len(tokens) * (flops.encoder(options) + decoder),
+        "image once": flops.encoder(options) + kv + len(tokens) * (decoder - kv),
+        "tree": flops.encoder(options) + kv + len(scorer.trees) * tree,
+        "nodes": float(len(scorer.trees) * len(one.inputs)),
+        "trees": float(len(scorer.trees)),
+        "tokens": float((tokens != 0).sum()),
+    }
+
+
+def measure(recipe: config.Recipe, tokens: np.ndarray, images: int) -> dict[str, float]:
+    """Seconds an image by the tree, seconds a pair from scratch, and the largest difference of both scores in nats.
+
+    The parameters are random. From scratch as many classes are scored as there are images.
+    """
+    blueprint = recipe.train_step().blueprint
+    rng = np.random.default_rng(0)
+    params = {k: jnp.asarray(0.1 * rng.normal(size=s.shape), jnp.float32) for k, s in blueprint.shapes.items()}
+    params = {k: v + 1.0 if k.endswith("scale") else v for k, v in params.items()}
+    res = recipe.model.res
+    image = jnp.asarray(rng.uniform(-1, 1, (images, res, res, 3)), jnp.float32)
+    scorer = Scorer(tokens)
+    by_tree = jax.jit(lambda p, i: scorer(blueprint.bind(p), i))
+    pairs = jax.jit(lambda p, i, t: log_likelihood(blueprint.bind(p), i, t))
+    some = rng.choice(len(tokens), min(len(tokens), 2 * images), replace=False)
+
+    def run_pairs():
+        return np.stack(
+            [
+                pairs(params, image, jnp.broadcast_to(jnp.asarray(tokens[c])[None], (images, tokens.shape[1])))
+                for c in some
+            ],
+            1,
+        )
+
+    found, expected = np.asarray(by_tree(params, image)), run_pairs()
+    seconds = []
+    for function in (lambda: jax.block_until_ready(by_tree(params, image)), run_pairs):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds_an_image": seconds[0] / images,
+        "seconds_a_pair": seconds[1] / images / len(some),
+        "largest_difference": float(np.abs(found[:, some] - expected).max()),
+        "largest_score": float(np.abs(expected).max()),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    from capvl.main import config_arguments
+
+    parser = argparse.ArgumentParser(prog="python -m capvl.bench scoring", allow_abbrev=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--classes", required=True, help="file of class names")
+    parser.add_argument("--tokenizer", default="", help="instead of the recipe's")
+    parser.add_argument("--images", type=int, default=0, help="measure on so many images, too")
+    args, overrides = config_arguments(parser, argv)
+    recipe = config.load(args.config, overrides)
+    tokenizer = tokenizers.load(args.tokenizer or recipe.data.tokenizer_path())
+    names = [name.replace("_", " ") for name in read_lines(args.classes, "class names")]
+    tokens = np.stack([tokenizer(name, recipe.model.length) for name in names])
+    found = count(recipe.model, tokens)
+    print(
+        f"{len(names)} classes, {found['tokens']:.0f} tokens in {found['nodes']:.0f} nodes of {found['trees']:.0f} trees"
+    )
+    for name in ("pairs", "image once", "tree"):
+        print(f"{name:12s} {found[name] / 1e9:12.1f} GFLOP an image   1/{found['pairs'] / found[name]:.1f}")
+    if args.images:
+        times = measure(recipe, tokens, args.images)
+        whole = times["seconds_a_pair"] * len(names)
+        print(
+            f"measured: {times['seconds_an_image']:.3f} s an image by trees, {whole:.1f} s from scratch "
+            f"({times['seconds_a_pair'] * 1e3:.1f} ms a pair), 1/{whole / times['seconds_an_image']:.1f}; largest "
+            f"difference {times['largest_difference']:.1e} nats of {times['largest_score']:.0f}"
+        )
