@@ -12,9 +12,10 @@ import json
 
 import jax
 
-from capvl import config, storage, terminal, train
+from capvl import config, evals, storage, terminal
 from capvl.checkpoint import Checkpointer
 from capvl.convert.folder import read_model
+from capvl.convert.load import initial_state
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.main import config_arguments
@@ -59,13 +60,13 @@ def evaluate(
         # Opened before the parameters are read: what is wrong with the data is said at once.
         evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         if untrained:
-            params, at = train.initial_state(recipe, training, mesh).params, 0
+            params, at = initial_state(recipe, training, mesh).params, 0
         elif converted:
-            params, at = train.initial_state(recipe, training, mesh).params | read_model(workdir).params, 0
+            params, at = initial_state(recipe, training, mesh).params | read_model(workdir).params, 0
         else:
             params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
         params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
-        rows = train.evaluate(evaluators, params, path / "evaluate", at)
+        rows = evals.run(evaluators, params, path / "evaluate", at)
     terminal.print_results(at, rows)
     if jax.process_index() == 0:
         lines = storage.Lines(path / "evaluations.jsonl")

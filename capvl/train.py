@@ -17,11 +17,12 @@ import threading
 import jax
 from etils import epath
 
-from capvl import config, goodput, metrics, report, storage, terminal, trackers
+from capvl import config, evals, goodput, metrics, report, storage, terminal, trackers
 from capvl.checkpoint import Checkpointer
+from capvl.convert.load import initial_state
 from capvl.data import loader
 from capvl.errors import UserError
-from capvl.evals import Context, Samples
+from capvl.evals import Context
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
@@ -131,7 +132,7 @@ class Run:
         """Runs all evaluators and prints their table."""
         step = int(jax.device_get(state.step))
         with self.ledger.spend("evaluation"), self.watchdog.off():
-            rows = evaluate(self.evaluators, state.params | state.ema, self.workdir, step)
+            rows = evals.run(self.evaluators, state.params | state.ema, self.workdir, step)
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
@@ -286,35 +287,6 @@ def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger
     update = step.jit(mesh)
     training = Run(recipe, path, mesh, step, update, checkpointer, data, writer, evaluators, ledger, clock, watchdog)
     return training, state
-
-
-def initial_state(recipe: config.Recipe, step, mesh) -> TrainState:
-    """A fresh state, created where it belongs; parameters from `init_from` where it is set."""
-    shardings = step.state_shardings(mesh)
-    if not recipe.init_from:
-        return jax.jit(step.init_from_seed, out_shardings=shardings)()
-    from capvl.convert.load import load_parameters
-
-    loaded = load_parameters(recipe.init_from, recipe.model, recipe.init_only)
-    say(f"{len(loaded)} of {len(shardings.params)} parameters from {recipe.init_from}.")
-    loaded = {k: jax.device_put(v, shardings.params[k]) for k, v in loaded.items()}
-
-    def init(loaded):
-        return step.init(step.blueprint.init(jax.random.key(recipe.seed)) | loaded)
-
-    return jax.jit(init, out_shardings=shardings)(loaded)
-
-
-def evaluate(evaluators: dict, params: dict, workdir: epath.Path, step: int) -> dict[str, float]:
-    """Runs evaluators; samples go to workdir/samples, numbers are returned by name."""
-    rows = {}
-    for name, evaluator in evaluators.items():
-        for key, value in evaluator(params):
-            if isinstance(value, Samples):
-                report.save_samples(workdir, step, value)
-            else:
-                rows[f"{name}/{key}"] = value
-    return rows
 
 
 def _claim(path: epath.Path, recipe: config.Recipe) -> None:

@@ -95,9 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     names = [name.replace("_", " ") for name in read_lines(args.classes, "class names")]
     tokens = np.stack([tokenizer(name, recipe.model.length) for name in names])
     found = count(recipe.model, tokens)
-    print(
-        f"{len(names)} classes, {found['tokens']:.0f} tokens in {found['nodes']:.0f} nodes of {found['trees']:.0f} trees"
-    )
+    nodes = f"{found['nodes']:.0f} nodes of {found['trees']:.0f} trees"
+    print(f"{len(names)} classes, {found['tokens']:.0f} tokens in {nodes}")
     for name in ("pairs", "image once", "tree"):
         print(f"{name:12s} {found[name] / 1e9:12.1f} GFLOP an image   1/{found['pairs'] / found[name]:.1f}")
     if args.images:

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 
 from capvl.checkpoint import check_leaves
@@ -9,6 +10,7 @@ from capvl.convert.folder import read_model
 from capvl.errors import UserError, nearest
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize_grid
+from capvl.terminal import say
 
 
 def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -38,3 +40,18 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
         params = params | {name: resize_grid(params[name], shapes[name].shape[0], weights.resize, first)}
     check_leaves({k: [list(v.shape), str(v.dtype)] for k, v in params.items()}, shapes, path)
     return params
+
+
+def initial_state(recipe, step, mesh):
+    """A fresh state, created where it belongs; parameters from `init_from` where it is set."""
+    shardings = step.state_shardings(mesh)
+    if not recipe.init_from:
+        return jax.jit(step.init_from_seed, out_shardings=shardings)()
+    loaded = load_parameters(recipe.init_from, recipe.model, recipe.init_only)
+    say(f"{len(loaded)} of {len(shardings.params)} parameters from {recipe.init_from}.")
+    loaded = {k: jax.device_put(v, shardings.params[k]) for k, v in loaded.items()}
+
+    def init(loaded):
+        return step.init(step.blueprint.init(jax.random.key(recipe.seed)) | loaded)
+
+    return jax.jit(init, out_shardings=shardings)(loaded)

@@ -81,3 +81,17 @@ def to_host(array: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def run(evaluators: dict, params: dict, workdir, step: int) -> dict[str, float]:
+    """Numbers by name of evaluators that are set up; samples go to workdir/samples."""
+    from capvl import report
+
+    rows = {}
+    for name, evaluator in evaluators.items():
+        for key, value in evaluator(params):
+            if isinstance(value, Samples):
+                report.save_samples(workdir, step, value)
+            else:
+                rows[f"{name}/{key}"] = value
+    return rows

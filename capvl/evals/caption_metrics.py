@@ -33,8 +33,22 @@ def tokenize(texts: dict[str, list[str]]) -> dict[str, list[str]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     rows = {key: [{"caption": text.replace("\n", " ")} for text in values] for key, values in texts.items()}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _quiet():
         return PTBTokenizer().tokenize(rows)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Python's and the Java programs' chatter goes nowhere."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def scores(references: dict[str, list[str]], written: dict[str, str], metrics=METRICS[:4]):
@@ -79,7 +93,7 @@ def _score(metric: str, references, written):
         "spice": ("spice.spice", "Spice"),
     }[metric]
     scorer = getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _quiet():
         value, values = (scorer(4) if metric == "bleu" else scorer()).compute_score(references, written)
     if metric == "bleu":
         return [(f"Bleu_{n + 1}", value[n], values[n]) for n in range(4)]

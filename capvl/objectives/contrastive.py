@@ -28,7 +28,7 @@ class Contrastive:
     Attributes:
       loss_kind: "sigmoid" or "softmax".
       locked: the image tower is not trained, but for its MAP head where it has one.
-      cached: train on embeddings that `python -m capvl.data.embeddings` wrote, not on images
+      cached: train on embeddings that `python -m capvl.embeddings` wrote, not on images
         (needs `locked`).
       caption_weight: weight of CapPa's loss beside; needs model.decoder_layers.
       pa, draw: of CapPa's loss; see `capvl.objectives.cappa.CapPa`.

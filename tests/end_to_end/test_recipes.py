@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from conftest import TINY_MODEL
 
-from capvl import config, evaluate, train
+from capvl import config, embeddings, evaluate, train
 from capvl.checkpoint import Checkpointer
-from capvl.data import embeddings
 from capvl.errors import UserError
 
 ENCODER = {k: TINY_MODEL[k] for k in ("encoder", "res", "dtype")}

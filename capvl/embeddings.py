@@ -1,6 +1,6 @@
 """Embeddings of a locked image tower, computed once for a contrastive run with `objective.cached`.
 
-    python -m capvl.data.embeddings --config=configs/lit_demo.py --out=scenes_embedded --views=4
+    python -m capvl.embeddings --config=configs/lit_demo.py --out=scenes_embedded --views=4
     python -m capvl.main --config=configs/lit_demo.py --config.objective.cached=True --config.data.name=scenes_embedded
 
 Each view of an image is a crop (and flip) as in training, a function of (seed, view, index); with a MAP head
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import config, terminal
+from capvl.convert.load import initial_state
 from capvl.data import loader, sources
 from capvl.data.randomness import Uniforms
 from capvl.data.transforms import cropped
@@ -92,8 +93,6 @@ def write(recipe: config.Recipe, out: str, views: int, split: str) -> str:
 
 def _compile(recipe: config.Recipe):
     """A function from uint8 images to embeddings."""
-    from capvl.train import initial_state
-
     mesh = make_mesh(recipe.mesh)
     step = recipe.train_step()
     with jax.set_mesh(mesh):
