@@ -19,6 +19,7 @@ from capvl.convert.load import initial_state
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.main import config_arguments
+from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 
 
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--untrained", action="store_true", help="evaluate the initial parameters instead")
     parser.add_argument("--config", default="", help="take data and evaluators from this config")
     args, overrides = config_arguments(parser, argv)
+    distributed.start()
     evaluate(args.workdir, overrides, only=args.only, step=args.step, untrained=args.untrained, spec=args.config)
 
 

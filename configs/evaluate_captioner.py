@@ -22,6 +22,10 @@ def get_config():
             type="compositionality", file="{data_dir}/tests/sugarcrepe_with_images.jsonl", images="coco128"
         ),
         negclip=dict(type="compositionality", format="negclip", file="{data_dir}/tests/negclip_valid.jsonl"),
+        negclip_plain=dict(
+            type="compositionality", format="negclip", file="{data_dir}/tests/negclip_valid.jsonl", plain=True
+        ),
+        order=dict(type="compositionality", format="order", images="flickr8k:val"),
         entailment=dict(file="{data_dir}/tests/visual_entailment.jsonl", images="flickr8k"),
         flowers_probe=dict(type="linear_probe", name="flowers5"),
         cifar_probe=dict(type="linear_probe", name="cifar10"),

@@ -11,7 +11,7 @@ import evaluate_captioner
 
 def get_config():
     config = evaluate_captioner.get_config()
-    kept = {name: config.evals[name] for name in ("sugarcrepe", "negclip", "entailment")}
+    kept = {name: config.evals[name] for name in ("sugarcrepe", "order", "entailment")}
     config.evals = dict(
         retrieval=dict(captions=5),
         flowers=dict(type="zeroshot", name="flowers5"),

@@ -6,9 +6,13 @@ SugarCrepe (arXiv 2306.14610), ARO (2210.01936) with its NegCLIP format, Winogro
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from capvl.data import lookup, sources
 from capvl.errors import UserError, nearest
 
 
@@ -81,6 +85,52 @@ FORMATS: dict[str, Callable[[str, dict[str, Any]], Foil | None]] = {
     "winoground": _winoground,
     "valse": _valse,
 }
+
+
+def plain(questions: list[Foil]) -> list[Foil]:
+    """The same in lower case, without punctuation and with single spaces; without foils that then are no others."""
+    kept = []
+    for question in questions:
+        right, *wrong = (" ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", c.lower())) for c in question.captions)
+        wrong = [w for w in dict.fromkeys(wrong) if w != right and w]
+        if right and wrong:
+            kept.append(dataclasses.replace(question, captions=(right, *wrong)))
+    return kept
+
+
+def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
+    """Order tests of a data set's own captions, after ARO's (arXiv 2210.01936, section 2.3): for each image its first
+    caption, with all words shuffled, and with two different words swapped; a function of (seed, index).
+
+    Args:
+      name: a prepared data set, as in `capvl.data.lookup.open_images`; one split must be named.
+      data_dir: where prepared data sets are.
+      seed: of the foils.
+
+    Raises:
+      UserError: the data set is not there.
+    """
+    dataset, _, split = name.partition(":")
+    source = sources.open_source(dataset, split or "val", data_dir, features=("text", "key", "json"))
+    questions = []
+    for i in range(len(source)):
+        record = source[i]
+        texts = [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in record["text"]]
+        words = texts[0].lower().rstrip(" .!?").split() if texts else []
+        if len(set(words)) < 2:
+            continue
+        rng = np.random.default_rng([seed, i])
+        first = int(rng.integers(len(words)))
+        second = int(rng.choice([j for j, w in enumerate(words) if w != words[first]]))
+        swapped = list(words)
+        swapped[first], swapped[second] = words[second], words[first]
+        shuffled = list(words)
+        while shuffled == words:
+            shuffled = [words[j] for j in rng.permutation(len(words))]
+        image = lookup.names(record)[0]
+        for group, foil in (("shuffled", shuffled), ("swapped", swapped)):
+            questions.append(Foil(group, (image,), (" ".join(words), " ".join(foil))))
+    return questions
 
 
 def read(format: str, path: str) -> list[Foil]:

@@ -32,22 +32,22 @@ def open_images(where: str, data_dir: str = "") -> dict[str, Callable[[], bytes]
         for part in splits:
             opened = sources.open_source(name, part, data_dir, features=("image", "key", "json"))
             for i in range(len(opened)):
-                for alias in _names(opened.read(i, ("key", "json"))):
+                for alias in names(opened.read(i, ("key", "json"))):
                     found[alias] = lambda i=i, opened=opened: opened[i]["image"]
     except UserError as e:
         raise UserError(f"The images {where!r} are neither a folder nor a prepared data set: {e}") from e
     return found
 
 
-def _names(record: dict) -> list[str]:
-    """Names that a record goes by, the key only where there is no better one."""
-    values = {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items()}
+def names(record: dict) -> list[str]:
+    """Names that a record with `key` and `json` goes by, the key only where there is no better one."""
+    values = {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items() if k in ("key", "json")}
     try:
         meta = json.loads(values["json"] or "{}")
     except ValueError:
         meta = {}
-    names = [str(meta[k]) for k in ("image_id", "file_name", "filename") if meta.get(k)]
-    return [pathlib.PurePosixPath(n).stem for n in names or [values["key"]]]
+    found = [str(meta[k]) for k in ("image_id", "file_name", "filename") if meta.get(k)]
+    return [stem(name) for name in found or [values["key"]]]
 
 
 def stem(name: str) -> str:

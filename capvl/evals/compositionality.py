@@ -30,11 +30,14 @@ class Compositionality:
     (arXiv 2204.03162) `text`, `image` and `group` are the paper's three scores.
 
     Attributes:
-      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.data.foils`).
-      file: of the test, or a folder with its files; {data_dir} is where prepared data sets are.
+      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.data.foils`), or "order": the first
+        captions of the data set `images`, with foils whose words are shuffled, or two of them swapped.
+      file: of the test, or a folder with its files; {data_dir} is where prepared data sets are; none for "order".
       images: a folder of image files, or a prepared data set; "" for none: only the blind control is run.
       by: "likelihood" or "similarity"; "" for what the model can do.
       mean: divide a likelihood by the number of tokens.
+      plain: compare captions in lower case and without punctuation. In some files foils are spaced otherwise than
+        captions (NegCLIP's "yak ." for "yak."), which gives them away.
       limit: questions of a group; 0 for all.
     """
 
@@ -43,19 +46,26 @@ class Compositionality:
     images: str = ""
     by: str = ""
     mean: bool = False
+    plain: bool = False
     limit: int = 0
 
     def __post_init__(self):
         known = ("", "likelihood", "similarity")
         if self.by not in known:
             raise UserError(f"compositionality by={self.by!r} is unknown." + nearest(self.by, known))
+        if self.format == "order" and not self.images:
+            raise UserError("compositionality: the format 'order' needs a prepared data set with captions as images.")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
         needed = {"likelihood": "a decoder", "similarity": "a text tower"}.get(self.by, "a text tower or a decoder")
         context.require(needed, "compositionality")
-        questions = _limited(foils.read(self.format, context.path(self.file)), self.limit)
         directory = context.recipe.data.directory()
+        if self.format == "order":
+            questions = foils.of_captions(context.path(self.images), directory, context.recipe.seed)
+        else:
+            questions = foils.read(self.format, context.path(self.file))
+        questions = _limited(foils.plain(questions) if self.plain else questions, self.limit)
         found = lookup.open_images(context.path(self.images), directory) if self.images else {}
         present = [all(lookup.stem(name) in found for name in q.images) for q in questions]
         if self.images and not any(present):

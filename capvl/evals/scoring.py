@@ -9,7 +9,7 @@ import numpy as np
 from capvl.data import sources
 from capvl.decoding import trie
 from capvl.errors import UserError
-from capvl.evals import Context
+from capvl.evals import Context, to_host
 from capvl.evals.encode import compile_images, over_images, tokenize
 from capvl.evals.names import class_names
 from capvl.evals.zeroshot import accuracies
@@ -56,7 +56,7 @@ class Scoring:
 
         def evaluate(params):
             scores, rest = over_images(context, source, score, params, f"images of {self.name}")
-            blind = np.asarray(jax.device_get(grey(params)))
+            blind = to_host(grey(params))
             if self.calibrated:
                 scores = scores - blind
             yield from accuracies(scores, rest["label"])

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_MODEL
+from conftest import ROOT, TINY_MODEL
+from launching import free_port
 
 from capvl import config, embeddings, evaluate, train
 from capvl.checkpoint import Checkpointer
@@ -187,3 +191,43 @@ def test_a_killed_evaluation_leaves_no_result(captioner, monkeypatch):
         evaluate.evaluate(captioner, [("evals", "{'few': {'type': 'fewshot'}}")])
     after = pathlib.Path(captioner, "evaluations.jsonl")
     assert (after.read_text() if after.exists() else "") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lit", "transfer", "captioner"])
+def test_two_hosts_evaluate_as_one(name, tiny, captioner, tmp_path, data_dir):
+    """Every evaluator that the model can have gives the same numbers in two processes as in one."""
+    if name == "captioner":
+        workdir = captioner
+    else:
+        workdir = str(tmp_path / "run")
+        train.run(config.resolve(tiny(steps=2, init_from=captioner, **RECIPES[name])), workdir)
+    labelled = {"name": "scenes/tiny"}
+    evals = {
+        "lit": {"retrieval": {"limit": 30}, "zeroshot": labelled, "linear_probe": labelled | {"steps": 5, "l2": [0.1]}},
+        "transfer": {"answers": {"limit": 21}, "captions": {"count": 5, "beams": 2}},
+        "captioner": {
+            "scoring": labelled,
+            "perplexity": {},
+            "captions": {"count": 5},
+            "fewshot": labelled | {"shots": [1], "seeds": [0]},
+        },
+    }[name]
+    command = [sys.executable, "-m", "capvl.evaluate", workdir, f"--config.evals={evals!r}"]
+    port = free_port()
+    plain = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environments = [
+        plain
+        | {"JAX_NUM_CPU_DEVICES": "4", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+        | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+        for i in range(2)
+    ]
+    for group in (environments, [plain | {"JAX_NUM_CPU_DEVICES": "8"}]):
+        running = [subprocess.Popen(command, cwd=ROOT, env=env) for env in group]
+        assert [process.wait(timeout=500) for process in running] == [0] * len(group)
+    lines = pathlib.Path(workdir, "evaluations.jsonl").read_text().splitlines()
+    together, alone = (json.loads(line) for line in lines[-2:])
+    assert together.keys() == alone.keys()
+    for key, value in alone.items():
+        if isinstance(value, float):
+            assert together[key] == pytest.approx(value, abs=1e-5), key

@@ -240,6 +240,27 @@ def test_formats(format, tmp_path):
     assert foils.read(format, str(tmp_path))[0].captions == captions
 
 
+def test_plain_captions_have_no_spacing_to_be_told_by():
+    questions = [
+        foils.Foil("g", ("i",), ("A yak's umbrella.", "A umbrella 's yak .", "a  YAK'S umbrella")),
+        foils.Foil("g", ("i",), ("Yes.", "yes !")),
+    ]
+    assert foils.plain(questions) == [foils.Foil("g", ("i",), ("a yak's umbrella", "a umbrella s yak"))]
+
+
+def test_order_of_words(by_word, colors, mesh):
+    """Foils have the caption's words in another order; those of a caption of one word can't be made."""
+    questions = foils.of_captions("colors:test", str(colors), 0)
+    assert len(questions) == 24 and {q.group for q in questions} == {"shuffled", "swapped"}
+    for question in questions:
+        right, wrong = question.captions
+        assert right != wrong and sorted(right.split()) == sorted(wrong.split())
+    assert questions == foils.of_captions("colors:test", str(colors), 0)
+    assert questions != foils.of_captions("colors:test", str(colors), 1)
+    found = run(compositionality.Compositionality(format="order", images="colors:test"), captioner, colors, mesh)
+    assert found["swapped/count"] == 12
+
+
 def test_valse_leaves_out_what_people_did_not_agree_on(tmp_path):
     row = {"image_file": "f.jpg", "caption": "a", "foil": "b"}
     rows = {str(n): row | {"mturk": {"caption": n}} for n in range(4)}
