@@ -206,6 +206,9 @@ def test_winoground_scores():
     scores = {("a", "x"): 2.0, ("a", "y"): 1.0, ("b", "x"): 3.0, ("b", "y"): 4.0}
     assert compositionality.answers(question, scores) == (True, False, False)
     assert compositionality.answers(question, scores | {("b", "x"): 0.0}) == (True, True, True)
+    single = foils.Foil("s", ("a.png",), ("x", "y"))
+    assert compositionality.answers(single, scores) == (True,)
+    assert compositionality.answers(single, scores | {("a", "y"): 2.0}) == (False,)  # A tie is no answer.
 
 
 FORMATS = {
