@@ -115,8 +115,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
     questions = []
     for i in range(len(source)):
         record = source[i]
-        texts = [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in record["text"]]
-        words = texts[0].lower().rstrip(" .!?").split() if texts else []
+        words = sources.as_text(record["text"][0]).lower().rstrip(" .!?").split() if record["text"] else []
         if len(set(words)) < 2:
             continue
         rng = np.random.default_rng([seed, i])

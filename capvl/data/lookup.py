@@ -41,7 +41,7 @@ def open_images(where: str, data_dir: str = "") -> dict[str, Callable[[], bytes]
 
 def names(record: dict) -> list[str]:
     """Names that a record with `key` and `json` goes by, the key only where there is no better one."""
-    values = {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items() if k in ("key", "json")}
+    values = {k: sources.as_text(v) for k, v in record.items() if k in ("key", "json")}
     try:
         meta = json.loads(values["json"] or "{}")
     except ValueError:

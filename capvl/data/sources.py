@@ -133,6 +133,11 @@ class Source:
         return list(feature.names) if getattr(feature, "names", None) else None
 
 
+def as_text(value: Any) -> str:
+    """Text as records hold it, bytes or str; bytes that are not UTF-8 are replaced."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 class Subset:
     """Some records of a source."""
 

@@ -93,20 +93,20 @@ class _Row:
     kind: str
 
 
-def _text(value) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def _asked(value, index: int) -> list[_Row]:
     """Questions of one record: a dict of lists (tfds' sequences), or a class name."""
     if not isinstance(value, dict):
-        return [_Row(index, "", (_text(value),), "")] if len(value) else []
+        return [_Row(index, "", (sources.as_text(value),), "")] if len(value) else []
     answers = value.get("answers", value.get("answer"))
     kinds = value.get("kind", [""] * len(value["question"]))
     rows = []
     for question, answer, kind in zip(value["question"], answers, kinds, strict=True):
-        many = tuple(map(_text, answer)) if isinstance(answer, list | tuple | np.ndarray) else (_text(answer),)
-        rows.append(_Row(index, _text(question), many, _text(kind)))
+        many = (
+            tuple(map(sources.as_text, answer))
+            if isinstance(answer, list | tuple | np.ndarray)
+            else (sources.as_text(answer),)
+        )
+        rows.append(_Row(index, sources.as_text(question), many, sources.as_text(kind)))
     return rows
 
 

@@ -96,8 +96,7 @@ class Captions:
 
 def captions_of(source, index: int) -> list[str]:
     """What people wrote for an image."""
-    texts = source.read(int(index), ("text",))["text"]
-    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts]
+    return [sources.as_text(t) for t in source.read(int(index), ("text",))["text"]]
 
 
 def compile_writer(context: Context, task: str = "", **decoding):

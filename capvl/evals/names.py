@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from capvl.data import sources
 from capvl.errors import UserError
 
 
@@ -83,8 +84,7 @@ def _names_of_records(source, labels: np.ndarray) -> list[str]:
     names = {}
     for i, label in enumerate(labels):
         if int(label) not in names:
-            name = source.read(i, ("class_name",))["class_name"]
-            names[int(label)] = name.decode() if isinstance(name, bytes) else str(name)
+            names[int(label)] = sources.as_text(source.read(i, ("class_name",))["class_name"])
     missing = [i for i in range(int(labels.max(initial=0)) + 1) if not names.get(i)]
     if missing:
         raise UserError(

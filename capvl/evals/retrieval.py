@@ -7,6 +7,7 @@ import numpy as np
 
 from capvl.data import sources
 from capvl.evals import Context
+from capvl.evals.captions import captions_of
 from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
 from capvl.evals.perplexity import opened_pairs
 
@@ -45,9 +46,7 @@ class Retrieval:
         def evaluate(params):
             owners, texts = [], []
             for i in range(len(source)):
-                own = source.read(i, ("text",))["text"]
-                own = [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in own]
-                own = [t for t in own if t.strip()][: self.captions or None]
+                own = [t for t in captions_of(source, i) if t.strip()][: self.captions or None]
                 owners += [i] * len(own)
                 texts += own
             images, _ = over_images(context, source, embed_image, params, f"images of {source.name}")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import flops
+from capvl.data.sources import as_text
 from capvl.data.transforms import ImageText
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
@@ -161,8 +162,4 @@ class TaskText:
         questions = example.get("questions")
         if "answer" in self.tasks and questions is not None and len(questions["question"]):
             pairs = zip(questions["question"], questions["answer"], strict=True)
-            yield "answer", [(_str(q), a) for q, a in pairs]
-
-
-def _str(value) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            yield "answer", [(as_text(q), a) for q, a in pairs]
