@@ -1,8 +1,8 @@
 """What a captioner is worth on real data: captions, classes by likelihood, compositionality, entailment.
 
 COMMAND   python -m capvl.evaluate WORKDIR --config=configs/evaluate_captioner.py
-DATA      flickr8k, flowers5, cifar10 and coco128, prepared from tars, and the test files of SugarCrepe, NegCLIP and
-          SNLI-VE in DATA_DIR/tests (docs/results.md has the commands)
+DATA      flickr8k, flowers5, cifar10, imagenet_sample and coco128, prepared from tars, and class names and the test
+          files of SugarCrepe, NegCLIP and SNLI-VE in DATA_DIR/tests (docs/results.md has the commands)
 CHIPS     one CPU core for minutes
 EXPECTED  docs/results.md
 """
@@ -18,6 +18,9 @@ def get_config():
         flowers=dict(type="scoring", name="flowers5"),
         cifar=dict(type="scoring", name="cifar10"),
         cifar_calibrated=dict(type="scoring", name="cifar10", calibrated=True),
+        imagenet=dict(
+            type="scoring", name="imagenet_sample", classes="{data_dir}/tests/imagenet_classes.json", calibrated=True
+        ),
         sugarcrepe=dict(
             type="compositionality", file="{data_dir}/tests/sugarcrepe_with_images.jsonl", images="coco128"
         ),

@@ -16,6 +16,7 @@ def get_config():
         retrieval=dict(captions=5),
         flowers=dict(type="zeroshot", name="flowers5"),
         cifar=dict(type="zeroshot", name="cifar10"),
+        imagenet=dict(type="zeroshot", name="imagenet_sample", classes="{data_dir}/tests/imagenet_classes.json"),
         **kept,
     )
     return config
