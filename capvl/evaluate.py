@@ -95,7 +95,7 @@ def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
     if not spec:
         raise UserError(f"{folder!r} is a converted model: --config=FILE.py has to say which data and evaluators.")
     weights = read_model(folder)
-    values = config.load(spec).source
+    values = config.load(spec).source | {"init_from": "", "init_only": []}
     kind = {"TwoTowersOptions": "contrastive", "CaptionerOptions": "cappa"}.get(type(weights.options).__name__)
     if kind is None and type(weights.options).__name__ != "EncoderOptions":
         raise UserError(f"{folder!r} has no image tower to evaluate.")

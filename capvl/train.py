@@ -290,9 +290,10 @@ def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger
 
 
 def _claim(path: epath.Path, recipe: config.Recipe) -> None:
-    """Writes config.json, or checks that the workdir is of this recipe."""
+    """Writes config.json, or checks that the workdir is of this recipe where anything of it was trained."""
     file = path / "config.json"
-    if file.exists():
+    begun = (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
+    if file.exists() and begun:
         try:
             old = json.loads(file.read_text())
         except ValueError as e:

@@ -28,7 +28,10 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
     for pattern in only:
         if not any(re.fullmatch(pattern, name) for name in shapes):
             raise UserError(f"init_only: {pattern!r} matches no parameter." + nearest(pattern, shapes))
-    weights = read_model(path)
+    try:
+        weights = read_model(path)
+    except UserError as e:
+        raise UserError(f"init_from: {e}") from e
     params = weights.params
     if only:
         params, shapes = (

@@ -8,6 +8,7 @@ import numpy as np
 from capvl.data import tokenizer as tokenizers
 from capvl.data.decode import crop_and_resize, image_size
 from capvl.data.randomness import Uniforms
+from capvl.errors import UserError
 
 
 def random_crop(uniforms: Uniforms, size: tuple[int, int], scale, ratio) -> tuple[float, float, float, float]:
@@ -112,14 +113,16 @@ class EmbeddingText:
 
 @dataclasses.dataclass(frozen=True)
 class ImageLabelTrain:
-    """image uint8 (R, R, 3), label int32 and flip bool, for training a classifier.
+    """image uint8 (R, R, 3), label int32 (0 where none was asked for) and flip bool, for training a classifier.
 
     Attributes:
       res: image side R.
+      classes: labels are below it.
       crop, scale, ratio, flip, train: as in `ImageText`.
     """
 
     res: int
+    classes: int
     crop: str
     scale: tuple[float, float]
     ratio: tuple[float, float]
@@ -127,16 +130,19 @@ class ImageLabelTrain:
     train: bool
 
     @classmethod
-    def from_options(cls, data, *, res: int, train: bool) -> "ImageLabelTrain":
+    def from_options(cls, data, *, res: int, classes: int, train: bool) -> "ImageLabelTrain":
         """From `config.data` (`capvl.data.loader.DataOptions`)."""
         crop = data.crop if train or data.crop == "squash" else "center"
-        return cls(res, crop, data.crop_scale, data.crop_ratio, data.flip, train)
+        return cls(res, classes, crop, data.crop_scale, data.crop_ratio, data.flip, train)
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
-        """Raises BadImageError where the image can't be used."""
+        """Raises BadImageError where the image can't be used, UserError where the label is none of the classes."""
+        label = example.get("label", 0)
+        if not 0 <= label < self.classes:
+            raise UserError(f"The data has the label {label}, and model.classes={self.classes}.")
         flip = self.train and self.flip and uniforms() < 0.5
         image = cropped(example["image"], self.res, self.crop, self.scale, self.ratio, uniforms)
-        return {"image": image, "label": np.int32(example["label"]), "flip": np.bool_(flip)}
+        return {"image": image, "label": np.int32(label), "flip": np.bool_(flip)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Probe:
 
     def transform(self, model_options: ProbeOptions, data, *, train: bool):
         """Crop; see `capvl.data.transforms.ImageLabelTrain`."""
-        return ImageLabelTrain.from_options(data, res=model_options.res, train=train)
+        return ImageLabelTrain.from_options(data, res=model_options.res, classes=model_options.classes, train=train)
 
     def batch_spec(self, model_options: ProbeOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image uint8 (B, R, R, 3), label int32 (B,), flip bool (B,)."""

@@ -138,6 +138,8 @@ BAD = [
     ),
     (dict(objective={"name": "transfer"}, model=TINY_MODEL | {"vocab": 50}), "3 ids are for the tasks: model.vocab"),
     (dict(objective={"name": "transfer", "tasks": ["sing"]}), "'sing' is unknown"),
+    (dict(objective={"name": "probe"}, model=ENCODER | {"classes": 2}), r"has the label \d, and model.classes=2"),
+    (dict(init_from="nowhere"), "init_from: 'nowhere' is neither a run's workdir"),
 ]
 
 
@@ -145,6 +147,15 @@ BAD = [
 def test_contradicting_options(changes, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
         train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_workdir_where_nothing_was_trained_takes_another_recipe(tiny, tmp_path):
+    for length in (12, 9):  # Both fail; the second is not told that the workdir is the first's.
+        model = TINY_MODEL | {"length": length}
+        with pytest.raises(UserError, match="init_from"):
+            train.run(config.resolve(tiny(init_from="nowhere", model=model)), str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["length"] == 9
 
 
 def test_init_from_a_model_without_the_tower(tiny, captioner, tmp_path):
@@ -171,6 +182,8 @@ def test_a_converted_folder_is_evaluated_like_a_run(tiny, captioner, tmp_path, d
     with pytest.raises(UserError, match="'perplexity' needs a model with a decoder"):
         evaluate.evaluate(str(tmp_path / "encoder"), perplexity, spec=spec)
     assert not (tmp_path / "encoder" / "evaluate").exists()
+    (tmp_path / "other.py").write_text(f"def get_config():\n    return {tiny(init_from='nowhere')!r}\n")
+    assert evaluate.evaluate(str(tmp_path / "encoder"), evals, spec=str(tmp_path / "other.py"))
 
 
 def test_a_killed_evaluation_leaves_no_result(captioner, monkeypatch):
