@@ -292,7 +292,9 @@ def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger
 def _claim(path: epath.Path, recipe: config.Recipe) -> None:
     """Writes config.json, or checks that the workdir is of this recipe where anything of it was trained."""
     file = path / "config.json"
-    begun = (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
+    metrics_file, checkpoints = path / "metrics.jsonl", path / "checkpoints"
+    begun = metrics_file.exists() and metrics_file.stat().length > 0
+    begun = begun or (checkpoints.is_dir() and any(checkpoints.iterdir()))
     if file.exists() and begun:
         try:
             old = json.loads(file.read_text())

@@ -71,7 +71,7 @@ EVALS = {
 def test_recipe(name, tiny, captioner, tmp_path):
     """It runs, the encoder begins as the captioner's was, only what should train does, and what is locked is kept in
     the activations' dtype without optimizer state."""
-    changes = dict(RECIPES[name], evals=EVALS.get(name, {}), init_from=captioner)
+    changes = dict(RECIPES[name], init_from=captioner)
     recipe, params = start(tiny, tmp_path / "run", **changes)
     begin = params_of(captioner)
     dtype = changes["model"]["dtype"]
@@ -87,9 +87,10 @@ def test_recipe(name, tiny, captioner, tmp_path):
         state = jax.eval_shape(recipe.train_step().init_from_seed).opt_state
         paths = [str(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
         assert paths and not any("encoder/blocks" in path for path in paths)
-    found = evaluate.evaluate(str(tmp_path / "run"))
-    assert all(np.isfinite(v) for v in found.values())
-    assert set(EVALS.get(name, {})) == {k.split("/")[0] for k in found}
+    if name in EVALS:
+        found = evaluate.evaluate(str(tmp_path / "run"), [("evals", repr(EVALS[name]))])
+        assert all(np.isfinite(v) for v in found.values())
+        assert set(EVALS[name]) == {k.split("/")[0] for k in found}
 
 
 def test_heads_of_a_probe_do_not_disturb_each_other(tiny, captioner, tmp_path):
@@ -147,7 +148,8 @@ BAD = [
 def test_contradicting_options(changes, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
         train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert not metrics.exists() or not metrics.read_text()
 
 
 def test_a_workdir_where_nothing_was_trained_takes_another_recipe(tiny, tmp_path):
