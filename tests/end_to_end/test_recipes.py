@@ -109,6 +109,7 @@ def test_heads_of_a_probe_do_not_disturb_each_other(tiny, captioner, tmp_path):
         np.testing.assert_allclose(together[f"heads/{i}/linear/kernel"], kernel, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cached_embeddings_train_the_same(tiny, captioner, tmp_path, data_dir):
     """Without random crops the cached run has the losses of the run on images, to float16's precision."""
     values = RECIPES["lit"] | {"init_from": captioner, "model": TOWERS | {"pool": "map"}}
