@@ -195,7 +195,7 @@ _DEFAULTS = {
     ),
     "siglip_text": dict(
         hidden_act="gelu_pytorch_tanh", vocab_size=32000, hidden_size=768, intermediate_size=3072,
-        num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=64,
+        num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=64, pad_token_id=1,
     ),
     "vit": dict(
         hidden_act="gelu", layer_norm_eps=1e-12, image_size=224, hidden_size=768, intermediate_size=3072,
@@ -217,7 +217,7 @@ def read_siglip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
     if any(k.startswith("text_model.") for k in theirs):
         text = _DEFAULTS["siglip_text"] | dict(config.get("text_config", {}))
         options = TwoTowersOptions(
-            **_image_options(vision, pool="map"), **_text_options(text), text_pad=1,
+            **_image_options(vision, pool="map"), **_text_options(text), text_pad=text["pad_token_id"] or 0,
         )  # fmt: skip
         both = {"vision_config": vision, "text_config": text}
         return options, rules.read(theirs, SIGLIP, _heads(both), "SigLIP model", _BUFFERS)

@@ -26,7 +26,7 @@ MODELS = {
     "map encoder": EncoderOptions(**IMAGE, pool="map"),
     "class token": EncoderOptions(**IMAGE, pool="cls", class_position=True, activation="gelu"),
     "sincos": EncoderOptions(**IMAGE, pool="mean", positions="sincos"),
-    "lit": TwoTowersOptions(**IMAGE, pool="map", text="w12d1h2m24", vocab=30, length=8, text_pad=1),
+    "lit": TwoTowersOptions(**IMAGE, pool="map", text="w12d1h2m24", vocab=30, length=8, text_pad=2),
     "clip": TwoTowersOptions(
         **IMAGE, pool="cls", pre_norm=True, class_position=True, pixels="clip", activation="quick_gelu", eps=1e-5,
         text="w12d1h2m24", vocab=30, length=8, text_pool="argmax", text_causal=True, projection=20,
@@ -86,7 +86,7 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
     again = folder.read_model(str(tmp_path / "again"))
     assert_same(again.params, weights.params)
     assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
-    if name == "clip":
+    if framework == "huggingface" and name in ("clip", "lit"):
         assert again.options == weights.options
 
 
