@@ -108,6 +108,15 @@ def test_retrieval_on_the_hand_made_model(by_word, colors, mesh):
     assert found["image/R@5"] == 0.0  # The first caption begins with "the", which points nowhere.
 
 
+def test_retrieval_of_three_colors(by_word, colors, mesh):
+    """A red, a green and a blue image: each finds its word, and each word its image; "the … thing" points nowhere."""
+    found = run(retrieval.Retrieval(split="test", limit=3), two_towers, colors, mesh)
+    assert found["text/R@1"] == 1.0
+    assert found["image/R@1"] == 0.5
+    assert found["image/chance@1"] == pytest.approx(1 / 3)
+    assert found["text/chance@1"] == pytest.approx(1 / 3)
+
+
 def test_recalls_are_exact():
     rng = np.random.default_rng(0)
     images, texts = rng.normal(size=(7, 5)), rng.normal(size=(15, 5))
