@@ -59,9 +59,6 @@ def beam_search(
     batch, length = forced_BL.shape
     prefix_B = (forced_BL != 0).sum(axis=1)
 
-    def penalised(logp, written):
-        return logp / jnp.maximum(written, 1).astype(jnp.float32) ** length_penalty
-
     def body(state: _State) -> _State:
         index = state.index
         last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start)
@@ -81,7 +78,7 @@ def beam_search(
         # Of the best K candidates, those that end join the finished texts.
         written_B1 = (index + 1 - prefix_B)[:, None]
         may_end = ends & (jnp.arange(best.shape[1])[None] < beams) & ~state.stopped_B[:, None]
-        score = jnp.where(may_end, penalised(best_logp, written_B1), _LOW)
+        score = jnp.where(may_end, _penalised(best_logp, written_B1, length_penalty), _LOW)
         scores = jnp.concatenate([state.score_BK, score], axis=1)
         kept_score, kept = jax.lax.top_k(scores, beams)
         done_rows = jnp.concatenate([state.done_BKL, rows], axis=1)
@@ -94,7 +91,7 @@ def beam_search(
         cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
 
         full_B = (kept_score > _LOW / 2).all(axis=1)
-        reachable_B = penalised(running_logp[:, 0], (index + 1 - prefix_B))
+        reachable_B = _penalised(running_logp[:, 0], index + 1 - prefix_B, length_penalty)
         return _State(
             index + 1,
             jnp.take_along_axis(rows, running[:, :, None], axis=1),
@@ -109,9 +106,20 @@ def beam_search(
     def unfinished(state: _State):
         return (state.index < length) & ~jnp.all(state.stopped_B)
 
+    state = jax.lax.while_loop(unfinished, body, _begin(batch, beams, length, cache))
+    return _best(state, prefix_B, length_penalty)
+
+
+def _penalised(logp, written, length_penalty: float) -> jax.Array:
+    """Log-probability divided by the number of written tokens to the power of the penalty."""
+    return logp / jnp.maximum(written, 1).astype(jnp.float32) ** length_penalty
+
+
+def _begin(batch: int, beams: int, length: int, cache) -> _State:
+    """Only the first of the K equal texts counts at first, or all would go on alike."""
     first_only = jnp.where(jnp.arange(beams)[None] == 0, 0.0, _LOW)
     blank = jnp.zeros((batch, beams, length), jnp.int32)
-    state = _State(
+    return _State(
         jnp.zeros((), jnp.int32),
         blank,
         jnp.broadcast_to(first_only, (batch, beams)),
@@ -121,10 +129,13 @@ def beam_search(
         jnp.zeros((batch,), bool),
         cache,
     )
-    state = jax.lax.while_loop(unfinished, body, state)
-    # Texts that reached the length without an end count where the search was not over.
-    written_B1 = jnp.maximum(length - prefix_B, 1)[:, None]
-    running = jnp.where(state.stopped_B[:, None], _LOW, penalised(state.logp_BK, written_B1))
+
+
+def _best(state: _State, prefix_B, length_penalty: float) -> tuple[jax.Array, jax.Array]:
+    """Tokens (B, L) and log-probability (B,) of the best text, finished or, where the search was not over, running."""
+    written_B1 = jnp.maximum(state.tokens_BKL.shape[2] - prefix_B, 1)[:, None]
+    running = _penalised(state.logp_BK, written_B1, length_penalty)
+    running = jnp.where(state.stopped_B[:, None], _LOW, running)
     scores = jnp.concatenate([state.score_BK, running], axis=1)
     best_B1 = jnp.argmax(scores, axis=1)[:, None]
     rows = jnp.concatenate([state.done_BKL, state.tokens_BKL], axis=1)
