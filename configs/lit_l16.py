@@ -4,7 +4,7 @@ COMMAND   python -m capvl.main --config=configs/lit_l16.py --config.init_from=gs
           variants: :init=WORKDIR_OR_CONVERTED_FOLDER, :loss=softmax, :res=384
 DATA      laion400m and its tokenizer, as cappa_l16.py
 CHIPS     a TPU pod slice, such as v5e:16x16
-EXPECTED  planned, not run: docs/evaluation.md has the memory a chip from 16 to 256 chips
+EXPECTED  not measured by us; docs/evaluation.md has the memory a chip of two B/16 towers on 16 and 256 chips
 """
 
 import cappa_l16
