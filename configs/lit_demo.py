@@ -28,7 +28,7 @@ def get_config():
     config.init_only = ("encoder/(?!map/).*",)
     config.optimizer.lr = 1e-3
     config.evals = dict(
-        retrieval=dict(),
+        retrieval=dict(name="scenes/demo"),
         zeroshot=dict(name="scenes/demo"),
         fewshot=dict(name="scenes/demo", shots=(10,)),
     )

@@ -29,7 +29,7 @@ def get_config():
     config.init_only = ("encoder/(?!map/).*",)
     config.optimizer.lr = 1e-3
     config.evals = dict(
-        retrieval=dict(captions=5),
+        retrieval=dict(name="flickr8k", captions=5),
         flowers=dict(type="zeroshot", name="flowers5"),
         cifar=dict(type="zeroshot", name="cifar10"),
     )

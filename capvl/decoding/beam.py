@@ -79,10 +79,7 @@ def beam_search(
         written_B1 = (index + 1 - prefix_B)[:, None]
         may_end = ends & (jnp.arange(best.shape[1])[None] < beams) & ~state.stopped_B[:, None]
         score = jnp.where(may_end, _penalised(best_logp, written_B1, length_penalty), _LOW)
-        scores = jnp.concatenate([state.score_BK, score], axis=1)
-        kept_score, kept = jax.lax.top_k(scores, beams)
-        done_rows = jnp.concatenate([state.done_BKL, rows], axis=1)
-        done_logp = jnp.concatenate([state.done_logp_BK, best_logp], axis=1)
+        done_BKL, done_score, done_logp = _keep_best(state, rows, score, best_logp)
 
         # The best K that don't end go on.
         running_logp, running = jax.lax.top_k(jnp.where(ends, _LOW, best_logp), beams)
@@ -90,16 +87,16 @@ def beam_search(
         flat = (jnp.arange(batch)[:, None] * beams + parent_BK).reshape(-1)
         cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
 
-        full_B = (kept_score > _LOW / 2).all(axis=1)
+        full_B = (done_score > _LOW / 2).all(axis=1)
         reachable_B = _penalised(running_logp[:, 0], index + 1 - prefix_B, length_penalty)
         return _State(
             index + 1,
             jnp.take_along_axis(rows, running[:, :, None], axis=1),
             running_logp,
-            jnp.take_along_axis(done_rows, kept[:, :, None], axis=1),
-            kept_score,
-            jnp.take_along_axis(done_logp, kept, axis=1),
-            state.stopped_B | (full_B & (reachable_B <= kept_score[:, -1])),
+            done_BKL,
+            done_score,
+            done_logp,
+            state.stopped_B | (full_B & (reachable_B <= done_score[:, -1])),
             cache,
         )
 
@@ -108,6 +105,15 @@ def beam_search(
 
     state = jax.lax.while_loop(unfinished, body, _begin(batch, beams, length, cache))
     return _best(state, prefix_B, length_penalty)
+
+
+def _keep_best(state: _State, rows_BCL, score_BC, logp_BC) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, scores and log-probabilities of the K best of the finished texts and C candidates, in order."""
+    score_BK, kept_BK = jax.lax.top_k(jnp.concatenate([state.score_BK, score_BC], axis=1), state.score_BK.shape[1])
+    rows = jnp.concatenate([state.done_BKL, rows_BCL], axis=1)
+    logp = jnp.concatenate([state.done_logp_BK, logp_BC], axis=1)
+    rows_BKL = jnp.take_along_axis(rows, kept_BK[:, :, None], axis=1)
+    return rows_BKL, score_BK, jnp.take_along_axis(logp, kept_BK, axis=1)
 
 
 def _penalised(logp, written, length_penalty: float) -> jax.Array:
