@@ -28,6 +28,5 @@ def log_likelihood_of_kv(model, image_kv, text_BL, *, parallel: bool = False) ->
     else:
         hidden = decoder.causal(text_BL, image_kv, dtype=dtype)
     weights = (text_BL != 0).astype(jnp.float32)
-    layer = model.decoder.logits
-    _, nll_BL = vocabulary_loss(hidden, text_BL, weights, layer.kernel[...], layer.bias[...])
+    _, nll_BL = vocabulary_loss(hidden, text_BL, weights, *model.decoder.output_layer())
     return -nll_BL.sum(axis=1)

@@ -116,10 +116,12 @@ def log_likelihoods(model, image_kv, tree: TokenTree | dict) -> jax.Array:
     """
     t = {k: jnp.asarray(v) for k, v in (tree if isinstance(tree, dict) else arrays(tree)).items()}
     decoder, batch = model.decoder, image_kv[0].shape[1]
-    inputs_BM = jnp.broadcast_to(t["inputs"][None], (batch, len(t["inputs"])))
+    inputs_M = jnp.where(t["inputs"] == 0, decoder.start, t["inputs"])
+    inputs_BM = jnp.broadcast_to(inputs_M[None], (batch, len(inputs_M)))
     hidden_BMD = decoder(inputs_BM, image_kv, mask=t["visible"][None, None], places_L=t["depths"], dtype=model.dtype)
     total_BM = _log_totals(decoder, hidden_BMD)
-    kernel_DV, bias_V = decoder.logits.kernel[...], decoder.logits.bias[...].astype(jnp.float32)
+    kernel_DV, bias_V = decoder.output_layer()
+    bias_V = bias_V.astype(jnp.float32)
     columns_DE = kernel_DV.astype(hidden_BMD.dtype)[:, t["tokens"]]
     hidden_BED = hidden_BMD[:, t["parents"]]
     logits_BE = jnp.einsum("bed,de->be", hidden_BED, columns_DE, preferred_element_type=jnp.float32)

@@ -13,7 +13,7 @@ from capvl.models.sizes import Size
 from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, SelfAttention
 from capvl.nn.layers import Dense, LayerNorm, Mlp, merge_leading
-from capvl.nn.stack import scan, stack
+from capvl.nn.stack import layer_of, part_of, scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
@@ -45,7 +45,13 @@ class DecoderBlock(nnx.Module):
 
 
 class TextDecoder(nnx.Module):
-    """Text decoder over image tokens; tokens 1..V-1 are text, 0 is padding and start, V is [MASK]."""
+    """Text decoder over image tokens; tokens 1..V-1 are text, 0 is padding and start, V is [MASK].
+
+    What captioning, scoring and search ask of any decoder: `image_kv`, `causal`, `__call__`, `step`, `init_cache`,
+    `output_layer`, `project`, and `start`, the token that is read before the first.
+    """
+
+    start = 0
 
     def __init__(
         self,
@@ -118,22 +124,23 @@ class TextDecoder(nnx.Module):
         """
         y_1LD = (self.tokens[...][self.vocab][None, None] + self.positions[...][None, :length]).astype(dtype)
         batch = image_kv[0].shape[1]
-        graphdef, params = nnx.split(self.blocks)
-        first = nnx.merge(graphdef, jax.tree.map(lambda p: p[0], params))
+        first = layer_of(self.blocks, 0)
         y_1LD = y_1LD + first.self_attn(first.norm1(y_1LD))
         y = constrain(jnp.broadcast_to(y_1LD, (batch, *y_1LD.shape[1:])), "batch", None, None)
         y = first.look_and_think(y, jax.tree.map(lambda kv: kv[0], image_kv))
         if self.depth > 1:
-            rest = nnx.merge(graphdef, jax.tree.map(lambda p: p[1:], params))
+            rest = part_of(self.blocks, 1, self.depth)
             rest_kv = jax.tree.map(lambda kv: kv[1:], image_kv)
             y = scan(rest, lambda block, y, kv: block(y, kv), y, rest_kv, remat=self.remat, unroll=self.unroll)
         return self.norm(y)
 
+    def output_layer(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel (D, V) and bias (V,) of the logits; training uses `capvl.losses.vocabulary` with them."""
+        return self.logits.kernel[...], self.logits.bias[...]
+
     def project(self, hidden_BLD) -> jax.Array:
-        """Logits (B, L, V) in float32. Training uses `capvl.losses.vocabulary` instead."""
-        kernel = self.logits.kernel[...].astype(hidden_BLD.dtype)
-        logits = jnp.einsum("bld,dv->blv", hidden_BLD, kernel, preferred_element_type=jnp.float32)
-        return logits + self.logits.bias[...][None, None]
+        """Logits (B, L, V) in float32."""
+        return vocabulary_logits(hidden_BLD, *self.output_layer())
 
     def init_cache(self, batch: int, length: int, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
         """Empty self-attention caches: two zero arrays (layers, B, length, H, K)."""
@@ -155,6 +162,13 @@ class TextDecoder(nnx.Module):
         return self.project(self.norm(y))[:, 0], cache
 
 
-def shift_right(tokens_BL) -> jax.Array:
-    """Decoder inputs of next-token prediction: a 0 in front, the last token dropped."""
-    return jnp.pad(tokens_BL, ((0, 0), (1, 0)))[:, :-1]
+def vocabulary_logits(hidden_BLD, kernel_DV, bias_V) -> jax.Array:
+    """Logits (B, L, V) in float32 of an output layer."""
+    kernel_DV = kernel_DV.astype(hidden_BLD.dtype)
+    logits_BLV = jnp.einsum("bld,dv->blv", hidden_BLD, kernel_DV, preferred_element_type=jnp.float32)
+    return logits_BLV + bias_V[None, None]
+
+
+def shift_right(tokens_BL, start: int = 0) -> jax.Array:
+    """Decoder inputs of next-token prediction: the start token in front, the last token dropped."""
+    return jnp.pad(tokens_BL, ((0, 0), (1, 0)), constant_values=start)[:, :-1]

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from capvl.nn import splash, weights
-from capvl.nn.layers import Dense
+from capvl.nn.layers import Dense, drop
 
 
 def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Array:
@@ -72,25 +72,60 @@ def _attention_backward(saved, gradient_BTHK):
 _softmax_attention.defvjp(_attention_forward, _attention_backward)
 
 
-def output_projection(width: int, heads: int, *, bias: bool, rngs: nnx.Rngs) -> Dense:
+def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+    """Attention by one softmax over the keys of several parts, which are never put side by side.
+
+    Args:
+      q_BTHK: queries.
+      parts: (k, v, mask) of each, mask None or boolean and broadcastable to (B, H, T, S). A part may have B / g rows:
+        each is seen by g consecutive rows of the queries.
+      dropout: share of the softmax's weights that is dropped where there is a `key`.
+
+    Returns:
+      (B, T, H, K) in the queries' dtype.
+    """
+    batch, length, heads, width = q_BTHK.shape
+    scaled = q_BTHK * width**-0.5
+    logits = []
+    for keys, _, mask in parts:
+        rows = keys.shape[0]
+        grouped = scaled.reshape(rows, batch // rows * length, heads, width)
+        part = jnp.einsum("bthk,bshk->bhts", grouped, keys, preferred_element_type=jnp.float32)
+        part = part.reshape(rows, heads, batch // rows, length, -1).swapaxes(1, 2).reshape(batch, heads, length, -1)
+        logits.append(part if mask is None else jnp.where(mask, part, jnp.finfo(jnp.float32).min))
+    weights_BHTS = jax.nn.softmax(jnp.concatenate(logits, axis=-1))
+    if key is not None:
+        weights_BHTS = drop(weights_BHTS, dropout, key)
+    weights_BHTS = weights_BHTS.astype(q_BTHK.dtype)
+    mixed, first = jnp.zeros(q_BTHK.shape, jnp.float32), 0
+    for _, values, _ in parts:
+        rows, size = values.shape[:2]
+        part = jax.lax.slice_in_dim(weights_BHTS, first, first + size, axis=3)
+        part = part.reshape(rows, batch // rows, heads, length, size).swapaxes(1, 2).reshape(rows, heads, -1, size)
+        part = jnp.einsum("bhts,bshk->bthk", part, values, preferred_element_type=jnp.float32)
+        mixed, first = mixed + part.reshape(q_BTHK.shape), first + size
+    return checkpoint_name(mixed.astype(q_BTHK.dtype), "attention")
+
+
+def output_projection(width: int, heads: int, *, bias: bool, init=None, rngs: nnx.Rngs) -> Dense:
     """The (H, K, D) projection after attention."""
     return Dense(
         (heads, width // heads, width),
         ("heads", None, "embed"),
-        weights.xavier_uniform(width, width),
+        init or weights.xavier_uniform(width, width),
         contract=2,
         bias=(width,) if bias else None,
         rngs=rngs,
     )
 
 
-def input_projection(width: int, heads: int, parts: int, *, bias: bool, rngs: nnx.Rngs) -> Dense:
+def input_projection(width: int, heads: int, parts: int, *, bias: bool, init=None, rngs: nnx.Rngs) -> Dense:
     """`parts` projections (D -> H, K) fused in one kernel (D, parts, H, K): 3 for QKV, 2 for KV, 1 for Q."""
     shape = (parts, heads, width // heads)
     return Dense(
         (width, *shape),
         ("embed", None, "heads", None),
-        weights.xavier_uniform(width, width),
+        init or weights.xavier_uniform(width, width),
         bias=shape if bias else None,
         rngs=rngs,
     )
@@ -99,9 +134,9 @@ def input_projection(width: int, heads: int, parts: int, *, bias: bool, rngs: nn
 class SelfAttention(nnx.Module):
     """Self-attention with one fused QKV kernel: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: nnx.Rngs):
-        self.qkv = input_projection(width, heads, 3, bias=bias, rngs=rngs)
-        self.out = output_projection(width, heads, bias=bias, rngs=rngs)
+    def __init__(self, width: int, heads: int, *, bias: bool = True, init=None, rngs: nnx.Rngs):
+        self.qkv = input_projection(width, heads, 3, bias=bias, init=init, rngs=rngs)
+        self.out = output_projection(width, heads, bias=bias, init=init, rngs=rngs)
 
     def project(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each (B, T, H, K)."""
@@ -113,19 +148,23 @@ class SelfAttention(nnx.Module):
 
     def step(self, x_B1D, cache: tuple[jax.Array, jax.Array], index) -> tuple[jax.Array, tuple]:
         """One decoding step: writes key and value at `index` of the (B, L, H, K) caches and attends to 0..index."""
+        q, *cache, seen = self.remember(x_B1D, cache, index)
+        return self.out(attend(q, *cache, mask=seen)), tuple(cache)
+
+    def remember(self, x_B1D, cache, index):
+        """The query, the caches with this step's key and value, and the mask (1, 1, 1, L) of 0..index."""
         q, k, v = self.project(x_B1D)
         keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, axis=1)
-        seen = (jnp.arange(keys.shape[1]) <= index)[None, None, None, :]
-        return self.out(attend(q, keys, values, mask=seen)), (keys, values)
+        return q, keys, values, (jnp.arange(keys.shape[1]) <= index)[None, None, None, :]
 
 
 class CrossAttention(nnx.Module):
     """Attention from text positions to keys and values that the caller computed."""
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: nnx.Rngs):
-        self.q = input_projection(width, heads, 1, bias=bias, rngs=rngs)
-        self.out = output_projection(width, heads, bias=bias, rngs=rngs)
+    def __init__(self, width: int, heads: int, *, bias: bool = True, init=None, rngs: nnx.Rngs):
+        self.q = input_projection(width, heads, 1, bias=bias, init=init, rngs=rngs)
+        self.out = output_projection(width, heads, bias=bias, init=init, rngs=rngs)
 
     def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
         q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")

@@ -21,6 +21,16 @@ def merge_leading(x: jax.Array, keep: int = 1) -> jax.Array:
     return x.reshape(-1, *x.shape[x.ndim - keep :]) if x.dtype == jnp.float32 else x
 
 
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout (Srivastava et al., 2014): each value is 0 with probability `rate`, the others grow by 1 / (1 - rate).
+
+    Without a key, which means not training, x itself.
+    """
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros((), x.dtype))
+
+
 class Dense(nnx.Module):
     """x @ kernel + bias over the last `contract` dimensions of x: (..., in) -> (..., out)."""
 
@@ -124,9 +134,11 @@ class LayerNorm(nnx.Module):
 class Mlp(nnx.Module):
     """Dense, activation (a key of ACTIVATIONS), Dense: (..., D) -> (..., D)."""
 
-    def __init__(self, width: int, hidden: int, *, bias: bool = True, activation: str = "gelu_tanh", rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, hidden: int, *, bias: bool = True, activation: str = "gelu_tanh", init=None, rngs: nnx.Rngs
+    ):
         self.activation = activation
-        init = weights.xavier_uniform(width, hidden)
+        init = init or weights.xavier_uniform(width, hidden)
         tiny = weights.normal(1e-6)
         self.up = Dense(
             (width, hidden), ("embed", "mlp"), init, bias=(hidden,) if bias else None, bias_init=tiny, rngs=rngs

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 NAMED_ACTIVATIONS = ("qkv", "attention", "softmax", "residual", "mlp_up", "cross_q")
@@ -62,6 +63,19 @@ def scan(
       remat: a key of REMAT: what a layer's backward pass recomputes.
       unroll: straight-line code instead of a loop (longer compilation, fewer copies).
     """
+    return scan_outputs(layers, lambda *a: (body(*a), None), x, xs, remat=remat, unroll=unroll)[0]
+
+
+def scan_outputs(
+    layers: nnx.Module,
+    body: Callable[[nnx.Module, jax.Array, Any], tuple[jax.Array, Any]],
+    x: jax.Array,
+    xs: Any = None,
+    *,
+    remat: str = "none",
+    unroll: bool = False,
+) -> tuple[jax.Array, Any]:
+    """As `scan`, where a layer also gives something out: x, outputs[layer] <- body(layer, x, xs[layer])."""
     graphdef, params = nnx.split(layers)
 
     if not unroll:
@@ -70,15 +84,29 @@ def scan(
 
     def step(carry, layer):
         layer_params, layer_xs = layer
-        return body(nnx.merge(graphdef, layer_params), carry, layer_xs), None
+        return body(nnx.merge(graphdef, layer_params), carry, layer_xs)
 
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=unroll)
     if not unroll:
-        return jax.lax.scan(step, x, (params, xs))[0]
+        return jax.lax.scan(step, x, (params, xs))
+    outputs = []
     for layer in _layers((params, xs)):
-        x, _ = step(x, layer)
-    return x
+        x, out = step(x, layer)
+        outputs.append(out)
+    return x, jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
+
+
+def part_of(layers: nnx.Module, first: int, last: int) -> nnx.Module:
+    """Layers `first` to `last` - 1 of a stack, as a stack."""
+    graphdef, params = nnx.split(layers)
+    return nnx.merge(graphdef, jax.tree.map(lambda p: p[first:last], params))
+
+
+def layer_of(layers: nnx.Module, number: int) -> nnx.Module:
+    """One layer of a stack."""
+    graphdef, params = nnx.split(layers)
+    return nnx.merge(graphdef, jax.tree.map(lambda p: p[number], params))
 
 
 def _layers(stacked: Any) -> list:

@@ -142,13 +142,11 @@ class CapPa:
 
     def loss_of_hidden(self, model: Captioner, hidden_BLD, batch, use_pa_B):
         """Loss and metrics from the decoder's last hidden states."""
-        layer = model.decoder.logits
         total, nll_BL = vocabulary_loss(
             hidden_BLD,
             batch["text"],
             batch["weights"],
-            layer.kernel[...],
-            layer.bias[...],
+            *model.decoder.output_layer(),
             self.smoothing,
             self.chunk,
         )

@@ -105,9 +105,8 @@ class Transfer:
         """Mean over examples of the mean cross-entropy of their targets."""
         encoded = model.encode(batch["image"], key=None if self.locked else key)
         hidden = model.decoder.causal(batch["text"], model.decoder.image_kv(encoded), dtype=model.dtype)
-        layer = model.decoder.logits
         total, _ = vocabulary_loss(
-            hidden, batch["text"], batch["weights"], layer.kernel[...], layer.bias[...], self.smoothing, self.chunk
+            hidden, batch["text"], batch["weights"], *model.decoder.output_layer(), self.smoothing, self.chunk
         )
         loss = total / len(batch["text"])
         return loss, {"loss": loss}
