@@ -105,6 +105,16 @@ class Recipe:
         self.objective.check(self.model, each, self.micro_batches)
         return each
 
+    def tokenizer(self):
+        """The tokenizer of the data, for the model.
+
+        Raises:
+          UserError: there is none.
+        """
+        from capvl.data import tokenizer
+
+        return tokenizer.load(self.data.tokenizer_path(), self.model.reads_start)
+
     def train_step(self):
         """The recipe's `capvl.step.TrainStep`."""
         from capvl.step import TrainStep

@@ -20,7 +20,7 @@ from capvl import config, terminal
 from capvl.convert.load import initial_state
 from capvl.data import loader, sources
 from capvl.data.randomness import Uniforms
-from capvl.data.transforms import cropped
+from capvl.data.transforms import Crop
 from capvl.errors import UserError
 from capvl.main import config_arguments
 from capvl.objectives.contrastive import embedding_shape
@@ -152,7 +152,7 @@ def _write_shards(recipe, source, embed, features, folder, name, views):
 
 
 def _view(image: bytes, data, res: int, uniforms: Uniforms) -> np.ndarray:
-    pixels = cropped(image, res, data.crop, data.crop_scale, data.crop_ratio, uniforms)
+    pixels = Crop.from_options(data, res=res, train=True)({"image": image}, uniforms)
     return pixels[:, ::-1] if data.flip and uniforms() < 0.5 else pixels
 
 

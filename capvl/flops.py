@@ -43,6 +43,26 @@ def decoder(options) -> float:
     return options.decoder_layers * (_layer(length, width, size.mlp) + cross) + 2 * length * width * options.vocab
 
 
+def git_decoder(options) -> float:
+    """Forward matmul FLOPs of GIT's decoder over one image (or clip) and its text (`capvl.models.git.GitOptions`)."""
+    size, visual = sizes.parse_size(options.text), sizes.parse(options.encoder)[0].width
+    width, length = size.width, options.length
+    seen = _kept(options) + (options.pool == "cls")
+    if options.max_side:
+        patch = sizes.parse(options.encoder)[1]
+        seen = (options.res // patch) * (options.max_side // patch) + (options.pool == "cls")
+    if options.frames and options.frame_pool == "concat":
+        seen *= options.frames
+    looks = 2 * 2 * length * seen * width
+    if options.fusion == "prefix":
+        # The last layer gives keys and values of the image only.
+        image = (size.depth - 1) * _layer(seen, width, size.mlp) + 2 * 2 * seen * width * width + size.depth * looks
+    else:
+        image = size.depth * (2 * 2 * length * width * width + 2 * 2 * seen * width * width + looks)
+    text = size.depth * _layer(length, width, size.mlp) + 2 * length * width * options.vocab
+    return 2 * seen * visual * width + image + text
+
+
 def captioner(options) -> float:
     """Forward matmul FLOPs of one image and its text (`capvl.models.captioner.CaptionerOptions`)."""
     return encoder(options) + decoder(options)

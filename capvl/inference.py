@@ -82,7 +82,7 @@ class LoadedModel:
         """The model's tokenizer."""
         if not self._tokenizer_path:
             raise UserError(f"The model {self.name!r} has no tokenizer; give one: capvl.load(…, tokenizer=PATH).")
-        return tokenizers.load(self._tokenizer_path)
+        return tokenizers.load(self._tokenizer_path, self.options.reads_start)
 
     def embed(self, images: Images) -> np.ndarray:
         """Features (N, D) float32: a two-tower model's normalised embeddings, else the encoder's pooled features."""

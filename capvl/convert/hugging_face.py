@@ -100,7 +100,8 @@ SIGLIP = [
 ]
 
 
-def _clip_image(prefix: str) -> list[Rule]:
+def clip_image(prefix: str) -> list[Rule]:
+    """CLIP's image tower, whose names begin with a prefix."""
     return [
         Rule("encoder/stem/kernel", (f"{prefix}embeddings.patch_embedding.weight",), CONV),
         Rule("encoder/cls", (f"{prefix}embeddings.class_embedding",), ROW),
@@ -111,9 +112,9 @@ def _clip_image(prefix: str) -> list[Rule]:
     ]
 
 
-CLIP_VISION = _clip_image("")
+CLIP_VISION = clip_image("")
 CLIP = [
-    *_clip_image("vision_model."),
+    *clip_image("vision_model."),
     *_text("text_model."),
     *rules.dense("image_head", "visual_projection", bias=False),
     *rules.dense("text/head", "text_projection", bias=False),

@@ -127,9 +127,33 @@ def crop_and_resize(data: bytes, box: tuple[float, float, float, float] | None, 
     height, width = pixels.shape[:2]
     left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
     right, bottom = max(left + 1, round(x1 * width)), max(top + 1, round(y1 * height))
-    cut = pixels[top:bottom, left:right]
-    if cut.shape[:2] == (side, side):
-        return cut
+    return resize(pixels[top:bottom, left:right], side, side)
+
+
+def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "fast") -> np.ndarray:
+    """(height, width, 3) uint8.
+
+    Args:
+      pixels: (H, W, 3) uint8.
+      height, width: of the result.
+      interpolation: "fast" (bilinear; area means where it shrinks to half or less) or "bicubic" (widened where it
+        shrinks: Pillow's, with which CLIP and GIT were trained).
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    if interpolation == "bicubic":
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
     # Bilinear reads two neighbours: enough below a factor of 2, aliased above it.
-    shrinks = min(cut.shape[:2]) >= 2 * side
-    return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    shrinks = pixels.shape[0] >= 2 * height and pixels.shape[1] >= 2 * width
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def aspect_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """(height, width) of an image that keeps its aspect: short side `short`, or less where the long one would be longer
+    than `longest` (GIT's code for question answering).
+    """
+    least, most = sorted((height, width))
+    if short * most / least > longest:
+        short = round(longest * least / most)
+    other = int(short * most / least)
+    return (short, other) if height <= width else (other, short)

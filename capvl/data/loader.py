@@ -41,6 +41,7 @@ class DataOptions:
       tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
       crop: "random", "center" or "squash".
       crop_scale, crop_ratio: area and aspect ranges of random crops.
+      interpolation: "fast" or "bicubic" (Pillow's, as CLIP and GIT were trained).
       flip: flip half of the images (captions that name sides become wrong).
       threads: batches that are made at once.
       workers: processes that make batches; 0 for threads of this one.
@@ -58,6 +59,7 @@ class DataOptions:
     crop: str = "random"
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    interpolation: str = "fast"
     flip: bool = False
     threads: int = 2
     workers: int = 0
@@ -67,8 +69,10 @@ class DataOptions:
     window: int = 10_000
 
     def __post_init__(self):
-        if self.crop not in ("random", "center", "squash"):
-            raise UserError(f"data.crop={self.crop!r} is unknown." + nearest(self.crop, ("random", "center", "squash")))
+        for name, known in (("crop", ("random", "center", "squash")), ("interpolation", ("fast", "bicubic"))):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"data.{name}={value!r} is unknown." + nearest(value, known))
         for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
             if not 0 < low <= high:
                 raise UserError(f"data.{name} must be a range of positive numbers, not {(low, high)}.")
@@ -183,15 +187,17 @@ class TrainBatch:
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         """The rows of batch k that belong to this host, and `bad` (rows,): how many images were replaced."""
         first = self.start + int(k) * self.batch
-        return stack([self.example(first + row) for row in self.rows])
+        of_batch = getattr(self.transform, "for_batch", None)
+        transform = of_batch(first // self.batch) if of_batch else self.transform
+        return stack([self.example(first + row, transform) for row in self.rows])
 
-    def example(self, n: int) -> dict[str, Any]:
+    def example(self, n: int, transform) -> dict[str, Any]:
         """Example n; a bad image is replaced by one drawn from (seed, n), at most ATTEMPTS times."""
         which, record = self.order[n]
         source = self.sources[which]
         for attempt in range(ATTEMPTS):
             try:
-                return self.transform(source[record], Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
+                return transform(source[record], Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
             except BadImageError as e:
                 last = e
                 record = replacement(self.seed, n, attempt, len(source))

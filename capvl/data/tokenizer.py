@@ -82,13 +82,17 @@ class Tokenizer:
 class SubwordTokenizer:
     """A tokenizer of the `tokenizers` library: start, pieces, end, and 0 behind. Pickles as its path."""
 
-    def __init__(self, path: str | os.PathLike):
-        """path: tokenizer.json, a WordPiece vocabulary (.txt) or CLIP's merges (.txt.gz).
+    def __init__(self, path: str | os.PathLike, start: bool = True):
+        """Reads a file.
+
+        Args:
+          path: tokenizer.json, a WordPiece vocabulary (.txt) or CLIP's merges (.txt.gz).
+          start: whether texts begin with the start id.
 
         Raises:
           UserError: it is missing or not such a file.
         """
-        self.path = os.fspath(path)
+        self.path, self.start = os.fspath(path), start
         if not os.path.isfile(self.path):
             raise UserError(f"Tokenizer {self.path!r} is missing.")
         try:
@@ -108,9 +112,10 @@ class SubwordTokenizer:
                 f"Tokenizer {self.path!r} puts no end behind a text, so texts couldn't be told from padding."
             )
         self.eos, self._starts = ends[-1], set(ends[:-1])
+        self._first = 0 if start else len(ends) - 1
 
     def __reduce__(self):
-        return (SubwordTokenizer, (self.path,))
+        return (SubwordTokenizer, (self.path, self.start))
 
     @property
     def vocab(self) -> int:
@@ -121,7 +126,7 @@ class SubwordTokenizer:
         """(length,) int32 ids: start, pieces, end, padding."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
-        ids = self._model.encode(text[:MAX_CHARACTERS]).ids
+        ids = self._model.encode(text[:MAX_CHARACTERS]).ids[self._first :]
         ids = ids if len(ids) <= length else [*ids[: length - 1], self.eos]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
@@ -130,9 +135,10 @@ class SubwordTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         """The text up to the end or padding."""
         ids = np.asarray(ids).tolist()
+        begin = 1 if ids[:1] and ids[0] in self._starts else 0  # CLIP's padding is its end.
         for stop in (self.eos, PAD):
-            if stop in ids[1:]:
-                ids = ids[: ids.index(stop, 1)]
+            if stop in ids[begin:]:
+                ids = ids[: ids.index(stop, begin)]
         return self._model.decode([i for i in ids if i not in self._starts]).strip()
 
 
@@ -183,9 +189,14 @@ def _clip_bpe(path: str) -> tokenizers.Tokenizer:
 
 
 @functools.cache
-def load(path: str) -> Tokenizer | SubwordTokenizer:
-    """The tokenizer of a path, loaded once; its suffix says which kind it is."""
-    return SubwordTokenizer(path) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
+def load(path: str, start: bool = True) -> Tokenizer | SubwordTokenizer:
+    """The tokenizer of a path, loaded once; its suffix says which kind it is.
+
+    Args:
+      path: of the file.
+      start: whether texts begin with the start id, where the tokenizer has one.
+    """
+    return SubwordTokenizer(path, start) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
 
 
 def train(texts, vocab: int, out: str | os.PathLike) -> Tokenizer:

@@ -6,9 +6,11 @@ import math
 import numpy as np
 
 from capvl.data import tokenizer as tokenizers
-from capvl.data.decode import crop_and_resize, image_size
+from capvl.data.decode import aspect_size, crop_and_resize, decode, image_size, resize
 from capvl.data.randomness import Uniforms
 from capvl.errors import UserError
+
+MOST_PIXELS = 1 << 20
 
 
 def random_crop(uniforms: Uniforms, size: tuple[int, int], scale, ratio) -> tuple[float, float, float, float]:
@@ -32,15 +34,102 @@ def random_crop(uniforms: Uniforms, size: tuple[int, int], scale, ratio) -> tupl
     return x, y, 1 - x, 1 - y
 
 
-def cropped(data: bytes, res: int, crop: str, scale, ratio, uniforms: Uniforms) -> np.ndarray:
-    """(res, res, 3) uint8 of an encoded image; crop is "random", "center" or "squash".
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """How the encoded image (or the frames of a clip) of an Example becomes pixels.
 
-    Raises:
-      BadImageError: the image can't be used.
+    Attributes:
+      res: side of the square, or the short side where images keep their aspect.
+      kind: "random", "center", "squash" or "aspect".
+      scale, ratio: area and aspect ranges of random crops.
+      interpolation: "fast" or "bicubic"; see `capvl.data.decode.resize`.
+      max_side: kind "aspect" only: the long side at most, and the side of the square that images are padded to.
+      frames: 0 for images; else frames of a clip, all cropped alike.
+      train: frames are drawn, one of each part of the clip; else the middle of each part.
     """
-    if crop == "random":
-        return crop_and_resize(data, random_crop(uniforms, image_size(data), scale, ratio), res)
-    return crop_and_resize(data, (0.0, 0.0, 1.0, 1.0) if crop == "squash" else None, res)
+
+    res: int
+    kind: str = "center"
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (1.0, 1.0)
+    interpolation: str = "fast"
+    max_side: int = 0
+    frames: int = 0
+    train: bool = False
+
+    @classmethod
+    def from_options(cls, data, *, res: int, train: bool, max_side: int = 0, frames: int = 0) -> "Crop":
+        """From `config.data` (`capvl.data.loader.DataOptions`)."""
+        kind = data.crop if train or data.crop == "squash" else "center"
+        kind = "aspect" if max_side else kind
+        return cls(res, kind, data.crop_scale, data.crop_ratio, data.interpolation, max_side, frames, train)
+
+    @classmethod
+    def of_model(cls, data, model_options, *, train: bool) -> "Crop":
+        """From `config.data` and the options of a model."""
+        extra = {name: getattr(model_options, name, 0) for name in ("max_side", "frames")}
+        return cls.from_options(data, res=model_options.res, train=train, **extra)
+
+    @property
+    def feature(self) -> str:
+        """The feature of an Example that is read."""
+        return "frames" if self.frames else "image"
+
+    def __call__(self, example: dict, uniforms: Uniforms) -> np.ndarray:
+        """uint8 (R, R, 3); (M, M, 4) with 255 where the image is, for kind "aspect"; (F, R, R, 3) of a clip.
+
+        Raises:
+          BadImageError: the image can't be used.
+          UserError: the clip has too few frames.
+        """
+        if not self.frames:
+            return self._pixels(example["image"], self._box(example["image"], uniforms))
+        frames = example["frames"]
+        if len(frames) < self.frames:
+            raise UserError(f"A clip has {len(frames)} frames, and the model reads {self.frames}.")
+        box = self._box(frames[0], uniforms)
+        return np.stack([self._pixels(frames[i], box) for i in self._chosen(len(frames), uniforms)])
+
+    def blank(self) -> np.ndarray:
+        """What stands for an image where there is none: zeros of the same shape."""
+        if self.kind == "aspect":
+            return np.zeros((self.max_side, self.max_side, 4), np.uint8)
+        return np.zeros((*((self.frames,) if self.frames else ()), self.res, self.res, 3), np.uint8)
+
+    def _chosen(self, count: int, uniforms: Uniforms) -> list[int]:
+        bounds = [i * count / self.frames for i in range(self.frames + 1)]
+        places = [uniforms() if self.train else 0.5 for _ in range(self.frames)]
+        return [int(a + (b - a) * u) for a, b, u in zip(bounds, bounds[1:], places, strict=False)]
+
+    def _box(self, data: bytes, uniforms: Uniforms):
+        if self.kind == "random":
+            return random_crop(uniforms, image_size(data), self.scale, self.ratio)
+        return (0.0, 0.0, 1.0, 1.0) if self.kind == "squash" else None
+
+    def _pixels(self, data: bytes, box) -> np.ndarray:
+        if self.kind == "aspect":
+            return self._padded(decode(data))
+        if self.interpolation == "fast":
+            return crop_and_resize(data, box, self.res)
+        pixels = decode(data)
+        height, width = pixels.shape[:2]
+        if box is not None:
+            x0, y0, x1, y1 = box
+            left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
+            cut = pixels[top : max(top + 1, round(y1 * height)), left : max(left + 1, round(x1 * width))]
+            return resize(cut, self.res, self.res, self.interpolation)
+        # The short side is resized and the middle cut out, with the roundings of torchvision.
+        height, width = aspect_size(height, width, self.res, MOST_PIXELS)
+        pixels = resize(pixels, height, width, self.interpolation)
+        top, left = round((height - self.res) / 2), round((width - self.res) / 2)
+        return pixels[top : top + self.res, left : left + self.res]
+
+    def _padded(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = aspect_size(*pixels.shape[:2], self.res, self.max_side)
+        out = np.zeros((self.max_side, self.max_side, 4), np.uint8)
+        out[:height, :width, :3] = resize(pixels, height, width, self.interpolation)
+        out[:height, :width, 3] = 255
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,29 +137,24 @@ class ImageText:
     """image uint8 (R, R, 3), text int32 (L,), flip bool.
 
     Attributes:
-      res, length: image side R and text length L.
+      crop: how images become pixels.
+      length: text length L.
       tokenizer: the tokenizer.
-      crop: "random" (training only), "center" or "squash".
-      scale, ratio: area and aspect ranges of random crops.
       flip: whether half of the training images are flipped (on the device).
       train: random crop, flip and caption; else the first caption and no randomness.
     """
 
-    res: int
+    crop: Crop
     length: int
     tokenizer: tokenizers.Tokenizer
-    crop: str
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
     flip: bool
     train: bool
 
     @classmethod
-    def from_options(cls, data, *, res: int, length: int, train: bool) -> "ImageText":
-        """From `config.data` (`capvl.data.loader.DataOptions`)."""
-        crop = data.crop if train or data.crop == "squash" else "center"
-        tokenizer = tokenizers.load(data.tokenizer_path())
-        return cls(res, length, tokenizer, crop, data.crop_scale, data.crop_ratio, data.flip, train)
+    def from_options(cls, data, *, res: int, length: int, train: bool, start: bool = True) -> "ImageText":
+        """From `config.data` (`capvl.data.loader.DataOptions`); start: of `capvl.data.tokenizer.load`."""
+        crop = Crop.from_options(data, res=res, train=train)
+        return cls(crop, length, tokenizers.load(data.tokenizer_path(), start), data.flip, train)
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
@@ -81,7 +165,7 @@ class ImageText:
         else:
             text, flip = (texts[0] if texts else ""), False
         return {
-            "image": cropped(example["image"], self.res, self.crop, self.scale, self.ratio, uniforms),
+            "image": self.crop(example, uniforms),
             "text": self.tokenizer(text, self.length),
             "flip": np.bool_(flip),
         }
@@ -116,24 +200,20 @@ class ImageLabelTrain:
     """image uint8 (R, R, 3), label int32 (0 where none was asked for) and flip bool, for training a classifier.
 
     Attributes:
-      res: image side R.
+      crop: how images become pixels.
       classes: labels are below it.
-      crop, scale, ratio, flip, train: as in `ImageText`.
+      flip, train: as in `ImageText`.
     """
 
-    res: int
+    crop: Crop
     classes: int
-    crop: str
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
     flip: bool
     train: bool
 
     @classmethod
     def from_options(cls, data, *, res: int, classes: int, train: bool) -> "ImageLabelTrain":
         """From `config.data` (`capvl.data.loader.DataOptions`)."""
-        crop = data.crop if train or data.crop == "squash" else "center"
-        return cls(res, classes, crop, data.crop_scale, data.crop_ratio, data.flip, train)
+        return cls(Crop.from_options(data, res=res, train=train), classes, data.flip, train)
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used, UserError where the label is none of the classes."""
@@ -141,18 +221,15 @@ class ImageLabelTrain:
         if not 0 <= label < self.classes:
             raise UserError(f"The data has the label {label}, and model.classes={self.classes}.")
         flip = self.train and self.flip and uniforms() < 0.5
-        image = cropped(example["image"], self.res, self.crop, self.scale, self.ratio, uniforms)
-        return {"image": image, "label": np.int32(label), "flip": np.bool_(flip)}
+        return {"image": self.crop(example, uniforms), "label": np.int32(label), "flip": np.bool_(flip)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageLabel:
-    """image uint8 (R, R, 3), centrally cropped or squashed, and label int32 (-1: none); for evaluations."""
+    """image uint8 (or a clip; see `Crop`) and label int32 (-1: none); for evaluations."""
 
-    res: int
-    crop: str = "center"
+    crop: Crop
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
-        box = (0.0, 0.0, 1.0, 1.0) if self.crop == "squash" else None
-        return {"image": crop_and_resize(example["image"], box, self.res), "label": np.int32(example.get("label", -1))}
+        return {"image": self.crop(example, uniforms), "label": np.int32(example.get("label", -1))}

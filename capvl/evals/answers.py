@@ -6,7 +6,6 @@ import string
 import numpy as np
 
 from capvl.data import sources
-from capvl.data import tokenizer as tokenizers
 from capvl.data.randomness import Uniforms
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
@@ -46,7 +45,7 @@ class Answers:
         feature = "questions" if self.task == "answer" else "class_name"
         name = self.name or recipe.data.parts()[0][0]
         source = sources.open_source(name, self.split, recipe.data.directory(), features=("image", feature))
-        tokenizer = tokenizers.load(recipe.data.tokenizer_path())
+        tokenizer = recipe.tokenizer()
         rows = [row for i in range(len(source)) for row in _asked(source.read(i, (feature,))[feature], i)]
         rows = rows[: self.limit or None]
         if not rows:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.data import loader, sources
-from capvl.data import tokenizer as tokenizers
 from capvl.decoding.generate import generate
 from capvl.errors import UserError
 from capvl.evals import Context, Samples, caption_metrics, to_host
@@ -108,7 +107,7 @@ def compile_writer(context: Context, task: str = "", **decoding):
       decoding: temperature (0: none), top_k, beams and length_penalty of `capvl.decoding.generate`.
     """
     recipe = context.recipe
-    tokenizer = tokenizers.load(recipe.data.tokenizer_path())
+    tokenizer = recipe.tokenizer()
     prompt = recipe.objective.prompt(recipe.model, tokenizer, task) if task else None
     temperature = decoding.pop("temperature", 0.0)
     if temperature:

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from capvl.data import loader
-from capvl.data import tokenizer as tokenizers
-from capvl.data.transforms import ImageLabel
+from capvl.data.transforms import Crop, ImageLabel
 from capvl.errors import UserError
 from capvl.evals import Context, to_host
 from capvl.objectives.images import unit_range
@@ -18,8 +17,7 @@ from capvl.terminal import progress
 
 def image_transform(context: Context) -> ImageLabel:
     """How images come to the model in evaluations: squashed where its training squashed them, else a central square."""
-    crop = "squash" if context.recipe.data.crop == "squash" else "center"
-    return ImageLabel(context.recipe.model.res, crop)
+    return ImageLabel(Crop.of_model(context.recipe.data, context.recipe.model, train=False))
 
 
 def compile_images(context: Context, function: Callable[[Any, jax.Array], jax.Array]):
@@ -81,5 +79,5 @@ def tokenize(context: Context, texts: list[str]) -> np.ndarray:
     """
     if not texts or not all(t.strip() for t in texts):
         raise UserError("There is an empty text to evaluate." if texts else "There are no texts to evaluate.")
-    tokenizer = tokenizers.load(context.recipe.data.tokenizer_path())
+    tokenizer = context.recipe.tokenizer()
     return np.stack([tokenizer(text, context.recipe.model.length) for text in texts])

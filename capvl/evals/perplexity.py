@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from capvl.data import loader, sources
-from capvl.data import tokenizer as tokenizers
 from capvl.decoding.likelihood import log_likelihood
 from capvl.evals import Context, to_host
 from capvl.parallel.rules import batch_sharding
@@ -68,7 +67,7 @@ def unigram(context: Context) -> np.ndarray:
     counts = np.ones(recipe.model.vocab)
     if recipe.data.name.startswith("stream:"):
         return np.log(counts / counts.sum())
-    tokenizer = tokenizers.load(recipe.data.tokenizer_path())
+    tokenizer = recipe.tokenizer()
     for name, _ in recipe.data.parts():
         source = sources.open_source(
             name, recipe.data.split, recipe.data.directory(), features=("text",), fields=recipe.data.fields()

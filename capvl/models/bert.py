@@ -1,6 +1,7 @@
 """BERT (arXiv 1810.04805): post-LN text encoder with pooler and both pre-training heads."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ class BertOptions:
     dtype: str = "float32"
     remat: str = "none"
     unroll: bool = False
+
+    reads_start: ClassVar[bool] = True
 
     def __post_init__(self):
         sizes.parse_size(self.text)

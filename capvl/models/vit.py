@@ -5,6 +5,7 @@ patch dropout from arXiv 2212.00794 (FLIP).
 """
 
 import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,14 @@ from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp
 from capvl.nn.stack import REMAT, scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
+
+
+class Padded(NamedTuple):
+    """Image tokens (B, N, D) of images of unequal sizes, and which (B, N) of them are real."""
+
+    tokens: jax.Array
+    seen: jax.Array
+
 
 # Mean and standard deviation of the pixels (0 to 1) that an encoder was trained with.
 PIXELS = {
@@ -64,6 +73,9 @@ class ViTOptions:
     dtype: str = "bfloat16"
     remat: str = "none"
     unroll: bool = False
+
+    reads_start: ClassVar[bool] = True
+    """Whether texts begin with the tokenizer's start id, where it has one; else the decoder begins by itself."""
 
     def __post_init__(self):
         _, patch = sizes.parse(self.encoder)
@@ -131,7 +143,12 @@ class MapHead(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Images (B, R, R, 3) -> tokens (B, N, D) after the final LN; `PIXELS` says what the pixels are."""
+    """Images (B, R, R, 3) -> tokens (B, N, D) after the final LN; `PIXELS` says what the pixels are.
+
+    Images may have other sides than the model's resolution; its learned positions are then resized as PyTorch does,
+    and what is left of a patch at the right and lower edge is not seen. Images of unequal sizes are padded to one
+    and have a fourth channel, 1 where they are and -1 beyond; short sides are at most the model's resolution.
+    """
 
     def __init__(self, options: ViTOptions, *, rngs: nnx.Rngs):
         size, patch = sizes.parse(options.encoder)
@@ -162,31 +179,54 @@ class ViT(nnx.Module):
         self.map = MapHead(size, rngs, **kind) if options.pool == "map" else None
 
     def normalize(self, image_BRRC) -> jax.Array:
-        """Images in [-1, 1] -> pixels as this encoder wants them."""
+        """Images in [-1, 1] -> pixels as this encoder wants them; a fourth channel stays."""
         if self.pixels == "half":
             return image_BRRC
         mean, std = (jnp.asarray(row, image_BRRC.dtype)[None, None, None] for row in PIXELS[self.pixels])
-        return (image_BRRC * 0.5 + 0.5 - mean) / std
+        return jnp.concatenate([(image_BRRC[..., :3] * 0.5 + 0.5 - mean) / std, image_BRRC[..., 3:]], axis=-1)
 
     def embed(self, image_BRRC, dtype) -> jax.Array:
         """Patch embedding without positions: (B, N, D), patches row by row."""
-        b, height, width, channels = image_BRRC.shape
         p = self.patch
-        patches = image_BRRC.astype(dtype).reshape(b, height // p, p, width // p, p, channels)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p, p, channels)
-        return self.stem(patches)
+        b, rows, columns = image_BRRC.shape[0], *(side // p for side in image_BRRC.shape[1:3])
+        patches = image_BRRC[:, : rows * p, : columns * p, :3].astype(dtype).reshape(b, rows, p, columns, p, 3)
+        return self.stem(patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p, p, 3))
 
-    def add_positions(self, x_BND) -> jax.Array:
-        """Adds the position embedding of the patches."""
-        if self.positions_kind == "learned":
+    def add_positions(self, x_BND, grid: tuple[int, int] | None = None) -> jax.Array:
+        """Adds the position embedding of the patches of a grid, the model's own by default."""
+        own = (self.grid, self.grid)
+        grid = grid or own
+        if self.positions_kind != "learned":
+            table = jnp.asarray(positions.sincos_2d(*grid, x_BND.shape[-1]))
+        elif grid == own:
             table = self.positions[...][int(self.class_position) :]
         else:
-            table = jnp.asarray(positions.sincos_2d(self.grid, self.grid, x_BND.shape[-1]))
+            table = self._positions_of(*(jnp.full((1,), n, jnp.int32) for n in grid), grid)[0]
         return x_BND + table.astype(x_BND.dtype)[None]
 
-    def __call__(self, image_BRRC, *, dtype=jnp.float32, key: jax.Array | None = None) -> jax.Array:
+    def _positions_of(self, rows_B, columns_B, shape: tuple[int, int]) -> jax.Array:
+        table = self.positions[...][int(self.class_position) :].astype(jnp.float32)
+        return positions.resize_on_device(table, (self.grid, self.grid), (rows_B, columns_B), shape)
+
+    def _embed_padded(self, image_BRRC, dtype) -> tuple[jax.Array, jax.Array]:
+        """Patches with positions of each image's own grid, real ones first: (B, N, D), and which are real (B, N)."""
+        p = self.patch
+        shape = tuple(side // p for side in image_BRRC.shape[1:3])
+        real = image_BRRC[:, p - 1 :: p, p - 1 :: p, 3] > 0
+        rows_B, columns_B = real[:, :, 0].sum(axis=1), real[:, 0].sum(axis=1)
+        x = self.embed(image_BRRC, dtype) + self._positions_of(rows_B, columns_B, shape).astype(dtype)
+        seen = real.reshape(len(real), -1)
+        order = jnp.argsort(~seen, axis=1, stable=True)[:, : min(self.grid, *shape) * max(shape)]
+        return jnp.take_along_axis(x, order[..., None], axis=1), jnp.take_along_axis(seen, order, axis=1)
+
+    def __call__(self, image_BRRC, *, dtype=jnp.float32, key: jax.Array | None = None) -> "jax.Array | Padded":
         """Encodes images; a `key` means training and turns patch dropout on."""
-        x = self.add_positions(self.embed(image_BRRC, dtype))
+        seen = None
+        if image_BRRC.shape[-1] == 4:
+            x, seen = self._embed_padded(image_BRRC, dtype)
+        else:
+            grid = tuple(side // self.patch for side in image_BRRC.shape[1:3])
+            x = self.add_positions(self.embed(image_BRRC, dtype), grid)
         if self.patch_dropout and key is not None:
             x = _drop_patches(x, self.patch_dropout, key)
         prefix = [p[...].astype(dtype) for p in (self.cls, self.registers) if p is not None]
@@ -198,11 +238,16 @@ class ViT(nnx.Module):
         x = constrain(x, "batch", None, None)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        x = scan(self.blocks, lambda block, h, _: block(h), x, remat=self.remat, unroll=self.unroll)
+        mask = None
+        if seen is not None:
+            seen = jnp.pad(seen, ((0, 0), (x.shape[1] - seen.shape[1], 0)), constant_values=True)
+            mask = seen[:, None, None]
+        x = scan(self.blocks, lambda block, h, _: block(h, mask=mask), x, remat=self.remat, unroll=self.unroll)
         if self.registers is not None:
             first = 0 if self.cls is None else 1
             x = jnp.concatenate([x[:, :first], x[:, first + self.registers_count :]], axis=1)
-        return self.norm(x)
+            seen = seen if seen is None else seen[:, self.registers_count :]
+        return self.norm(x) if seen is None else Padded(self.norm(x), seen)
 
     def pool(self, tokens_BND) -> jax.Array:
         """The pooled feature (B, D) of encoded tokens."""

@@ -40,14 +40,23 @@ class Dense(nnx.Module):
         # Biases are small and stay whole on every device.
         self.bias = None if bias is None else weight(rngs, bias, (None,) * len(bias), bias_init)
 
+    def columns(self, x: jax.Array, first: int, last: int) -> jax.Array:
+        """Columns `first` to `last` - 1 of the first output dimension, without computing the others."""
+        cut = (slice(None),) * self.contract + (slice(first, last),)
+        bias = None if self.bias is None else self.bias[...][first:last]
+        return self._apply(x, self.kernel[...][cut], bias)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
+        return self._apply(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def _apply(self, x, kernel, bias) -> jax.Array:
+        kernel = kernel.astype(x.dtype)
         rows = merge_leading(x, self.contract)
         outer = rows.ndim - self.contract
         axes = tuple(range(outer, rows.ndim)), tuple(range(self.contract))
         y = jax.lax.dot_general(rows, kernel, (axes, ((), ())))
-        if self.bias is not None:
-            bias = self.bias[...].astype(y.dtype)
+        if bias is not None:
+            bias = bias.astype(y.dtype)
             y = y + bias.reshape((1,) * outer + bias.shape)
         return y.reshape(*x.shape[: x.ndim - self.contract], *kernel.shape[self.contract :])
 

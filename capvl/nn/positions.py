@@ -1,5 +1,7 @@
 """Position embeddings of a 2-D patch grid: learned, sine-cosine, and resizing between grids."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
@@ -75,3 +77,32 @@ def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
         values = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
         np.add.at(weights[i], np.clip(taps, 0, old - 1).astype(int), values / values.sum())
     return weights
+
+
+def resize_on_device(positions_ND, old: tuple[int, int], new_B: tuple[jax.Array, jax.Array], shape: tuple[int, int]):
+    """Positions of each image's own grid, by the rule "hugging_face" of `resize`; for images of many sizes in a batch.
+
+    Args:
+      positions_ND: row by row, of a grid of `old` (rows, columns).
+      new_B: rows (B,) and columns (B,) of the images' grids, int32.
+      shape: rows and columns of the result, at least as many as any image has; what is beyond an image's is arbitrary.
+
+    Returns:
+      (B, rows * columns, D).
+    """
+    rows, columns = (_bicubic_on_device(o, n, size) for o, n, size in zip(old, new_B, shape, strict=True))
+    grid = positions_ND.reshape(*old, -1)
+    resized = jnp.einsum("byr,bxc,rcd->byxd", rows, columns, grid)
+    return resized.reshape(len(resized), shape[0] * shape[1], -1)
+
+
+def _bicubic_on_device(old: int, new_B, size: int) -> jax.Array:
+    """As `_bicubic` without widening, with the new length of each image: (B, size, old) float32."""
+    scale_B1 = old / new_B.astype(jnp.float32)[:, None]
+    centre_BS1 = ((jnp.arange(size, dtype=jnp.float32) + 0.5)[None] * scale_B1)[..., None]
+    taps_BS4 = jnp.floor(centre_BS1 - 0.5) + jnp.arange(-1.0, 3.0)[None, None]
+    x, a = jnp.abs(taps_BS4 + 0.5 - centre_BS1), -0.75
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * x * a - 4 * a
+    values = jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
+    place = jnp.clip(taps_BS4, 0, old - 1).astype(jnp.int32)
+    return (values[..., None] * jax.nn.one_hot(place, old)).sum(axis=2)

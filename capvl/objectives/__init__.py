@@ -16,6 +16,7 @@ OBJECTIVES = {
     "cappa": "capvl.objectives.cappa:CapPa",
     "contrastive": "capvl.objectives.contrastive:Contrastive",
     "transfer": "capvl.objectives.transfer:Transfer",
+    "git": "capvl.objectives.git:Git",
     "probe": "capvl.objectives.probe:Probe",
 }
 
@@ -36,7 +37,9 @@ class Objective(Protocol):
         """Keys that an Example must have for this objective."""
 
     def transform(self, model_options: Any, data: Any, *, train: bool) -> Any:
-        """A picklable `transform(example, uniforms) -> dict of arrays` that runs on the host."""
+        """A picklable `transform(example, uniforms) -> dict of arrays` that runs on the host.
+
+        A training transform may have a method `for_batch(number)` that gives the transform of a batch."""
 
     def batch_spec(self, model_options: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The keys, shapes and dtypes of a batch."""

@@ -8,21 +8,20 @@ What the decoder reads and writes: TASK [question EOS] target EOS. Only the targ
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from capvl import flops
-from capvl.data.sources import as_text
-from capvl.data.transforms import ImageText
+from capvl.data import tokenizer as tokenizers
+from capvl.data.tasks import TASKS, TaskText
+from capvl.data.transforms import Crop
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
 from capvl.objectives.images import unit_range
-
-TASKS = ("caption", "classify", "answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +66,15 @@ class Transfer:
 
     def transform(self, model_options: CaptionerOptions, data, *, train: bool):
         """Draws a task and makes its tokens."""
-        images = ImageText.from_options(data, res=model_options.res, length=model_options.length, train=train)
-        reserved = model_options.vocab - len(TASKS)
-        if images.tokenizer.vocab > reserved:
+        options, tokenizer = model_options, tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        if tokenizer.vocab > options.vocab - len(TASKS):
             raise UserError(
-                f"Tokenizer {images.tokenizer.path!r} has {images.tokenizer.vocab} pieces, and {len(TASKS)} ids are "
-                f"for the tasks: model.vocab must be at least {images.tokenizer.vocab + len(TASKS)}, not "
-                f"{model_options.vocab}."
+                f"Tokenizer {tokenizer.path!r} has {tokenizer.vocab} pieces, and {len(TASKS)} ids are for the tasks: "
+                f"model.vocab must be at least {tokenizer.vocab + len(TASKS)}, not {options.vocab}."
             )
-        return TaskText(images, self.tasks, model_options.vocab)
+        crop = Crop.of_model(data, options, train=train)
+        prompts = TaskTokens(tokenizer, options.vocab, options.length)
+        return TaskText(crop, self.tasks, prompts, tokenizer, options.length, data.flip and train)
 
     def batch_spec(self, model_options: CaptionerOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """image uint8 (B, R, R, 3), text int32 (B, L), prompt int32 (B,): how many aren't predicted, flip bool (B,)."""
@@ -91,7 +90,7 @@ class Transfer:
         """The task's token, and the question behind it."""
         if task not in self.tasks:
             raise UserError(f"This model wasn't trained for the task {task!r}; it knows {', '.join(self.tasks)}.")
-        return prompt_tokens(task, text, tokenizer, model_options.vocab, model_options.length)
+        return TaskTokens(tokenizer, model_options.vocab, model_options.length)(task, text)[0]
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1], and the loss weight of each token of the targets."""
@@ -116,49 +115,28 @@ class Transfer:
         return (1 if self.locked else 3) * flops.encoder(model_options) + 3 * flops.decoder(model_options)
 
 
-def prompt_tokens(task: str, question: str, tokenizer, vocab: int, length: int) -> np.ndarray:
-    """TASK, or TASK question EOS, at most half of the text positions (the question is cut at its end)."""
-    first = vocab - len(TASKS) + TASKS.index(task)
-    if not question:
-        return np.array([first], np.int32)
-    tokens = tokenizer(question, max(2, length // 2 - 1))
-    return np.concatenate([[first], tokens[tokens != 0]]).astype(np.int32)
-
-
 @dataclasses.dataclass(frozen=True)
-class TaskText:
-    """image, flip, text int32 (L,) of a prompt and its target, and prompt int32: the tokens of the prompt.
+class TaskTokens:
+    """Prompts TASK, or TASK question EOS.
 
     Attributes:
-      images: how images are cropped, and the tokenizer.
-      tasks: to draw from.
+      tokenizer: of the texts.
       vocab: number of ids, those of the tasks included.
+      length: text positions; a prompt takes half of them at most, and is cut at its end.
     """
 
-    images: ImageText
-    tasks: tuple[str, ...]
+    tokenizer: Any
     vocab: int
+    length: int
 
-    def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
-        """Raises BadImageError where the image can't be used."""
-        choices = list(self._choices(example))
-        out = self.images({"image": example["image"], "text": []}, uniforms)
-        if not choices:  # Nothing to learn from this one: all padding.
-            return out | {"text": np.zeros_like(out["text"]), "prompt": np.int32(0)}
-        task, candidates = choices[uniforms.below(len(choices))]
-        question, target = candidates[uniforms.below(len(candidates))]
-        tokenizer, length = self.images.tokenizer, self.images.length
-        prompt = prompt_tokens(task, question, tokenizer, self.vocab, length)
-        text = np.concatenate([prompt, tokenizer(target, length - len(prompt))])
-        return out | {"text": text.astype(np.int32), "prompt": np.int32(len(prompt))}
-
-    def _choices(self, example: dict):
-        """(task, its (question, target) pairs) of every task that the example serves."""
-        if "caption" in self.tasks and len(example.get("text") or ()):
-            yield "caption", [("", text) for text in example["text"]]
-        if "classify" in self.tasks and example.get("class_name"):
-            yield "classify", [("", example["class_name"])]
-        questions = example.get("questions")
-        if "answer" in self.tasks and questions is not None and len(questions["question"]):
-            pairs = zip(questions["question"], questions["answer"], strict=True)
-            yield "answer", [(as_text(q), a) for q, a in pairs]
+    def __call__(self, task: str, question: str) -> tuple[np.ndarray, bool]:
+        """The prompt's tokens, and whether it was cut."""
+        first = self.vocab - len(TASKS) + TASKS.index(task)
+        if not question:
+            return np.array([first], np.int32), False
+        room = max(2, self.length // 2 - 1)
+        tokens = self.tokenizer(question, room + 1)
+        tokens = tokens[tokens != 0]
+        cut = len(tokens) > room
+        tokens = self.tokenizer(question, room) if cut else tokens
+        return np.concatenate([[first], tokens]).astype(np.int32), cut

@@ -11,7 +11,7 @@ from capvl import config
 from capvl.data import loader, sources
 from capvl.data.decode import BadImageError
 from capvl.data.loader import DataOptions, Host, TrainLoader, eval_batches
-from capvl.data.transforms import ImageLabel, ImageText
+from capvl.data.transforms import Crop, ImageLabel, ImageText
 from capvl.errors import UserError
 
 FEATURES = ("image", "text")
@@ -143,7 +143,7 @@ def test_too_many_bad_images_stop_the_run(options, transform):
 @pytest.mark.parametrize("batch", [20, 64])
 def test_evaluation_loses_and_repeats_nothing(data_dir, hosts, batch):
     source = sources.open_source("scenes/tiny", "val", data_dir, features=("image", "label"))
-    transform = ImageLabel(16)
+    transform = ImageLabel(Crop(16))
     made = [list(eval_batches(source, transform, batch, Host(h, hosts))) for h in range(hosts)]
     assert len({len(m) for m in made}) == 1, "every host has as many batches"
     assert {b["image"].shape[0] for m in made for b in m} == {batch // hosts}
@@ -156,7 +156,7 @@ def test_evaluation_loses_and_repeats_nothing(data_dir, hosts, batch):
 def test_bad_image_counts_nowhere_in_evaluation(data_dir):
     source = sources.open_source("scenes/tiny", "val", data_dir, features=("image", "label"))
     bad = {source[i]["image"] for i in (0, 7)}
-    batches = list(eval_batches(source, Flaky(ImageLabel(16), lambda e: e["image"] in bad), 16))
+    batches = list(eval_batches(source, Flaky(ImageLabel(Crop(16)), lambda e: e["image"] in bad), 16))
     indices = [i for b in batches for i in b["index"][b["mask"]]]
     assert sorted(indices) == [i for i in range(len(source)) if i not in (0, 7)]
 
@@ -199,6 +199,6 @@ def jpeg(image):
 
 
 def test_image_that_is_smaller_than_the_crop():
-    transform = ImageLabel(16)
+    transform = ImageLabel(Crop(16))
     out = transform({"image": jpeg(Image.new("RGB", (1, 1), (200, 10, 10))), "label": 1}, loader.Uniforms(0, 0))
     assert out["image"].shape == (16, 16, 3)

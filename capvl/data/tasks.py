@@ -1,0 +1,128 @@
+"""Examples that serve several tasks by one text: a prompt, which is given, and a target, which is learned."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from capvl.data.sources import as_text
+from capvl.data.transforms import Crop
+
+TASKS = ("caption", "classify", "answer")
+FEATURES = {"caption": "text", "classify": "class_name", "answer": "questions"}
+
+# (task, question) -> tokens of the prompt, and whether it had to be cut.
+Prompts = Callable[[str, str], tuple[np.ndarray, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskText:
+    """image (see `Crop`), flip, text int32 (L,) of a prompt and its target, prompt int32: the tokens of the prompt,
+    and cut: whether it was too long. Where an Example has no image, `seen` is False and the image zero.
+
+    Attributes:
+      crop: how images become pixels.
+      tasks: of TASKS; one that the Example has something for is drawn.
+      prompts: makes prompts.
+      tokenizer: of the targets.
+      length: L.
+      flip: whether half of the images are flipped (on the device).
+    """
+
+    crop: Crop
+    tasks: tuple[str, ...]
+    prompts: Prompts
+    tokenizer: Any
+    length: int
+    flip: bool = False
+
+    def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
+        """Raises BadImageError where the image can't be used."""
+        pairs = list(self._pairs(example))
+        flip = np.bool_(self.flip and uniforms() < 0.5)
+        task, question, target = "", "", None
+        if pairs:
+            task, candidates = pairs[uniforms.below(len(pairs))]
+            question, target = candidates[uniforms.below(len(candidates))]
+        text, prompt, cut = self.text(task, question, target)
+        seen = self.crop.feature in example
+        image = self.crop(example, uniforms) if seen else self.crop.blank()
+        counts = {"prompt": np.int32(prompt), "cut": np.bool_(cut), "seen": np.bool_(seen)}
+        return {"image": image, "flip": flip, "text": text} | counts
+
+    def text(self, task: str, question: str, target: str | bytes | None) -> tuple[np.ndarray, int, bool]:
+        """Tokens (L,), how many are the prompt's, and whether that was cut; all padding without a target."""
+        if target is None:
+            return np.zeros(self.length, np.int32), 0, False
+        prompt, cut = self.prompts(task, question)
+        out = np.concatenate([prompt, self.tokenizer(target, self.length - len(prompt))])
+        return out.astype(np.int32), len(prompt), cut
+
+    def _pairs(self, example: dict):
+        """(task, its (question, target) pairs) of every task that the example serves."""
+        if "caption" in self.tasks and len(example.get("text") or ()):
+            yield "caption", [("", text) for text in example["text"]]
+        if "classify" in self.tasks and example.get("class_name"):
+            yield "classify", [("", example["class_name"])]
+        asked = questions(example.get("questions"))
+        if "answer" in self.tasks and asked:
+            yield "answer", [(row.question, answer) for row in asked for answer in row.answers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question with the answers that people gave, its kind and its id ("" where there are none)."""
+
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""
+    id: str = ""
+
+
+def questions(value: Any) -> list[Question]:
+    """Questions of a record's feature: a dict of lists, as tfds gives sequences, with `question`, `answer` or
+    `answers`, and perhaps `kind` and `id`; None for none."""
+    if value is None or not len(value["question"]):
+        return []
+    count = len(value["question"])
+    given = value.get("answers", value.get("answer"))
+    given = [()] * count if given is None else given
+    blank = [""] * count
+    rows = zip(value["question"], given, value.get("kind", blank), value.get("id", blank), strict=True)
+    return [Question(as_text(q), _texts(a), as_text(kind), as_text(i)) for q, a, kind, i in rows]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    several = value if isinstance(value, list | tuple | np.ndarray) else [value]
+    return tuple(map(as_text, several))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPrompts:
+    """Prompts in words, without an end: the question, or a task's own words.
+
+    Attributes:
+      tokenizer: of the words.
+      length: text positions L. A prompt takes `room` of them at most and is cut at its end: how a question begins
+        says what is asked.
+      words: task -> prompt where there is no question.
+    """
+
+    tokenizer: Any
+    length: int
+    words: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a prompt: a quarter of the positions stays for what is written."""
+        return self.length - max(2, self.length // 4)
+
+    def __call__(self, task: str, question: str) -> tuple[np.ndarray, bool]:
+        """The prompt's tokens, and whether it was cut."""
+        text = question or self.words.get(task, "")
+        if not text.strip():
+            return np.zeros(0, np.int32), False
+        tokens = self.tokenizer(text, self.room + 2)
+        tokens = tokens[(tokens != 0) & (tokens != self.tokenizer.eos)]
+        return tokens[: self.room].astype(np.int32), len(tokens) > self.room

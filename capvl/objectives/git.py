@@ -1,0 +1,204 @@
+"""GIT (arXiv 2205.14100): one language model of text behind an image, for every task.
+
+What the decoder reads and writes is one text: a prompt (nothing for captions and class names, the question for
+answers), the target, and its end. The loss is the cross-entropy of the target and its end (section 3.1), averaged over
+tokens; with label smoothing, less the entropy of the smoothed target, as the official code has it. `kind="masked"` is
+the paper's comparison: masked language modelling of the same texts.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl import flops
+from capvl.data import tokenizer as tokenizers
+from capvl.data.tasks import FEATURES, TASKS, TaskText, TextPrompts
+from capvl.data.transforms import Crop
+from capvl.errors import UserError, nearest
+from capvl.losses.vocabulary import vocabulary_loss
+from capvl.models import git, sizes
+from capvl.models.git import GitOptions
+from capvl.models.text_decoder import shift_right
+from capvl.objectives.images import unit_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Git:
+    """Options and methods of the objective (`capvl.objectives.Objective`).
+
+    Attributes:
+      tasks: of `capvl.data.tasks.TASKS`; an example serves one that it has the features for, drawn at every visit.
+      prompts: (task, words) pairs: what is put in front where there is no question. Tasks that are only asked for, such
+        as ("read", "what does it say"), may stand here too.
+      kind: "causal" (language modelling) or "masked" (masked language modelling).
+      mask_ratio, mask_id: masked only: share of the tokens that are hidden, and the id that hides them.
+      smoothing: label smoothing.
+      sides: image sides that batches go through in turn; () for model.res alone.
+      locked: the encoder is not trained.
+      blind: images are made grey: what the texts alone teach.
+      chunk: tokens whose logits a device holds at a time.
+    """
+
+    tasks: tuple[str, ...] = ("caption",)
+    prompts: tuple[tuple[str, str], ...] = ()
+    kind: str = "causal"
+    mask_ratio: float = 0.15
+    mask_id: int = 103
+    smoothing: float = 0.1
+    sides: tuple[int, ...] = ()
+    locked: bool = False
+    blind: bool = False
+    chunk: int = 1024
+
+    Model: ClassVar[type] = GitOptions
+
+    def __post_init__(self):
+        for task in self.tasks:
+            if task not in TASKS:
+                raise UserError(f"objective.tasks: {task!r} is unknown." + nearest(task, TASKS))
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError("objective.tasks should name one task or more, each once.")
+        if self.kind not in ("causal", "masked"):
+            raise UserError(f"objective.kind={self.kind!r} is unknown." + nearest(self.kind, ("causal", "masked")))
+        if not 0 <= self.smoothing < 1 or not 0 < self.mask_ratio <= 1 or self.chunk < 1:
+            raise UserError(
+                "objective.smoothing must be in [0, 1), mask_ratio above 0 and at most 1, chunk at least 1."
+            )
+
+    def check(self, model_options: GitOptions, batch_per_device: int, micro_batches: int) -> None:
+        """Raises UserError where options contradict each other."""
+        _, patch = sizes.parse(model_options.encoder)
+        for side in self.sides:
+            if side < patch or side % patch:
+                raise UserError(f"objective.sides: {side} is not a multiple of the patch {patch}.")
+        if self.sides and (model_options.max_side or model_options.positions != "learned"):
+            raise UserError("objective.sides goes with square images and learned positions only.")
+        if self.kind == "masked" and self.mask_id >= model_options.vocab:
+            raise UserError(f"objective.mask_id={self.mask_id} is not an id below model.vocab={model_options.vocab}.")
+        if model_options.length < 4:
+            raise UserError(f"model.length={model_options.length} leaves no room behind a prompt; 4 is the least.")
+
+    def frozen(self, model_options: GitOptions) -> tuple[str, ...]:
+        """The encoder where it is locked; a MAP head is not used by the decoder."""
+        if self.locked:
+            return ("encoder/.*",)
+        return ("encoder/map/.*",) if model_options.pool == "map" else ()
+
+    def features(self) -> tuple[str, ...]:
+        """An image or the frames of a clip, where there are any, and what any task needs."""
+        return ("image?", "frames?", *(FEATURES[task] + "?" for task in self.tasks))
+
+    def transform(self, model_options: GitOptions, data, *, train: bool):
+        """Draws a task and makes its tokens."""
+        tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        crop = Crop.of_model(data, model_options, train=train)
+        prompts, length = self._prompts(model_options, tokenizer), model_options.length
+        made = TaskText(crop, self.tasks, prompts, tokenizer, length, data.flip and train)
+        return BySides(made, self.sides) if self.sides and train else made
+
+    def _prompts(self, model_options: GitOptions, tokenizer) -> TextPrompts:
+        return TextPrompts(tokenizer, model_options.length, dict(self.prompts))
+
+    def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image uint8 (B, …) (see `GitOptions.image_shape`), text int32 (B, L), prompt int32 (B,): how many of its
+        tokens aren't predicted; flip, seen (has an image) and cut (its prompt was too long), bool (B,)."""
+        flags = {name: jax.ShapeDtypeStruct((batch,), jnp.bool_) for name in ("flip", "seen", "cut")}
+        return flags | {
+            "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((batch, model_options.length), jnp.int32),
+            "prompt": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        }
+
+    def prompt(self, model_options: GitOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
+        """The question, or the task's own words."""
+        known = {*self.tasks, *dict(self.prompts)}
+        if task not in known:
+            raise UserError(f"This model wasn't trained for the task {task!r}; it knows {', '.join(sorted(known))}.")
+        return self._prompts(model_options, tokenizer)(task, text)[0]
+
+    def prepare(self, batch, *, train: bool):
+        """Images to [-1, 1] and flipped where asked, and the loss weight of each token of the targets."""
+        text, image = batch["text"], unit_range(batch["image"], batch.get("flip") if train else None)
+        if self.blind:
+            image = jnp.zeros_like(image) if image.shape[-1] == 3 else image.at[..., :3].set(0.0)
+        learned = (text != 0) & (jnp.arange(text.shape[1])[None] >= batch["prompt"][:, None])
+        if "mask" in batch:
+            learned = learned & batch["mask"][:, None]
+        everything = jnp.ones(len(text), bool)
+        return {
+            "image": image,
+            "text": text,
+            "weights": learned.astype(jnp.float32),
+            "seen": batch.get("seen", everything),
+            "cut": batch.get("cut", ~everything),
+        }
+
+    def loss(self, model: git.Git, batch, key):
+        """Mean over tokens of cross-entropy less the smoothed target's entropy; metrics `nll` (with it) and `cut`."""
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        encoded = model.encode(batch["image"], key=None if self.locked else keys[0])
+        kv = model.decoder.image_kv(encoded, key=keys[1])
+        kv = kv._replace(seen=kv.seen & batch["seen"][None, :, None])
+        if self.kind == "causal":
+            hidden, weights = model.decoder.causal(batch["text"], kv, dtype=model.dtype, key=keys[2]), batch["weights"]
+        else:
+            hidden, weights = self._masked(model, batch, kv, keys)
+        total, _ = vocabulary_loss(
+            hidden, batch["text"], weights, *model.decoder.output_layer(), self.smoothing, self.chunk
+        )
+        nll = total / jnp.maximum(weights.sum(), 1.0)
+        loss = nll - smoothed_entropy(self.smoothing, model.decoder.vocab)
+        return loss, {"loss": loss, "nll": nll, "cut": batch["cut"].astype(jnp.float32).mean()}
+
+    def _masked(self, model: git.Git, batch, kv, keys):
+        """Hidden states (B, L, D) that predict hidden tokens from all others, and which are hidden.
+
+        The start token is read in front of the text as ever, so position l + 1 of the decoder stands for token l.
+        """
+        text, weights = batch["text"], batch["weights"]
+        rank = jnp.where(weights > 0, jax.random.uniform(keys[3], text.shape), -1.0)
+        count_B1 = jnp.ceil(self.mask_ratio * weights.sum(axis=1, keepdims=True))
+        hidden_BL = (jnp.argsort(jnp.argsort(-rank, axis=1), axis=1) < count_B1) & (weights > 0)
+        inputs = shift_right(jnp.pad(jnp.where(hidden_BL, self.mask_id, text), ((0, 0), (0, 1))), model.decoder.start)
+        real = jnp.pad(text != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None]
+        states = model.decoder(inputs, kv, mask=real, dtype=model.dtype, key=keys[2])
+        return states[:, 1:], hidden_BL.astype(jnp.float32)
+
+    def flops(self, model_options: GitOptions) -> float:
+        """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""
+        frames = max(1, model_options.frames)
+        encoder = (1 if self.locked else 3) * frames * flops.encoder(model_options)
+        return encoder + 3 * flops.git_decoder(model_options)
+
+
+def smoothed_entropy(smoothing: float, vocab: int) -> float:
+    """Entropy of a target of 1 - s on one class and s / (V - 1) on each other, in nats."""
+    if not smoothing:
+        return 0.0
+    return -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class BySides:
+    """A transform whose image side goes through `sides`, batch by batch, the same on all hosts (section 4.1)."""
+
+    made: TaskText
+    sides: tuple[int, ...]
+
+    @property
+    def tokenizer(self):
+        """The texts' tokenizer."""
+        return self.made.tokenizer
+
+    def for_batch(self, number: int) -> TaskText:
+        """The transform of batch `number` of the run."""
+        side = self.sides[number % len(self.sides)]
+        return dataclasses.replace(self.made, crop=dataclasses.replace(self.made.crop, res=side))
+
+    def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
+        """An example at the model's own side."""
+        return self.made(example, uniforms)

@@ -1,0 +1,60 @@
+"""GIT from scratch on the embedded data set: captions, and answers to questions, of which one is what a word says.
+
+COMMAND   python -m capvl.main --config=configs/git_demo.py
+DATA      scenes/64, 20,000 images of 64 px, made on first use
+CHIPS     2 CPU cores
+EXPECTED  docs/results.md
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.steps = 3000
+    config.batch_size = 64
+    config.objective = dict(
+        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1
+    )
+    config.model = dict(
+        encoder="w128d4h4m512/8",
+        res=64,
+        text="w128d2h4m512",
+        vocab=128,
+        start=0,
+        length=32,
+        text_positions=32,
+        dropout=0.0,
+        pixels="half",
+        dtype="float32",
+        unroll=True,
+    )
+    config.data = dict(name="scenes/64", crop="center")
+    config.optimizer = dict(
+        name="adamw",
+        lr=1e-3,
+        weight_decay=1e-4,
+        clip_norm=1.0,
+        beta2=0.98,
+        momentum_dtype="float32",
+    )
+    config.schedule = dict(kind="cosine", warmup=200)
+    config.log_every = 100
+    config.checkpoint = dict(every=1000)
+    config.eval_every = 1000
+    config.evals = dict(
+        answers=dict(limit=2000),
+        captions=dict(count=24),
+    )
+    config.variants = dict(
+        steps="steps",
+        batch="batch_size",
+        lr="optimizer.lr",
+        fusion="model.fusion",
+        norm="model.norm",
+        kind="objective.kind",
+        blind="objective.blind",
+        init="init_from",
+        seed="seed",
+    )
+    return config
