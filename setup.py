@@ -16,11 +16,12 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["capvl", "capvl.*"]),
-    package_data={"capvl": ["report.html.jinja"]},
+    package_data={"capvl": ["report.html.jinja", "evals/*.txt"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",
         "array_record",
+        "av",
         "etils[epath]",
         "flatbuffers",
         "flax>=0.12.8,<0.14",

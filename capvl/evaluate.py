@@ -57,7 +57,7 @@ def evaluate(
     with jax.set_mesh(mesh):
         training = recipe.train_step()
         shardings = training.blueprint.shardings(mesh)
-        context = Context(recipe, mesh, training.blueprint, recipe.batch_size)
+        context = Context(recipe, mesh, training.blueprint, recipe.batch_size, path / "evaluate")
         # Opened before the parameters are read: what is wrong with the data is said at once.
         evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         if untrained:

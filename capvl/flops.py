@@ -43,8 +43,8 @@ def decoder(options) -> float:
     return options.decoder_layers * (_layer(length, width, size.mlp) + cross) + 2 * length * width * options.vocab
 
 
-def git_decoder(options) -> float:
-    """Forward matmul FLOPs of GIT's decoder over one image (or clip) and its text (`capvl.models.git.GitOptions`)."""
+def git_decoder(options, texts: int = 1) -> float:
+    """Forward matmul FLOPs of GIT's decoder over one image (or clip) and its texts (`capvl.models.git.GitOptions`)."""
     size, visual = sizes.parse_size(options.text), sizes.parse(options.encoder)[0].width
     width, length = size.width, options.length
     seen = _kept(options) + (options.pool == "cls")
@@ -56,11 +56,12 @@ def git_decoder(options) -> float:
     looks = 2 * 2 * length * seen * width
     if options.fusion == "prefix":
         # The last layer gives keys and values of the image only.
-        image = (size.depth - 1) * _layer(seen, width, size.mlp) + 2 * 2 * seen * width * width + size.depth * looks
+        image = (size.depth - 1) * _layer(seen, width, size.mlp) + 2 * 2 * seen * width * width
     else:
-        image = size.depth * (2 * 2 * length * width * width + 2 * 2 * seen * width * width + looks)
-    text = size.depth * _layer(length, width, size.mlp) + 2 * length * width * options.vocab
-    return 2 * seen * visual * width + image + text
+        image = size.depth * 2 * 2 * seen * width * width
+        looks += 2 * 2 * length * width * width
+    text = size.depth * (_layer(length, width, size.mlp) + looks) + 2 * length * width * options.vocab
+    return 2 * seen * visual * width + image + texts * text
 
 
 def captioner(options) -> float:

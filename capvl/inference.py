@@ -22,9 +22,9 @@ import numpy as np
 from capvl.convert.folder import Weights, read_model
 from capvl.data import tokenizer as tokenizers
 from capvl.data.decode import BadImageError, crop_and_resize
-from capvl.decoding.generate import generate
+from capvl.decoding.generate import Decoding, generate
 from capvl.decoding.likelihood import log_likelihood_of_kv
-from capvl.errors import UserError
+from capvl.errors import UserError, nearest
 from capvl.evals.names import read_templates
 from capvl.evals.scoring import Scorer
 from capvl.evals.zeroshot import class_vectors
@@ -111,37 +111,26 @@ class LoadedModel:
         self,
         images: Images,
         *,
-        beams: int = 1,
-        length_penalty: float = 1.0,
-        temperature: float = 0.0,
-        top_k: int = 0,
         seed: int = 0,
+        **decoding,
     ) -> list[str]:
         """A caption of each image: greedy, by beam search, or sampled.
 
         Args:
           images: one or several.
-          beams: of a beam search.
-          length_penalty: exponent of the length that a log-probability is divided by.
-          temperature: of samples; 0 for none.
-          top_k: sample from the k likeliest tokens; 0 for all.
           seed: of the samples.
+          decoding: options of `capvl.decoding.generate.Decoding`: beams, length_penalty, temperature, top_p …
         """
         self._need("a decoder")
-        if beams < 1 or temperature < 0 or top_k < 0:
-            raise UserError("beams must be at least 1; temperature and top_k must not be negative.")
-        if beams > 1 and temperature:
-            raise UserError("beams and temperature exclude each other.")
+        how = _decoding(decoding)
+        how.check(self.options.vocab)
         eos = self.tokenizer.eos
-        sampling = {"temperature": temperature, "top_k": top_k} if temperature else {}
 
         def function(model, image):
             kv = model.decoder.image_kv(model.encode(image))
-            key = {"key": jax.random.key(seed)} if temperature else {}
-            length = self.options.length
-            return generate(model, kv, length, eos, beams=beams, length_penalty=length_penalty, **sampling, **key)[0]
+            return generate(model, kv, self.options.length, eos, how, key=jax.random.key(seed))[0]
 
-        name = ("caption", beams, length_penalty, temperature, top_k, seed)
+        name = ("caption", how, seed)
         return [self.tokenizer.decode(t) for t in self._run(name, function, self.pixels(images))]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
@@ -244,6 +233,14 @@ class LoadedModel:
             padded = jax.tree.map(lambda x, n=bucket - count: np.concatenate([x, np.repeat(x[-1:], n, axis=0)]), part)
             outputs.append(np.asarray(jax.device_get(self._compiled[name](self.params, padded)))[:count])
         return np.concatenate(outputs)
+
+
+def _decoding(options: dict[str, Any]) -> Decoding:
+    known = [f.name for f in dataclasses.fields(Decoding)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"Writing has no option {name!r}." + nearest(name, known))
+    return Decoding(**options)
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

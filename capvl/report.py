@@ -14,30 +14,37 @@ from etils import epath
 
 from capvl import goodput, metrics, storage
 from capvl.errors import UserError
-from capvl.evals import Samples
+from capvl.evals import Confusion, Samples
 
 CURVES = ("loss", "nll_cap", "nll_pa", "grad_norm", "lr", "images_per_second")
 COLORS = ("#2a6fdb", "#e0683b", "#2f9e62", "#9750c9", "#c2a100", "#d0447d")
 
 
-def save_samples(workdir: epath.Path, step: int, samples: Samples) -> None:
-    """Writes images (PNG, base64) and captions to workdir/samples/STEP.json, on the first host."""
+def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[Samples | Confusion]]) -> None:
+    """Writes what evaluators have to show, by their names, to workdir/samples/STEP.json, on the first host."""
     import jax
 
     if jax.process_index():
         return
-    rows = [
-        {"image": _png(i), "written": w, "reference": r}
-        for i, w, r in zip(samples.images, samples.written, samples.references, strict=True)
-    ]
+    values = {name: [_plain(value) for value in rows] for name, rows in shown.items()}
     folder = workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    storage.replace_text(folder / f"{step}.json", json.dumps(rows))
+    storage.replace_text(folder / f"{step}.json", json.dumps(values))
+
+
+def _plain(value: Samples | Confusion) -> dict:
+    if isinstance(value, Confusion):
+        return {"title": value.title, "names": value.names, "counts": value.counts.tolist()}
+    rows = zip(value.images, value.written, value.references, strict=True)
+    return {"samples": [{"image": _png(i), "written": w, "reference": r} for i, w, r in rows]}
 
 
 def _png(image: np.ndarray) -> str:
+    """An image (H, W, 3 or 4), or the frames of a clip (F, H, W, 3) side by side."""
     from PIL import Image
 
+    if image.ndim == 4:
+        image = np.concatenate(list(image), axis=1)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -72,13 +79,15 @@ def _read_run(workdir: epath.Path) -> dict:
     config = workdir / "config.json"
     recipe = json.loads(config.read_text()) if config.exists() else {}
     files = sorted((workdir / "samples").glob("*.json"), key=lambda f: int(f.stem))
-    samples = json.loads(files[-1].read_text()) if files else []
+    shown = json.loads(files[-1].read_text()) if files else {}
     return {
         "name": workdir.name or str(workdir.resolve().name),
         "lines": lines,
         "recipe": recipe,
-        "samples": samples,
-        "samples_step": int(files[-1].stem) if files else None,
+        "shown": [
+            (n, v | {"svg": draw_confusion(v) if "counts" in v else ""}) for n, row in shown.items() for v in row
+        ],
+        "shown_step": int(files[-1].stem) if files else None,
         "color": "",
     }
 
@@ -112,13 +121,38 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
     axes.grid(alpha=0.25)
     if len(runs) > 1:
         axes.legend(fontsize=7)
+    return _svg(figure)
+
+
+def draw_confusion(value: dict) -> str:
+    """An SVG of a confusion (`capvl.evals.Confusion`): shares of each row, what is right from top to bottom."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    names, counts = value["names"], np.array(value["counts"], float)
+    side = 1.6 + 0.24 * len(names)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(counts > 0):
+        axes.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=5.5,
+                  color="white" if shares[i, j] > 0.6 else "#1c2530")  # fmt: skip
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel("written", fontsize=7)
+    axes.set_ylabel("right", fontsize=7)
+    right = np.trace(counts[:-1, :-1]) / max(counts.sum(), 1)
+    axes.set_title(f"{value['title']}: {right:.0%} of {int(counts.sum())}", fontsize=9, loc="left")
+    return _svg(figure)
+
+
+def _svg(figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    return (
-        buffer.getvalue().split("?>", 1)[-1].split(">", 1)[-1]
-        if buffer.getvalue().startswith("<?xml")
-        else buffer.getvalue()
-    )
+    text = buffer.getvalue()
+    return text.split("?>", 1)[-1].split(">", 1)[-1] if text.startswith("<?xml") else text
 
 
 def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:

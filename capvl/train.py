@@ -261,7 +261,7 @@ def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger
     _prepare_data(recipe)
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
     _check_vocabulary(recipe, transform)
-    context = Context(recipe, mesh, step.blueprint, recipe.batch_size)
+    context = Context(recipe, mesh, step.blueprint, recipe.batch_size, path)
     evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
@@ -324,3 +324,6 @@ def _check_vocabulary(recipe: config.Recipe, transform) -> None:
         raise UserError(
             f"Tokenizer {tokenizer.path!r} has {tokenizer.vocab} pieces, more than model.vocab={recipe.model.vocab}."
         )
+    theirs, ours = getattr(tokenizer, "start_id", None), getattr(recipe.model, "start", None)
+    if None not in (theirs, ours) and theirs != ours:
+        raise UserError(f"Tokenizer {tokenizer.path!r} begins texts with id {theirs}, and model.start={ours}.")

@@ -14,22 +14,22 @@ def get_config():
     config.steps = 3000
     config.batch_size = 64
     config.objective = dict(
-        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1
+        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=4
     )
     config.model = dict(
         encoder="w128d4h4m512/8",
         res=64,
         text="w128d2h4m512",
-        vocab=128,
-        start=0,
-        length=32,
-        text_positions=32,
+        vocab=256,
+        start=2,
+        length=24,
+        text_positions=24,
         dropout=0.0,
         pixels="half",
         dtype="float32",
         unroll=True,
     )
-    config.data = dict(name="scenes/64", crop="center")
+    config.data = dict(name="scenes/64", crop="center", tokenizer="{data_dir}/scenes/wordpiece.txt")
     config.optimizer = dict(
         name="adamw",
         lr=1e-3,
@@ -55,6 +55,7 @@ def get_config():
         kind="objective.kind",
         blind="objective.blind",
         init="init_from",
+        texts="objective.texts",
         seed="seed",
     )
     return config

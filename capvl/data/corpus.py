@@ -19,10 +19,10 @@ from etils import epath
 from capvl import storage
 from capvl.data import shards
 from capvl.data.filters import Filters
+from capvl.data.publish import VERSION, Shard, publish
 from capvl.data.streams import expand
 from capvl.errors import UserError
 
-VERSION = "1.0.0"
 Job = tuple[str, int]  # Split, and number of the shard in it.
 
 
@@ -36,6 +36,7 @@ class Plan:
       folder: of the finished data set.
       parts: folder of what is unfinished.
       filters: what is let in.
+      frames: of each clip; 0 for images.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Plan:
     folder: epath.Path
     parts: epath.Path
     filters: Filters
+    frames: int = 0
 
     def part(self, job: Job) -> str:
         """Path of a shard's records."""
@@ -59,6 +61,7 @@ def prepare(
     data_dir: str,
     *,
     filters: Filters | None = None,
+    frames: int = 0,
     workers: int = 0,
     beam: list[str] | None = None,
 ) -> epath.Path:
@@ -69,6 +72,7 @@ def prepare(
       splits: split -> pattern of its files.
       data_dir: where prepared data sets are; with Beam also a bucket.
       filters: what is let in.
+      frames: of clips, of which so many are kept; 0 for images.
       workers: processes; 0 for one a core.
       beam: options of Apache Beam, to run there instead; None for here.
 
@@ -86,7 +90,7 @@ def prepare(
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
     sources = {(split, i): path for split, p in splits.items() for i, path in enumerate(expand(p))}
-    plan = Plan(name, sources, folder, storage.folder(data_dir) / name / "incomplete", filters)
+    plan = Plan(name, sources, folder, storage.folder(data_dir) / name / "incomplete", filters, frames)
     _claim(plan)
     if beam is None:
         run_here(plan, workers)
@@ -101,7 +105,8 @@ def prepare(
 def _claim(plan: Plan) -> None:
     """Refuses to mix shards of two plans."""
     text = json.dumps(
-        [[f"{s}-{i}", path] for (s, i), path in plan.sources.items()] + [dataclasses.astuple(plan.filters)]
+        [[f"{s}-{i}", path] for (s, i), path in plan.sources.items()]
+        + [[*dataclasses.astuple(plan.filters), *((plan.frames,) if plan.frames else ())]]
     )
     file = plan.parts / "plan.json"
     if file.exists() and file.read_text() != text:
@@ -116,7 +121,9 @@ def run_here(plan: Plan, workers: int = 0) -> None:
     """Makes all parts in processes of this machine."""
     parts = [(source, plan.part(job)) for job, source in plan.sources.items()]
     missing = [p for p in parts if not storage.folder(p[1] + ".json").exists()]
-    _in_processes("preparing", [(shards.write_shard, *p, plan.filters) for p in missing], len(parts), workers)
+    _in_processes(
+        "preparing", [(shards.write_shard, *p, plan.filters, plan.frames) for p in missing], len(parts), workers
+    )
     dropped = find_duplicates(plan)
     thin = [(shards.thin_shard, plan.part(job), numbers) for job, numbers in dropped.items()]
     _in_processes("leaving out duplicates", thin, len(thin), workers)
@@ -157,8 +164,6 @@ def find_duplicates(plan: Plan) -> dict[Job, dict[int, str]]:
 
 def _finish(plan: Plan) -> None:
     """Gives shards their final names, writes tfds' metadata, report and card, and shows the folder."""
-    import tensorflow_datasets as tfds
-
     files = {job: shards.final(plan.part(job)) for job in plan.sources}
     reports = {job: shards.read_report(str(file)) for job, file in files.items()}
     totals = {split: _total([r for job, r in reports.items() if job[0] == split]) for split in plan.splits()}
@@ -166,29 +171,6 @@ def _finish(plan: Plan) -> None:
         if not total["examples"]:
             rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in total["rejected"].items()) or "nothing"
             raise UserError(f"Split {split!r} of {plan.name!r} has no example left; rejected: {rejected}.")
-    staging = plan.folder.with_name(VERSION + ".staging")
-    staging.rmtree(missing_ok=True)
-    staging.mkdir(parents=True)
-    infos = []
-    for split, total in totals.items():
-        own = [job for job in plan.sources if job[0] == split and reports[job]["examples"]]
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=staging, dataset_name=plan.name, split=split, filetype_suffix="array_record"
-        )
-        for i, job in enumerate(own):
-            storage.place(files[job], template.sharded_filepath(shard_index=i, num_shards=len(own)))
-        lengths = [reports[job]["examples"] for job in own]
-        infos.append(
-            tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total["bytes"], filename_template=template)
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(staging),
-        features=shards.features(),
-        split_infos=infos,
-        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        description=f"Image-text pairs prepared by capvl from {len(reports)} files.",
-        check_data=False,
-    )
     report = {
         split: {
             "examples": t["examples"],
@@ -196,9 +178,18 @@ def _finish(plan: Plan) -> None:
         }
         for split, t in totals.items()
     }
-    storage.replace_text(staging / "report.json", json.dumps(report, indent=1))
-    storage.replace_text(staging / "card.md", card(plan, totals))
-    staging.rename(plan.folder)
+    made = {
+        split: [Shard(files[job], r["examples"], r["bytes"]) for job, r in reports.items() if job[0] == split]
+        for split in totals
+    }
+    publish(
+        plan.folder,
+        plan.name,
+        shards.features(plan.frames),
+        made,
+        f"Image-text pairs prepared by capvl from {len(reports)} files.",
+        {"report.json": json.dumps(report, indent=1), "card.md": card(plan, totals)},
+    )
     plan.parts.rmtree()
 
 

@@ -115,6 +115,10 @@ class DataOptions:
     def tokenizer_path(self) -> str:
         """Path of the SentencePiece model."""
         if self.tokenizer:
+            if self.tokenizer == "{data_dir}/scenes/wordpiece.txt":
+                from capvl.data import prepare
+
+                return prepare.scenes_tokenizer(self.directory(), "wordpiece")
             return self.tokenizer.replace("{data_dir}", self.directory())
         if self.parts()[0][0].split("/")[0] == "scenes":
             from capvl.data import prepare

@@ -3,6 +3,8 @@
 python -m capvl.data.prepare scenes --config=128
 python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --val='…/val/*.tar'
 python -m capvl.data.prepare tars --name=web --train='gs://…/{000..999}.parquet' --beam='--runner=…'
+python -m capvl.data.prepare tars --name=clips --train='…/*.tar' --frames=16
+python -m capvl.data.prepare annotated --name=coco --format=karpathy --all=dataset_coco.json --files=coco/
 python -m capvl.data.prepare tfds --name=coco_captions
 """
 
@@ -15,7 +17,7 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
-from capvl.data import corpus, filters, sources
+from capvl.data import annotated, annotations, corpus, filters, sources
 from capvl.errors import UserError, nearest
 
 SCENES_VOCAB = 128
@@ -46,12 +48,18 @@ def scenes(config: str, data_dir: str) -> str:
     return str(builder.data_dir)
 
 
-def scenes_tokenizer(data_dir: str) -> str:
-    """Path of the embedded data set's tokenizer, trained if it isn't there."""
+def scenes_tokenizer(data_dir: str, kind: str = "unigram") -> str:
+    """Path of the embedded data set's tokenizer, trained if it isn't there.
+
+    Args:
+      data_dir: where prepared data sets are.
+      kind: "unigram" (SentencePiece, SCENES_VOCAB pieces at most) or "wordpiece" (all words, as BERT's).
+    """
     from capvl.data import tokenizer
     from capvl.data.scenes import language, world
 
-    path = os.path.join(data_dir, "scenes", f"tokenizer_{SCENES_VOCAB}.model")
+    name = f"tokenizer_{SCENES_VOCAB}.model" if kind == "unigram" else "wordpiece.txt"
+    path = os.path.join(data_dir, "scenes", name)
     if not os.path.exists(path):
         texts = []
         for i in range(2000):
@@ -60,7 +68,7 @@ def scenes_tokenizer(data_dir: str) -> str:
             texts += language.captions(scene, rng)
             texts += [row[k] for row in language.questions(scene, rng) for k in ("question", "answer")]
             texts += language.clip_captions(world.draw_clip(rng, 4))
-        tokenizer.train(texts, SCENES_VOCAB, path)
+        tokenizer.TRAINERS[kind](texts, SCENES_VOCAB if kind == "unigram" else 4 * SCENES_VOCAB, path)
     return path
 
 
@@ -107,6 +115,15 @@ def _filter_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--duplicates", default="", help="leave out later samples with the same: image,text")
 
 
+def _annotated_arguments(sub: argparse.ArgumentParser) -> None:
+    shown = "; ".join(f"{name}: {','.join(files)}" for name, (_, files) in annotations.FORMATS.items())
+    sub.add_argument("--format", required=True, help=f"with its annotation files: {shown}")
+    for split in ("train", "val", "test"):
+        sub.add_argument(f"--{split}", default="", help=f"annotation files of split {split}, with commas between them")
+    sub.add_argument("--all", default="", help="annotation files that say themselves which split is whose")
+    sub.add_argument("--files", default="", help="folder of the images or videos")
+
+
 def _filters(args: argparse.Namespace) -> filters.Filters:
     return filters.Filters(
         min_side=args.min_side,
@@ -123,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Prepare a data set for capvl.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("scenes", "tars", "tfds"):
+    for command in ("scenes", "tars", "annotated", "tfds"):
         sub = commands.add_parser(command, allow_abbrev=False)
         sub.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
         if command == "scenes":
@@ -133,8 +150,12 @@ def main(argv: list[str] | None = None) -> None:
         if command == "tars":
             for split in ("train", "val", "test"):
                 sub.add_argument(f"--{split}", default="", help=f"pattern of the tar or parquet files of split {split}")
-            sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
             _filter_arguments(sub)
+        if command == "annotated":
+            _annotated_arguments(sub)
+        if command in ("tars", "annotated"):
+            sub.add_argument("--frames", type=int, default=0, help="of clips, so many are kept; default: images")
+            sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
     args = parser.parse_args(argv)
     data_dir = args.data_dir or sources.default_data_dir()
     if args.command == "scenes":
@@ -142,13 +163,24 @@ def main(argv: list[str] | None = None) -> None:
         print(scenes_tokenizer(data_dir))
     elif args.command == "tfds":
         print(from_tfds(args.name, data_dir))
+    elif args.command == "annotated":
+        splits = {s: v.split(",") for s in ("train", "val", "test", "all") if (v := getattr(args, s))}
+        print_report(annotated.prepare(args.name, args.format, splits, args.files, data_dir, args.frames, args.workers))
     else:
         splits = {s: getattr(args, s) for s in ("train", "val", "test") if getattr(args, s)}
         if not splits:
             raise UserError("Say which tars: --train='…/*.tar', --val=…, --test=….")
         beam = None if args.beam is None else shlex.split(args.beam)
         print_report(
-            corpus.prepare(args.name, splits, data_dir, filters=_filters(args), workers=args.workers, beam=beam)
+            corpus.prepare(
+                args.name,
+                splits,
+                data_dir,
+                filters=_filters(args),
+                frames=args.frames,
+                workers=args.workers,
+                beam=beam,
+            )
         )
 
 

@@ -6,16 +6,23 @@ duplicates) and its report. Leaving out duplicates makes a second, thinner file 
 
 import collections
 import json
+import re
 from typing import Any, NamedTuple
 
+import numpy as np
+import simplejpeg
 from etils import epath
 
 from capvl import storage
+from capvl.data import video
+from capvl.data.decode import aspect_size, resize
 from capvl.data.filters import Filters, RejectedError
 from capvl.data.samples import samples
 from capvl.data.streams import IMAGE_SUFFIXES
 
 NAMED_PER_REASON = 5
+# GIT's pre-training images were stored with short sides of at most 384 pixels.
+FRAME_SIDE = 384
 
 
 class Row(NamedTuple):
@@ -29,16 +36,16 @@ class Row(NamedTuple):
     bytes: int
 
 
-def features():
-    """The schema: image, captions, label, boxes, phrases, and the whole JSON."""
-    import numpy as np
+def features(frames: int = 0):
+    """The schema: image (or frames of a clip), captions, label, boxes, phrases, and the whole JSON."""
     import tensorflow_datasets as tfds
 
     text, integer = tfds.features.Text, np.int64
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg" if frames else None)
     return tfds.features.FeaturesDict(
         {
             "key": text(),
-            "image": tfds.features.Image(shape=(None, None, 3)),
+            **({"frames": tfds.features.Sequence(image)} if frames else {"image": image}),
             "text": tfds.features.Sequence(text()),
             "label": integer,
             "class_name": text(),
@@ -54,18 +61,20 @@ def features():
     )
 
 
-def to_example(key: str, members: dict[str, bytes], filters: Filters) -> tuple[dict[str, Any], Row]:
+def to_example(key: str, members: dict[str, bytes], filters: Filters, frames: int = 0) -> tuple[dict[str, Any], Row]:
     """One sample in the schema, and what is known of it.
 
     Args:
       key: its name in the shard.
       members: suffix -> bytes.
       filters: what is let in.
+      frames: of clips, of which so many are kept; 0 for images.
 
     Raises:
       RejectedError: with the reason.
     """
-    image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
+    kept = _frames(members, frames) if frames else []
+    image = kept[len(kept) // 2] if kept else next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
     if image is None:
         raise RejectedError("no image")
     pixels = filters.check_image(image)
@@ -84,7 +93,7 @@ def to_example(key: str, members: dict[str, bytes], filters: Filters) -> tuple[d
     filters.check_texts(captions, str(meta.get("url") or ""))
     example = {
         "key": key,
-        "image": image,
+        **({"frames": kept} if frames else {"image": image}),
         "text": captions,
         "label": int(meta["label"]) if isinstance(meta.get("label"), int) else -1,
         "class_name": str(meta.get("class_name") or ""),
@@ -96,6 +105,30 @@ def to_example(key: str, members: dict[str, bytes], filters: Filters) -> tuple[d
         "json": json.dumps(meta, ensure_ascii=False),
     }
     return example, Row(key, filters.hashes(pixels, captions), height, width, sum(map(len, captions)), 0)
+
+
+def _frames(members: dict[str, bytes], count: int) -> list[bytes]:
+    """JPEGs of `count` frames: of a video, else of the pictures f00.jpg, f01.jpg … of the sample."""
+    pictures = [members[name] for name in sorted(members) if re.fullmatch(r"f\d+\.jpe?g", name)]
+    if pictures:
+        if len(pictures) < count:
+            raise RejectedError("too few frames")
+        return [pictures[int((i + 0.5) * len(pictures) / count)] for i in range(count)]
+    film = next((members[s] for s in video.SUFFIXES if s in members), None)
+    if film is None:
+        raise RejectedError("no video")
+    try:
+        return [encode_jpeg(frame) for frame in video.read_frames(film, count)]
+    except video.BadVideoError as e:
+        raise RejectedError("too few frames" if "are needed" in str(e) else "undecodable video") from e
+
+
+def encode_jpeg(pixels) -> bytes:
+    """A frame as JPEG, its short side at most FRAME_SIDE pixels."""
+    height, width = pixels.shape[:2]
+    if min(height, width) > FRAME_SIDE:
+        pixels = resize(pixels, *aspect_size(height, width, FRAME_SIDE, height + width))
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
 
 
 def _boxes(meta: dict, height: int, width: int):
@@ -114,26 +147,27 @@ def _boxes(meta: dict, height: int, width: int):
         yield {"bbox": tfds.features.BBox(*fractions), "chain": chain, "label": int(label), "category": category}
 
 
-def write_shard(source: str, part: str, filters: Filters) -> None:
+def write_shard(source: str, part: str, filters: Filters, frames: int = 0) -> None:
     """Writes a shard's part, its rows and, last, its report; does nothing where the report is there.
 
     Args:
       source: a tar or parquet file.
       part: path of the records; the others have `.rows.json` and `.json` added.
       filters: what is let in.
+      frames: see `to_example`.
 
     Raises:
       UserError: storage failed again and again.
     """
     if not storage.folder(part + ".json").exists():
-        storage.retry(_write_shard, source, part, filters, what=f"Preparing {source!r}")
+        storage.retry(_write_shard, source, part, filters, frames, what=f"Preparing {source!r}")
 
 
-def _write_shard(source: str, part: str, filters: Filters) -> None:
+def _write_shard(source: str, part: str, filters: Filters, frames: int) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    schema, rejected, rows = features(), Rejected(), {}
+    schema, rejected, rows = features(frames), Rejected(), {}
     with storage.new_file(storage.folder(part)) as file:
         writer = ArrayRecordWriter(file, "group_size:1")
         try:
@@ -141,7 +175,7 @@ def _write_shard(source: str, part: str, filters: Filters) -> None:
                 try:
                     if key in rows:
                         raise RejectedError("duplicate key")
-                    example, row = to_example(key, members, filters)
+                    example, row = to_example(key, members, filters, frames)
                 except RejectedError as e:
                     rejected.count(str(e), key)
                     continue

@@ -1,6 +1,7 @@
 """Examples that serve several tasks by one text: a prompt, which is given, and a target, which is learned."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ class TaskText:
       tokenizer: of the targets.
       length: L.
       flip: whether half of the images are flipped (on the device).
+      texts: 0 for one text; else so many of an image: text (T, L), prompt and cut (T,).
     """
 
     crop: Crop
@@ -36,28 +38,40 @@ class TaskText:
     tokenizer: Any
     length: int
     flip: bool = False
+    texts: int = 0
 
     def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
-        pairs = list(self._pairs(example))
         flip = np.bool_(self.flip and uniforms() < 0.5)
-        task, question, target = "", "", None
-        if pairs:
-            task, candidates = pairs[uniforms.below(len(pairs))]
-            question, target = candidates[uniforms.below(len(candidates))]
-        text, prompt, cut = self.text(task, question, target)
+        drawn = [self.text(*chosen) for chosen in self._drawn(example, uniforms)]
         seen = self.crop.feature in example
         image = self.crop(example, uniforms) if seen else self.crop.blank()
-        counts = {"prompt": np.int32(prompt), "cut": np.bool_(cut), "seen": np.bool_(seen)}
-        return {"image": image, "flip": flip, "text": text} | counts
+        text, prompt, cut = (np.stack(column) for column in zip(*drawn, strict=True))
+        if not self.texts:
+            text, prompt, cut = text[0], prompt[0], cut[0]
+        return {"image": image, "flip": flip, "text": text, "prompt": prompt, "cut": cut, "seen": np.bool_(seen)}
 
-    def text(self, task: str, question: str, target: str | bytes | None) -> tuple[np.ndarray, int, bool]:
+    def _drawn(self, example: dict, uniforms):
+        """(task, question, target) of every text: tasks by chance, the pairs of a task without return."""
+        pairs = list(self._pairs(example))
+        if not pairs:
+            return [("", "", None)] * max(1, self.texts)
+        left: dict[str, list] = {}
+        rows = []
+        for _ in range(max(1, self.texts)):
+            task, candidates = pairs[uniforms.below(len(pairs))]
+            pool = left.get(task) or list(candidates)
+            rows.append((task, *pool.pop(uniforms.below(len(pool)))))
+            left[task] = pool
+        return rows
+
+    def text(self, task: str, question: str, target: str | bytes | None) -> tuple[np.ndarray, np.int32, np.bool_]:
         """Tokens (L,), how many are the prompt's, and whether that was cut; all padding without a target."""
         if target is None:
-            return np.zeros(self.length, np.int32), 0, False
+            return np.zeros(self.length, np.int32), np.int32(0), np.bool_(False)
         prompt, cut = self.prompts(task, question)
         out = np.concatenate([prompt, self.tokenizer(target, self.length - len(prompt))])
-        return out.astype(np.int32), len(prompt), cut
+        return out.astype(np.int32), np.int32(len(prompt)), np.bool_(cut)
 
     def _pairs(self, example: dict):
         """(task, its (question, target) pairs) of every task that the example serves."""
@@ -82,7 +96,7 @@ class Question:
 
 def questions(value: Any) -> list[Question]:
     """Questions of a record's feature: a dict of lists, as tfds gives sequences, with `question`, `answer` or
-    `answers`, and perhaps `kind` and `id`; None for none."""
+    `answers` (lists, or JSON of them), and perhaps `kind` and `id`; None for none."""
     if value is None or not len(value["question"]):
         return []
     count = len(value["question"])
@@ -90,10 +104,12 @@ def questions(value: Any) -> list[Question]:
     given = [()] * count if given is None else given
     blank = [""] * count
     rows = zip(value["question"], given, value.get("kind", blank), value.get("id", blank), strict=True)
-    return [Question(as_text(q), _texts(a), as_text(kind), as_text(i)) for q, a, kind, i in rows]
+    return [Question(as_text(q), _texts(a, "answers" in value), as_text(kind), as_text(i)) for q, a, kind, i in rows]
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _texts(value: Any, are_json: bool) -> tuple[str, ...]:
+    if are_json and isinstance(value, str | bytes):
+        return tuple(json.loads(value))
     several = value if isinstance(value, list | tuple | np.ndarray) else [value]
     return tuple(map(as_text, several))
 

@@ -1,6 +1,7 @@
 """Tokenizers: SentencePiece models, trained here from a data set's captions or not, and others' word pieces.
 
     python -m capvl.data.tokenizer --data=flickr8k --vocab=4000 --out=flickr8k.model
+    python -m capvl.data.tokenizer --data=flickr8k --vocab=4000 --kind=wordpiece --out=flickr8k.txt
 
 A text becomes `length` ids: the pieces, then the end-of-sentence id, then 0. The end is
 "sticky": where the text is too long it is cut and still ends with the end-of-sentence id.
@@ -23,6 +24,7 @@ import tokenizers
 from capvl.errors import UserError
 
 PAD, EOS, UNK = 0, 1, 2
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS = 4096
 
 
@@ -113,6 +115,7 @@ class SubwordTokenizer:
             )
         self.eos, self._starts = ends[-1], set(ends[:-1])
         self._first = 0 if start else len(ends) - 1
+        self.start_id = ends[0] if len(ends) > 1 else None
 
     def __reduce__(self):
         return (SubwordTokenizer, (self.path, self.start))
@@ -224,27 +227,60 @@ def train(texts, vocab: int, out: str | os.PathLike) -> Tokenizer:
         )
     except (RuntimeError, OSError) as e:
         raise UserError(f"No tokenizer of {vocab} pieces can be trained from these texts: {e}") from e
-    out = pathlib.Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + f".{os.getpid()}")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.rename(out)
+    _write(out, buffer.getvalue())
     return Tokenizer(out)
+
+
+def train_word_piece(texts, vocab: int, out: str | os.PathLike) -> SubwordTokenizer:
+    """Trains a vocabulary of lower-case word pieces as BERT's, at most `vocab`, and writes it, one a line, to `out`.
+
+    [PAD] is 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
+
+    Raises:
+      UserError: the file's name does not end with .txt, by which such a vocabulary is known.
+    """
+    if not os.fspath(out).endswith(".txt"):
+        raise UserError(f"A vocabulary of word pieces should be a .txt file, not {os.fspath(out)!r}.")
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=SPECIAL[1]))
+    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False, min_frequency=2
+    )
+    model.train_from_iterator((t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts), trainer)
+    pieces = model.get_vocab()
+    _write(out, "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get)).encode())
+    return SubwordTokenizer(out)
+
+
+def _write(out: str | os.PathLike, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    path = pathlib.Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + f".{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
+TRAINERS = {"unigram": train, "wordpiece": train_word_piece}
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     from capvl.data import sources
 
-    parser = argparse.ArgumentParser(description="Train a SentencePiece tokenizer from a data set's captions.")
+    parser = argparse.ArgumentParser(description="Train a tokenizer from a data set's captions.")
+    parser.add_argument("--kind", choices=TRAINERS, default="unigram", help="SentencePiece's, or BERT's word pieces")
     parser.add_argument("--data", required=True, help="a prepared data set, by name or folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--vocab", type=int, required=True, help="number of pieces")
-    parser.add_argument("--out", required=True, help="path of the .model file to write")
+    parser.add_argument("--out", required=True, help="path of the .model file (wordpiece: .txt) to write")
     args = parser.parse_args(argv)
     source = sources.open_source(args.data, args.split, args.data_dir, features=("text",))
-    tokenizer = train((text for i in range(len(source)) for text in source[i]["text"]), args.vocab, args.out)
+    tokenizer = TRAINERS[args.kind](
+        (text for i in range(len(source)) for text in source[i]["text"]), args.vocab, args.out
+    )
     print(f"{args.out}: {tokenizer.vocab} pieces from {len(source)} examples")
 
 

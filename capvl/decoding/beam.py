@@ -1,20 +1,106 @@
-"""Beam search on the device, with batched prefixes of unequal length.
+"""Beam search on the device, with batched prefixes of unequal length, by the rule of Hugging Face or of GIT's code.
 
-Of each step's continuations the best 2 K are looked at: those that end are kept among the K best
-finished texts, by log-probability divided by length ** penalty; the best K that don't end go on. It
-stops when no text that goes on can still beat the worst finished one (or the length is reached):
-the rule of Hugging Face's generation with early_stopping=False.
+Of each step's continuations the best 2 K are looked at: those that end are kept among the K best finished texts, the
+best K that don't end go on. What a finished text is worth, which of the 2 K may end, and when the search is over is
+the rule's (`RULES`).
 
-Letters: B batch, K beams, R = B K rows, L positions, V vocabulary.
+Letters: B batch, K beams, R = B K rows, C candidates, L positions, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_LOW = -1e9
+LOW = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace:
+    """transformers' generation with early_stopping=False.
+
+    A text's score is its log-probability / (tokens written, the end included) ** penalty. Of the best K candidates
+    those that end are kept. The search is over when no text that goes on could beat the worst kept one as it is now.
+    """
+
+    penalty: float
+
+    def score(self, logp, before, written) -> jax.Array:
+        """Of texts of `before` tokens in all, then one more, `written` of them by the search."""
+        del before
+        return logp / jnp.maximum(written, 1).astype(jnp.float32) ** self.penalty
+
+    def may_end(self, ends_BC, beams: int) -> jax.Array:
+        """Which of the candidates, best first, join the finished texts."""
+        return ends_BC & (jnp.arange(ends_BC.shape[1])[None] < beams)
+
+    def over_before(self, done_BK, best_B, most: int) -> jax.Array:
+        """Whether the search was over before this step's candidates, the best of which has log-probability `best_B`."""
+        return jnp.zeros(len(best_B), bool)
+
+    def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
+        """Whether the search is over after this step, the best text that goes on having log-probability `running_B`."""
+        full_B = (done_BK > LOW / 2).all(axis=1)
+        return full_B & (self.score(running_B, before, written_B) <= done_BK[:, -1])
+
+    def cuts_last(self) -> bool:
+        """Whether texts that reach the full length end there, their last token given up for the end."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Official:
+    """The search of GIT's code (arXiv 2205.14100).
+
+    A text's score is its log-probability, that of the end included, / ((5 + n) / 6) ** penalty, n being the tokens
+    before the end, start and prompt included. Candidates are gone through from the best until K go on; those that end
+    on the way are kept. The search is over when the best log-probability at full length could not beat the best kept.
+    """
+
+    penalty: float
+
+    def _norm(self, n) -> jax.Array:
+        return ((5 + jnp.asarray(n, jnp.float32)) / 6) ** self.penalty
+
+    def score(self, logp, before, written) -> jax.Array:
+        """See `HuggingFace.score`."""
+        return logp / self._norm(before)
+
+    def may_end(self, ends_BC, beams: int) -> jax.Array:
+        """See `HuggingFace.may_end`."""
+        going_on = jnp.cumsum((~ends_BC).astype(jnp.int32), axis=1)
+        return ends_BC & (going_on < beams)
+
+    def over_before(self, done_BK, best_B, most: int) -> jax.Array:
+        """See `HuggingFace.over_before`."""
+        return (done_BK[:, 0] > LOW / 2) & (done_BK[:, 0] >= best_B / self._norm(most - 1))
+
+    def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
+        """See `HuggingFace.over_after`."""
+        return jnp.zeros(len(running_B), bool)
+
+    def cuts_last(self) -> bool:
+        """See `HuggingFace.cuts_last`."""
+        return True
+
+
+RULES = {"hugging_face": HuggingFace, "official": Official}
+
+
+class Texts(NamedTuple):
+    """Results of a search, best first.
+
+    Attributes:
+      tokens: (B, K, L) int32, with what was forced.
+      scores: (B, K) float32 by the rule; LOW where there are not so many.
+      logp: (B, K) summed log-probability of what was written.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    logp: jax.Array
 
 
 class _State(NamedTuple):
@@ -23,128 +109,102 @@ class _State(NamedTuple):
     index: jax.Array
     tokens_BKL: jax.Array
     logp_BK: jax.Array
-    done_BKL: jax.Array
-    score_BK: jax.Array
-    done_logp_BK: jax.Array
+    done: Texts
     stopped_B: jax.Array
     cache: Any
 
 
 def beam_search(
-    step: Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]],
+    step: Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Any]],
     cache: Any,
     forced_BL: jax.Array,
     eos: int,
     *,
     beams: int,
-    length_penalty: float = 1.0,
+    rule: HuggingFace | Official,
     batch_axis: int = 0,
-    start: int = 0,
-):
-    """The best text of each example.
+    start: int | None = 0,
+    most: int = 0,
+) -> Texts:
+    """The best texts of each example.
 
     Args:
-      step: (last tokens (R,), cache, index) -> (logits (R, V) of position `index`, cache).
+      step: (last tokens (R,), cache, index, tokens so far (R, L)) -> (log-probabilities (R, V) of position `index`,
+        cache).
       cache: pytree whose leaves have rows R on `batch_axis`.
       forced_BL: tokens that each text begins with, 0 behind them; L is the most tokens.
       eos: id that ends a text; what follows it is 0.
       beams: K.
-      length_penalty: exponent of the number of written tokens, the end included.
+      rule: a value of RULES.
       batch_axis: of the cache's leaves.
-      start: token that is read before the first position.
-
-    Returns:
-      tokens (B, L) int32 with what was forced, and the summed log-probability (B,) of what was written.
+      start: token that is read before the first position; None where the forced tokens begin with it.
+      most: tokens, start included, that the official rule holds possible; 0 for L and the start.
     """
     batch, length = forced_BL.shape
-    prefix_B = (forced_BL != 0).sum(axis=1)
+    prefix_B, own = (forced_BL != 0).sum(axis=1), int(start is not None)
+    most = most or length + own
 
     def body(state: _State) -> _State:
-        index = state.index
-        last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start)
-        logits_RV, cache = step(last_BK.reshape(-1), state.cache, index)
-        vocab = logits_RV.shape[1]
-        logp_BKV = jax.nn.log_softmax(logits_RV.astype(jnp.float32)).reshape(batch, beams, vocab)
-        given_B = forced_BL[:, index]
-        is_given_B11 = (given_B != 0)[:, None, None]
-        only_given = jnp.where(jnp.arange(vocab)[None, None] == given_B[:, None, None], 0.0, _LOW)
-        total = state.logp_BK[:, :, None] + jnp.where(is_given_B11, only_given, jnp.maximum(logp_BKV, _LOW))
-        best_logp, best = jax.lax.top_k(total.reshape(batch, -1), min(2 * beams, beams * vocab))
-        beam, token = best // vocab, (best % vocab).astype(jnp.int32)
+        index, before = state.index, state.index + own
+        last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start or 0)
+        logp_RV, cache = step(last_BK.reshape(-1), state.cache, index, state.tokens_BKL.reshape(-1, length))
+        best_logp, beam, token, given_B1 = _candidates(state, logp_RV, forced_BL[:, index])
         rows = jnp.take_along_axis(state.tokens_BKL, beam[:, :, None], axis=1)
+        ends = (token == eos) | jnp.logical_and(rule.cuts_last(), index == length - 1)
+        ends = ends & ~given_B1
+        token = jnp.where(ends, eos, token)
         rows = jax.lax.dynamic_update_slice_in_dim(rows, token[:, :, None], index, axis=2)
-        ends = (token == eos) & ~is_given_B11[:, 0]
 
-        # Of the best K candidates, those that end join the finished texts.
-        written_B1 = (index + 1 - prefix_B)[:, None]
-        may_end = ends & (jnp.arange(best.shape[1])[None] < beams) & ~state.stopped_B[:, None]
-        score = jnp.where(may_end, _penalised(best_logp, written_B1, length_penalty), _LOW)
-        done_BKL, done_score, done_logp = _keep_best(state, rows, score, best_logp)
+        stopped_B = state.stopped_B | rule.over_before(state.done.scores, best_logp[:, 0], most)
+        written_B = index + 1 - prefix_B
+        may_end = rule.may_end(ends, beams) & ~stopped_B[:, None] & (best_logp > LOW / 2)
+        scores = jnp.where(may_end, rule.score(best_logp, before, written_B[:, None]), LOW)
+        done = _keep_best(state.done, Texts(rows, scores, best_logp))
 
         # The best K that don't end go on.
-        running_logp, running = jax.lax.top_k(jnp.where(ends, _LOW, best_logp), beams)
+        running_logp, running = jax.lax.top_k(jnp.where(ends, LOW, best_logp), beams)
         parent_BK = jnp.take_along_axis(beam, running, axis=1)
         flat = (jnp.arange(batch)[:, None] * beams + parent_BK).reshape(-1)
         cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
-
-        full_B = (done_score > _LOW / 2).all(axis=1)
-        reachable_B = _penalised(running_logp[:, 0], index + 1 - prefix_B, length_penalty)
-        return _State(
-            index + 1,
-            jnp.take_along_axis(rows, running[:, :, None], axis=1),
-            running_logp,
-            done_BKL,
-            done_score,
-            done_logp,
-            state.stopped_B | (full_B & (reachable_B <= done_score[:, -1])),
-            cache,
-        )
+        tokens = jnp.take_along_axis(rows, running[:, :, None], axis=1)
+        over_B = rule.over_after(done.scores, running_logp[:, 0], before, written_B)
+        return _State(index + 1, tokens, running_logp, done, stopped_B | over_B, cache)
 
     def unfinished(state: _State):
         return (state.index < length) & ~jnp.all(state.stopped_B)
 
     state = jax.lax.while_loop(unfinished, body, _begin(batch, beams, length, cache))
-    return _best(state, prefix_B, length_penalty)
+    # Texts that were still going on at the full length count too, where the search was not over.
+    written_B1 = jnp.maximum(length - prefix_B, 1)[:, None]
+    running = (state.logp_BK > LOW / 2) & ~state.stopped_B[:, None] & (not rule.cuts_last())
+    scores = jnp.where(running, rule.score(state.logp_BK, length + own, written_B1), LOW)
+    return _keep_best(state.done, Texts(state.tokens_BKL, scores, state.logp_BK))
 
 
-def _keep_best(state: _State, rows_BCL, score_BC, logp_BC) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens, scores and log-probabilities of the K best of the finished texts and C candidates, in order."""
-    score_BK, kept_BK = jax.lax.top_k(jnp.concatenate([state.score_BK, score_BC], axis=1), state.score_BK.shape[1])
-    rows = jnp.concatenate([state.done_BKL, rows_BCL], axis=1)
-    logp = jnp.concatenate([state.done_logp_BK, logp_BC], axis=1)
-    rows_BKL = jnp.take_along_axis(rows, kept_BK[:, :, None], axis=1)
-    return rows_BKL, score_BK, jnp.take_along_axis(logp, kept_BK, axis=1)
+def _candidates(state: _State, logp_RV, given_B):
+    """The best 2 K continuations: summed log-probability, beam, token (B, C); and whether the token is given (B, 1)."""
+    batch, beams = state.logp_BK.shape
+    vocab = logp_RV.shape[1]
+    given_B1 = (given_B != 0)[:, None]
+    only_given = jnp.where(jnp.arange(vocab)[None, None] == given_B[:, None, None], 0.0, LOW)
+    logp_BKV = jnp.maximum(logp_RV.astype(jnp.float32), LOW).reshape(batch, beams, vocab)
+    total = state.logp_BK[:, :, None] + jnp.where(given_B1[..., None], only_given, logp_BKV)
+    best_logp, best = jax.lax.top_k(total.reshape(batch, -1), min(2 * beams, beams * vocab))
+    return best_logp, best // vocab, (best % vocab).astype(jnp.int32), given_B1
 
 
-def _penalised(logp, written, length_penalty: float) -> jax.Array:
-    """Log-probability divided by the number of written tokens to the power of the penalty."""
-    return logp / jnp.maximum(written, 1).astype(jnp.float32) ** length_penalty
+def _keep_best(kept: Texts, new: Texts) -> Texts:
+    """The K best of kept and new texts, in order."""
+    both = [jnp.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True)]
+    scores, chosen = jax.lax.top_k(both[1], kept.scores.shape[1])
+    tokens = jnp.take_along_axis(both[0], chosen[:, :, None], axis=1)
+    return Texts(tokens, scores, jnp.take_along_axis(both[2], chosen, axis=1))
 
 
 def _begin(batch: int, beams: int, length: int, cache) -> _State:
     """Only the first of the K equal texts counts at first, or all would go on alike."""
-    first_only = jnp.where(jnp.arange(beams)[None] == 0, 0.0, _LOW)
+    first_only = jnp.where(jnp.arange(beams)[None] == 0, 0.0, LOW)
     blank = jnp.zeros((batch, beams, length), jnp.int32)
-    return _State(
-        jnp.zeros((), jnp.int32),
-        blank,
-        jnp.broadcast_to(first_only, (batch, beams)),
-        blank,
-        jnp.full((batch, beams), _LOW, jnp.float32),
-        jnp.zeros((batch, beams), jnp.float32),
-        jnp.zeros((batch,), bool),
-        cache,
-    )
-
-
-def _best(state: _State, prefix_B, length_penalty: float) -> tuple[jax.Array, jax.Array]:
-    """Tokens (B, L) and log-probability (B,) of the best text, finished or, where the search was not over, running."""
-    written_B1 = jnp.maximum(state.tokens_BKL.shape[2] - prefix_B, 1)[:, None]
-    running = _penalised(state.logp_BK, written_B1, length_penalty)
-    running = jnp.where(state.stopped_B[:, None], _LOW, running)
-    scores = jnp.concatenate([state.score_BK, running], axis=1)
-    best_B1 = jnp.argmax(scores, axis=1)[:, None]
-    rows = jnp.concatenate([state.done_BKL, state.tokens_BKL], axis=1)
-    logp = jnp.concatenate([state.done_logp_BK, state.logp_BK], axis=1)
-    tokens_BL = jnp.take_along_axis(rows, best_B1[:, :, None], axis=1)[:, 0]
-    return tokens_BL, jnp.take_along_axis(logp, best_B1, axis=1)[:, 0]
+    done = Texts(blank, jnp.full((batch, beams), LOW, jnp.float32), jnp.zeros((batch, beams), jnp.float32))
+    running = jnp.broadcast_to(first_only, (batch, beams))
+    return _State(jnp.zeros((), jnp.int32), blank, running, done, jnp.zeros((batch,), bool), cache)

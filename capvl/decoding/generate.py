@@ -1,9 +1,60 @@
-"""Greedy, sampled and beam-searched text on the device, with a key-value cache."""
+"""Text on the device with a key-value cache: greedy, sampled, by beams; from a closed vocabulary where asked."""
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from capvl.decoding.beam import beam_search
+from capvl.decoding.beam import LOW, RULES, Texts, beam_search
+from capvl.decoding.names import Names
+from capvl.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How text is written: greedily unless there are beams or a temperature.
+
+    Attributes:
+      beams: texts that are kept at a time; 1 for none but the best.
+      length_penalty: of a beam search; see `capvl.decoding.beam`.
+      rule: of a beam search: a key of `capvl.decoding.beam.RULES`.
+      temperature: of samples; 0 for none.
+      top_k: sample from the k likeliest tokens only; 0 for all.
+      top_p: sample from the likeliest tokens whose probabilities reach p (arXiv 1904.09751); 1 for all.
+      repetition_penalty: logits of tokens that were written are divided by it, or multiplied where negative
+        (arXiv 1909.05858); 1 for none.
+      no_repeat: what was just written is not written again at once.
+    """
+
+    beams: int = 1
+    length_penalty: float = 1.0
+    rule: str = "hugging_face"
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat: bool = False
+
+    def __post_init__(self):
+        if self.beams < 1 or self.temperature < 0 or self.top_k < 0:
+            raise UserError("beams must be at least 1; temperature and top_k must not be negative.")
+        if self.beams > 1 and self.temperature:
+            raise UserError("beams and temperature exclude each other.")
+        if not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+            raise UserError("top_p must be above 0 and at most 1, and repetition_penalty above 0.")
+        if (self.top_k or self.top_p < 1) and not self.temperature:
+            raise UserError("top_k and top_p are about samples, which need a temperature above 0.")
+        if self.rule not in RULES:
+            raise UserError(f"The rule {self.rule!r} of beam search is unknown." + nearest(self.rule, RULES))
+
+    def check(self, vocab: int) -> None:
+        """Raises UserError where there are more beams than words."""
+        if self.beams > vocab - 1:
+            raise UserError(f"{self.beams} beams are more than the {vocab - 1} words of the vocabulary.")
+
+
+GREEDY = Decoding()
 
 
 def generate(
@@ -11,65 +62,125 @@ def generate(
     image_kv,
     length: int,
     eos: int,
+    decoding: Decoding = GREEDY,
     *,
     prompt_BP=None,
     key=None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    beams: int = 1,
-    length_penalty: float = 1.0,
+    names: Names | None = None,
+    samples: int = 1,
 ):
-    """Writes texts token by token.
+    """Writes one text of each image.
 
     Args:
-      model: one with a captioner's `decoder` and `dtype`.
+      model: one with a `decoder` (see `capvl.models.text_decoder.TextDecoder`) and `dtype`.
       image_kv: `model.decoder.image_kv(encoded)` of B images.
       length: most tokens to write, a prompt included; at most the decoder's positions.
       eos: id of the end-of-sentence token; what follows it is 0.
+      decoding: how.
       prompt_BP: int32 tokens that each text begins with; 0 behind a prompt that is shorter than others.
-      key: of the samples; None for greedy decoding or beam search.
-      temperature: of the samples.
-      top_k: sample from the k likeliest tokens only; 0 for all.
-      beams: texts that are kept at a time; 1 for none but the best.
-      length_penalty: exponent of a text's length that its log-probability is divided by (beam search only).
+      key: of the samples.
+      names: what is written is one of these.
+      samples: texts of each image, independent samples; the results then have B * samples rows.
 
     Returns:
       tokens (B, length) int32 without the prompt, and the summed log-probability (B,) float32 of what was written.
     """
-    batch = image_kv[0].shape[1]
+    rows = image_rows(image_kv) * samples
     if prompt_BP is None:
-        prompt_BP = jnp.zeros((batch, 0), jnp.int32)
+        prompt_BP = jnp.zeros((rows, 0), jnp.int32)
+    elif samples > 1:
+        prompt_BP = jnp.repeat(prompt_BP, samples, axis=0)
     forced_BL = jnp.pad(prompt_BP, ((0, 0), (0, length - prompt_BP.shape[1])))
-    if beams > 1:
-        tokens_BL, logp_B = _beams(model, image_kv, forced_BL, eos, beams, length_penalty)
+    if decoding.beams > 1:
+        found = search(model, image_kv, forced_BL, eos, decoding, names=names)
+        tokens_BL, logp_B = found.tokens[:, 0], found.logp[:, 0]
     else:
-        tokens_BL, logp_B = _one_by_one(model, image_kv, forced_BL, eos, key, temperature, top_k)
-    # What was written moves to the front of its row.
-    start_B1 = (prompt_BP != 0).sum(axis=1)[:, None]
-    index_BL = jnp.arange(length)[None] + start_B1
+        tokens_BL, logp_B = _one_by_one(model, image_kv, forced_BL, eos, decoding, key, names)
+    return without_prompt(tokens_BL, prompt_BP), logp_B
+
+
+def image_rows(image_kv) -> int:
+    """How many images a decoder's keys and values are of."""
+    return jax.tree.leaves(image_kv)[0].shape[1]
+
+
+def without_prompt(tokens_BL, prompt_BP) -> jax.Array:
+    """What was written moves to the front of its row."""
+    length = tokens_BL.shape[1]
+    index_BL = jnp.arange(length)[None] + (prompt_BP != 0).sum(axis=1)[:, None]
     written_BL = jnp.take_along_axis(tokens_BL, jnp.minimum(index_BL, length - 1), axis=1)
-    return jnp.where(index_BL < length, written_BL, 0), logp_B
+    return jnp.where(index_BL < length, written_BL, 0)
 
 
-def _one_by_one(model, image_kv, forced_BL, eos, key, temperature, top_k):
-    decoder = model.decoder
+def search(model, image_kv, forced_BL, eos: int, decoding: Decoding, *, names=None, most: int = 0) -> Texts:
+    """The best texts of each image by beam search; arguments as in `generate` and `capvl.decoding.beam.beam_search`."""
+    rows = forced_BL.shape[0] * decoding.beams
+    step, cache = _stepper(model, image_kv, jnp.repeat(forced_BL, decoding.beams, axis=0), decoding, names)
+    rule = RULES[decoding.rule](decoding.length_penalty)
+    start = model.decoder.start
+    cache = cache(rows)
+
+    def log_probs(token_R, cache, index, tokens_RL):
+        _, logp_RV, cache = step(token_R, cache, index, tokens_RL)
+        return logp_RV, cache
+
+    return beam_search(
+        log_probs, cache, forced_BL, eos, beams=decoding.beams, rule=rule, batch_axis=1, start=start, most=most
+    )
+
+
+def _stepper(model, image_kv, forced_RL, decoding: Decoding, names: Names | None):
+    """(step, a function rows -> cache). A step gives the logits to choose from and the log-probabilities (R, V).
+
+    Log-probabilities are the model's own, LOW where a token must not be written.
+    """
+    decoder, dtype = model.decoder, model.dtype
+    length = forced_RL.shape[1]
+
+    def step(token_R, cache, index, tokens_RL):
+        logits_RV, kept = decoder.step(token_R, image_kv, cache[0], index, dtype=dtype)
+        vocab = logits_RV.shape[1]
+        was_written = (index > 0) & (forced_RL[:, jnp.maximum(index - 1, 0)] == 0)
+        if decoding.repetition_penalty != 1:
+            logits_RV = _penalise(logits_RV, tokens_RL, decoding.repetition_penalty)
+        banned = jnp.arange(vocab)[None] == 0  # Padding is never written.
+        if decoding.no_repeat:
+            banned = banned | ((jnp.arange(vocab)[None] == token_R[:, None]) & was_written[:, None])
+        logits_RV = jnp.where(banned, LOW, logits_RV)
+        logp_RV = jax.nn.log_softmax(logits_RV)
+        node = cache[1]
+        if names is not None:
+            node = jnp.where(was_written, names.advance(node[0], token_R), node[0])[None]
+            allowed = names.mask(node[0], vocab)
+            logits_RV, logp_RV = (jnp.where(allowed, x, LOW) for x in (logits_RV, logp_RV))
+        return logits_RV, logp_RV, (kept, node)
+
+    def cache(rows: int) -> Any:
+        return decoder.init_cache(rows, length, dtype), None if names is None else names.begin(rows)
+
+    return step, cache
+
+
+def _penalise(logits_RV, tokens_RL, penalty: float) -> jax.Array:
+    rows = jnp.arange(len(logits_RV))[:, None]
+    written = jnp.zeros(logits_RV.shape, bool).at[rows, tokens_RL].set(True).at[:, 0].set(False)
+    return jnp.where(written, jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty), logits_RV)
+
+
+def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key, names):
     batch, length = forced_BL.shape
+    step, cache = _stepper(model, image_kv, forced_BL, decoding, names)
 
     def body(carry):
         index, tokens_BL, last_B, done_B, logp_B, cache = carry
-        logits_BV, cache = decoder.step(last_B, image_kv, cache, index, dtype=model.dtype)
-        logits_BV = _without_padding(logits_BV)
-        if key is None:
+        logits_BV, log_probs, cache = step(last_B, cache, index, tokens_BL)
+        if not decoding.temperature:
             next_B = jnp.argmax(logits_BV, axis=-1)
         else:
-            scaled = logits_BV / temperature
-            if top_k:
-                floor = jax.lax.top_k(scaled, top_k)[0][:, -1:]
-                scaled = jnp.where(scaled < floor, -jnp.inf, scaled)
+            scaled = _likeliest(logits_BV / decoding.temperature, decoding.top_k, decoding.top_p)
             next_B = jax.random.categorical(jax.random.fold_in(key, index), scaled)
         given_B = forced_BL[:, index]
         next_B = jnp.where(given_B != 0, given_B, jnp.where(done_B, 0, next_B.astype(jnp.int32)))
-        log_probs = jax.nn.log_softmax(logits_BV)
         chosen = jnp.take_along_axis(log_probs, jnp.maximum(next_B, 1)[:, None], axis=1)[:, 0]
         logp_B = logp_B + jnp.where(done_B | (given_B != 0), 0.0, chosen)
         tokens_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, next_B[:, None], index, axis=1)
@@ -82,28 +193,23 @@ def _one_by_one(model, image_kv, forced_BL, eos, key, temperature, top_k):
     start = (
         jnp.zeros((), jnp.int32),
         jnp.zeros((batch, length), jnp.int32),
-        jnp.zeros((batch,), jnp.int32),
+        jnp.full((batch,), model.decoder.start, jnp.int32),
         jnp.zeros((batch,), bool),
         jnp.zeros((batch,), jnp.float32),
-        decoder.init_cache(batch, length, model.dtype),
+        cache(batch),
     )
     _, tokens_BL, _, _, logp_B, _ = jax.lax.while_loop(unfinished, body, start)
     return tokens_BL, logp_B
 
 
-def _beams(model, image_kv, forced_BL, eos, beams, length_penalty):
-    decoder = model.decoder
-    batch, length = forced_BL.shape
-    kv = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), image_kv)
-
-    def step(token_R, cache, index):
-        logits_RV, cache = decoder.step(token_R, kv, cache, index, dtype=model.dtype)
-        return _without_padding(logits_RV), cache
-
-    cache = decoder.init_cache(batch * beams, length, model.dtype)
-    return beam_search(step, cache, forced_BL, eos, beams=beams, length_penalty=length_penalty, batch_axis=1)
-
-
-def _without_padding(logits_BV):
-    """Padding is never written."""
-    return jnp.where(jnp.arange(logits_BV.shape[1])[None] == 0, -jnp.inf, logits_BV)
+def _likeliest(logits_BV, top_k: int, top_p: float) -> jax.Array:
+    """Logits, -inf but for the k likeliest tokens, and for the likeliest whose probabilities reach p."""
+    if top_k:
+        floor = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < floor, -jnp.inf, logits_BV)
+    if top_p < 1:
+        ordered = -jnp.sort(-logits_BV, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        floor = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < floor, -jnp.inf, logits_BV)
+    return logits_BV

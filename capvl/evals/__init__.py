@@ -2,7 +2,7 @@
 
 An evaluator is a frozen dataclass of its options (`config.evals.NAME`) with one method,
 `setup(context)`, which opens its data and compiles its functions and returns
-`evaluate(params) -> iterator of (name, value)`. A value is a float, or `Samples` for the report.
+`evaluate(params) -> iterator of (name, value)`. A value is a float, or `Samples` or `Confusion` for the report.
 """
 
 import dataclasses
@@ -32,12 +32,13 @@ EVALUATORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator may know of a run: the recipe, the mesh, and the model's blueprint."""
+    """What an evaluator may know of a run: recipe, mesh, the model's blueprint, and the folder for files of results."""
 
     recipe: Any
     mesh: jax.sharding.Mesh
     blueprint: Any
     batch: int
+    folder: Any
 
     def path(self, text: str) -> str:
         """A file's path, with {data_dir} for where prepared data sets are."""
@@ -64,6 +65,21 @@ class Samples:
     references: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """What was written for what would have been right, for the report.
+
+    Attributes:
+      title: what it is about.
+      names: right and written texts, "other" last.
+      counts: (N, N) int64: rows are what is right, columns what was written.
+    """
+
+    title: str
+    names: list[str]
+    counts: np.ndarray
+
+
 ABILITIES = {
     "an image tower": lambda options: hasattr(options, "encoder"),
     "a text tower": lambda options: hasattr(options, "text_pool"),
@@ -84,14 +100,16 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 def run(evaluators: dict, params: dict, workdir, step: int) -> dict[str, float]:
-    """Numbers by name of evaluators that are set up; samples go to workdir/samples."""
+    """Numbers by name of evaluators that are set up; what is there to be looked at goes to workdir/samples."""
     from capvl import report
 
-    rows = {}
+    rows, shown = {}, {}
     for name, evaluator in evaluators.items():
         for key, value in evaluator(params):
-            if isinstance(value, Samples):
-                report.save_samples(workdir, step, value)
+            if isinstance(value, Samples | Confusion):
+                shown.setdefault(name, []).append(value)
             else:
                 rows[f"{name}/{key}"] = value
+    if shown:
+        report.save_shown(workdir, step, shown)
     return rows

@@ -1,67 +1,92 @@
-"""Answers that the model writes to questions about images, and class names that it writes."""
+"""Answers that the model writes to questions about images or clips, and class names that it writes."""
 
+import collections
 import dataclasses
-import string
+from typing import NamedTuple
 
 import numpy as np
 
 from capvl.data import sources
 from capvl.data.randomness import Uniforms
+from capvl.data.tasks import FEATURES, questions
+from capvl.decoding.generate import Decoding
+from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
-from capvl.evals import Context
+from capvl.evals import Confusion, Context, answer_metrics, submissions
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform, over_rows
+from capvl.evals.names import class_names, read_lines
+from capvl.terminal import say
+
+SHOWN = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Yields `exact`: the share of answers equal to one of the given ones; `soft`: min(matches / 3, 1), VQA's
-    accuracy where ten people answered (arXiv 1505.00468, section 4), where there are several; `blind`: `exact` with
-    a grey image; and `exact/KIND` for questions with a kind. Case and punctuation don't count.
+    """Yields each of `metrics`: the mean over questions with answers; METRIC/KIND for questions with a kind, beside
+    METRIC/blind and METRIC/blind/KIND: the same with grey images; METRIC/prior and METRIC/prior/KIND: the same for the
+    answer that is commonest in training for these words of a question; and a `Confusion` of every kind.
 
     Attributes:
-      name, split: data set with `questions`; for task "classify", with labels that have names.
+      name, split: data set with `questions`; for task "classify", with class names.
       task: "answer" or "classify".
       limit: questions or images; 0 for all.
-      beams, length_penalty: as in `capvl.evals.captions.Captions`.
+      metrics: of `capvl.evals.answer_metrics.METRICS`; the first one is that of `blind` and `prior`.
+      prior: split of the same data set that the commonest answers are counted on; "" for none.
+      vocabulary: what may be written: "" for anything, "classes" for the data set's class names, or a file of texts.
+      submission: format of a file of results (`capvl.evals.submissions.FORMATS`); "" for none.
+      beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
     """
 
     name: str = ""
     split: str = "val"
     task: str = "answer"
     limit: int = 0
+    metrics: tuple[str, ...] = ("exact",)
+    prior: str = ""
+    vocabulary: str = ""
+    submission: str = ""
     beams: int = 1
     length_penalty: float = 1.0
+    rule: str = "hugging_face"
 
     def __post_init__(self):
-        known = ("answer", "classify")
-        if self.task not in known:
-            raise UserError(f"answers: the task {self.task!r} is unknown." + nearest(self.task, known))
+        for what, known in ((self.task, ("answer", "classify")), *((m, answer_metrics.METRICS) for m in self.metrics)):
+            if what not in known:
+                raise UserError(f"answers: {what!r} is unknown." + nearest(what, known))
+        if not self.metrics:
+            raise UserError("answers.metrics should name one metric or more.")
+        if self.submission:
+            submissions.check(self.submission)
+        Decoding(self.beams, self.length_penalty, self.rule)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a decoder", "answers")
-        recipe = context.recipe
-        feature = "questions" if self.task == "answer" else "class_name"
+        recipe, transform = context.recipe, image_transform(context)
+        feature = FEATURES[self.task]
         name = self.name or recipe.data.parts()[0][0]
-        source = sources.open_source(name, self.split, recipe.data.directory(), features=("image", feature))
-        tokenizer = recipe.tokenizer()
-        rows = [row for i in range(len(source)) for row in _asked(source.read(i, (feature,))[feature], i)]
-        rows = rows[: self.limit or None]
+
+        def opened(split: str, *keys: str):
+            return sources.open_source(name, split, recipe.data.directory(), features=keys)
+
+        source = opened(self.split, transform.crop.feature, feature, "key?", "image_id?")
+        rows = read_rows(source, feature, self.limit)
         if not rows:
             raise UserError(f"Data set {name!r} has no {feature} in its split {self.split!r}.")
-        prompts = [recipe.objective.prompt(recipe.model, tokenizer, self.task, row.question) for row in rows]
-        width = max(map(len, prompts))
-        prompts = np.stack([np.pad(p, (0, width - len(p))) for p in prompts]).astype(np.int32)
-        write, decode = compile_writer(context, beams=self.beams, length_penalty=self.length_penalty)
-        transform = image_transform(context)
+        prior = commonest(opened(self.prior, feature), feature) if self.prior else None
+        prompts = _prompts(recipe, self.task, rows)
+        names = self._names(context, source, recipe.tokenizer())
+        decoding = Decoding(self.beams, self.length_penalty, self.rule)
+        write, decode = compile_writer(context, decoding, names=names)
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch
             for first in range(0, len(rows), size):
                 part = rows[first : first + size]
-                images = [transform(source[r.index], Uniforms(0, 0))["image"] for r in part]
-                image = np.full_like(np.stack(images), 127) if blind else np.stack(images)
+                image = np.stack([transform(source[r.index], Uniforms(0, 0))["image"] for r in part])
+                if blind:
+                    image[..., :3] = 127
                 batch = {"image": image, "prompt": prompts[first : first + size]}
                 out = over_rows(
                     context, batch, lambda p, b: write(p, b["image"], b["prompt"]), params, f"questions of {name}"
@@ -71,51 +96,108 @@ class Answers:
 
         def evaluate(params):
             texts = written(params, blind=False)
-            matches = np.array([_matches(t, r.answers) for t, r in zip(texts, rows, strict=True)])
-            yield "exact", float((matches > 0).mean())
-            if max(len(r.answers) for r in rows) > 1:
-                yield "soft", float(np.minimum(matches / 3, 1).mean())
-            kinds = np.array([r.kind for r in rows])
-            for kind in sorted(set(kinds) - {""}):
-                yield f"exact/{kind}", float((matches[kinds == kind] > 0).mean())
-            blind = [_matches(t, r.answers) > 0 for t, r in zip(written(params, blind=True), rows, strict=True)]
-            yield "blind", float(np.mean(blind))
+            if self.submission:
+                results = [submissions.Written(r.image, r.id, t) for r, t in zip(rows, texts, strict=True)]
+                submissions.write(context.folder, f"{name}_{self.split}", self.submission, results)
+            known = [i for i, row in enumerate(rows) if row.answers]
+            if not known:
+                return
+            for metric in self.metrics:
+                yield from means(metric, metric, rows, texts, known)
+            first = self.metrics[0]
+            yield from means(first, f"{first}/blind", rows, written(params, blind=True), known)
+            if prior is not None:
+                yield from means(first, f"{first}/prior", rows, [prior(row) for row in rows], known)
+            for kind in sorted({rows[i].kind for i in known}):
+                own = [i for i in known if rows[i].kind == kind]
+                pairs = [(rows[i].answers[0], texts[i]) for i in own]
+                yield "confusion", confusion(kind or self.task, pairs)
 
         return evaluate
 
+    def _names(self, context: Context, source, tokenizer) -> Names | None:
+        if not self.vocabulary:
+            return None
+        if self.vocabulary != "classes":
+            return Names.of(read_lines(context.path(self.vocabulary), "answers"), tokenizer)
+        name = self.name or context.recipe.data.parts()[0][0]
+        labels = sources.labels(name, self.split, context.recipe.data.directory())
+        names = source.label_names() or class_names("", source, labels)
+        return Names.of(names, tokenizer)
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
+
+class Row(NamedTuple):
+    """One question: the record's number, the image's name, the question's id, words and kind, and what people said."""
+
     index: int
+    image: str
+    id: str
     question: str
-    answers: tuple[str, ...]
     kind: str
+    answers: tuple[str, ...]
 
 
-def _asked(value, index: int) -> list[_Row]:
-    """Questions of one record: a dict of lists (tfds' sequences), or a class name."""
-    if not isinstance(value, dict):
-        return [_Row(index, "", (sources.as_text(value),), "")] if len(value) else []
-    answers = value.get("answers", value.get("answer"))
-    kinds = value.get("kind", [""] * len(value["question"]))
-    rows = []
-    for question, answer, kind in zip(value["question"], answers, kinds, strict=True):
-        many = (
-            tuple(map(sources.as_text, answer))
-            if isinstance(answer, list | tuple | np.ndarray)
-            else (sources.as_text(answer),)
-        )
-        rows.append(_Row(index, sources.as_text(question), many, sources.as_text(kind)))
+def read_rows(source, feature: str, limit: int = 0) -> list[Row]:
+    """All questions (or class names) of a source, at most `limit` where it isn't 0."""
+    rows: list[Row] = []
+    for i in range(len(source)):
+        record = source.read(i, (feature, "key?", "image_id?"))
+        image = sources.as_text(record.get("image_id", "") or record.get("key", "") or i)
+        if feature == "questions":
+            rows += [Row(i, image, q.id, q.question, q.kind, q.answers) for q in questions(record[feature])]
+        elif len(record[feature]):
+            rows.append(Row(i, image, "", "", "", (sources.as_text(record[feature]),)))
+        if limit and len(rows) >= limit:
+            return rows[:limit]
     return rows
 
 
-_DROPPED = str.maketrans("", "", string.punctuation)
+def _prompts(recipe, task: str, rows: list[Row]) -> np.ndarray:
+    """Tokens (N, P) of the prompts; says how many questions are too long for the model."""
+    tokenizer, cut, prompts = recipe.tokenizer(), 0, []
+    for row in rows:
+        tokens = recipe.objective.prompt(recipe.model, tokenizer, task, row.question)
+        whole = tokenizer(row.question, 4096) if row.question else tokens
+        words = int(((whole != 0) & (whole != tokenizer.eos)).sum())
+        cut += words > len(tokens)
+        prompts.append(tokens)
+    if cut:
+        say(f"{cut} of {len(rows)} questions are longer than the model's prompts and were cut at their end.")
+    width = max(map(len, prompts))
+    return np.stack([np.pad(p, (0, width - len(p))) for p in prompts]).astype(np.int32)
 
 
-def normalize(text: str) -> str:
-    """Lower case, without punctuation, single spaces."""
-    return " ".join(text.lower().translate(_DROPPED).split())
+def means(metric: str, name: str, rows: list[Row], texts: list[str], known: list[int]):
+    """(name, mean) of a metric over the questions whose answers are known, and (name/KIND, mean)."""
+    score = answer_metrics.METRICS[metric]
+    values = {i: score(texts[i], rows[i].answers) for i in known}
+    yield name, float(np.mean(list(values.values())))
+    for kind in sorted({rows[i].kind for i in known} - {""}):
+        yield f"{name}/{kind}", float(np.mean([v for i, v in values.items() if rows[i].kind == kind]))
 
 
-def _matches(text: str, answers: tuple[str, ...]) -> int:
-    return sum(normalize(text) == normalize(answer) for answer in answers)
+def commonest(source, feature: str):
+    """A function from a `Row` to the commonest answer to its words, else to its kind, else of all: what can be known
+    without looking."""
+    counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
+    for row in read_rows(source, feature):
+        for key in (("question", row.question), ("kind", row.kind), ("", "")):
+            counts[key].update(row.answers)
+
+    def answer(row: Row) -> str:
+        keys = (("question", row.question), ("kind", row.kind), ("", ""))
+        return next(counts[key].most_common(1)[0][0] for key in keys if key in counts)
+
+    return answer
+
+
+def confusion(title: str, pairs: list[tuple[str, str]]) -> Confusion:
+    """Counts of (right, written) texts; rarer ones than the SHOWN commonest right ones are "other"."""
+    pairs = [(answer_metrics.normalize(a), answer_metrics.normalize(b)) for a, b in pairs]
+    common = collections.Counter(right for right, _ in pairs).most_common(SHOWN)
+    names = [*sorted(name for name, _ in common), "other"]
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for right, text in pairs:
+        counts[place.get(right, -1), place.get(text, -1)] += 1
+    return Confusion(title, names, counts)

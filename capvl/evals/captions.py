@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.data import loader, sources
-from capvl.decoding.generate import generate
+from capvl.decoding.generate import GREEDY, Decoding, generate
+from capvl.decoding.names import Names
 from capvl.errors import UserError
 from capvl.evals import Context, Samples, caption_metrics, to_host
 from capvl.evals.encode import image_transform
@@ -25,10 +26,7 @@ class Captions:
       name, split: data set; "" for the training set's.
       count: images; 0 for all.
       shown: how many of them are in the report.
-      temperature: 0 for greedy decoding or beam search, else of the samples.
-      top_k: sample from the k likeliest tokens; 0 for all.
-      beams: of a beam search; 1 for none.
-      length_penalty: of the beam search: exponent of the length that a log-probability is divided by.
+      temperature, top_k, top_p, beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
       metrics: of "bleu", "meteor", "rouge", "cider" and "spice".
     """
 
@@ -38,35 +36,29 @@ class Captions:
     shown: int = 24
     temperature: float = 0.0
     top_k: int = 0
+    top_p: float = 1.0
     beams: int = 1
     length_penalty: float = 1.0
+    rule: str = "hugging_face"
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if min(self.count, self.shown, self.temperature, self.top_k) < 0 or self.beams < 1:
-            raise UserError(
-                "captions: count, shown, temperature and top_k must not be negative, beams must be at least 1."
-            )
-        if self.beams > 1 and self.temperature:
-            raise UserError("captions: beams and temperature exclude each other.")
+        if min(self.count, self.shown) < 0:
+            raise UserError("captions: count and shown must not be negative.")
+        self.decoding()
+
+    def decoding(self) -> Decoding:
+        """How captions are written."""
+        return Decoding(self.beams, self.length_penalty, self.rule, self.temperature, self.top_k, self.top_p)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a decoder", "captions")
         caption_metrics.check(self.metrics)
-        if self.beams > context.recipe.model.vocab - 1:
-            raise UserError(f"captions: {self.beams} beams are more than the {context.recipe.model.vocab - 1} words.")
         source = opened_pairs(context, self.name, self.split, ("image", "text"))
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
-        write, decode = compile_writer(
-            context,
-            "caption",
-            temperature=self.temperature,
-            top_k=self.top_k,
-            beams=self.beams,
-            length_penalty=self.length_penalty,
-        )
+        write, decode = compile_writer(context, self.decoding(), "caption")
 
         def evaluate(params):
             images, written, references = [], [], []
@@ -98,26 +90,30 @@ def captions_of(source, index: int) -> list[str]:
     return [sources.as_text(t) for t in source.read(int(index), ("text",))["text"]]
 
 
-def compile_writer(context: Context, task: str = "", **decoding):
+def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = "", names: Names | None = None):
     """(jitted (params, uint8 images[, prompts (B, P)]) -> tokens (B, L), a function from tokens to text).
 
     Args:
       context: of the run.
+      decoding: how.
       task: that the objective's `prompt` knows; "" where prompts are given with the images.
-      decoding: temperature (0: none), top_k, beams and length_penalty of `capvl.decoding.generate`.
+      names: what is written is one of these.
+
+    Raises:
+      UserError: more beams than words.
     """
     recipe = context.recipe
+    decoding.check(recipe.model.vocab)
     tokenizer = recipe.tokenizer()
     prompt = recipe.objective.prompt(recipe.model, tokenizer, task) if task else None
-    temperature = decoding.pop("temperature", 0.0)
-    if temperature:
-        decoding |= {"key": jax.random.key(recipe.seed), "temperature": temperature}
 
     def write(params, image, prompt_BP=None):
         model = context.blueprint.bind(params)
         kv = model.decoder.image_kv(model.encode(unit_range(image)))
         if prompt_BP is None:
             prompt_BP = jnp.broadcast_to(jnp.asarray(prompt)[None], (len(image), len(prompt)))
-        return generate(model, kv, recipe.model.length, tokenizer.eos, prompt_BP=prompt_BP, **decoding)[0]
+        key = jax.random.key(recipe.seed)
+        length, eos = recipe.model.length, tokenizer.eos
+        return generate(model, kv, length, eos, decoding, prompt_BP=prompt_BP, key=key, names=names)[0]
 
     return jax.jit(write), tokenizer.decode

@@ -7,6 +7,7 @@ is the paper's comparison (section 4.6): blocks with cross-attention to the proj
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,7 +27,10 @@ from capvl.nn.stack import layer_of, part_of, scan, scan_outputs, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
-SMALL = weights.normal(0.02)
+
+def small(width: int):
+    """Gaussian weights of BERT's standard deviation, 0.02 at a width of 768; narrower decoders have larger ones."""
+    return weights.normal(0.02 * math.sqrt(768 / width))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +118,9 @@ class ImageKeys(NamedTuple):
     values: jax.Array
     seen: jax.Array
 
-    def of(self, layer_keys, layer_values) -> tuple:
-        """A part for `attend_jointly`, of one layer."""
-        return layer_keys, layer_values, self.seen[0][:, None, None]
+    def mask(self, rows: int) -> jax.Array:
+        """Which image tokens each of `rows` texts sees, (rows, 1, 1, N); consecutive texts share an image."""
+        return jnp.repeat(self.seen[0], rows // self.seen.shape[1], axis=0)[:, None, None]
 
 
 class GitBlock(nnx.Module):
@@ -124,13 +128,13 @@ class GitBlock(nnx.Module):
 
     def __init__(self, size: Size, options: GitOptions, rngs: nnx.Rngs):
         self.post, self.dropout = options.norm == "post", options.dropout
-        eps = dict(eps=options.text_eps, rngs=rngs)
-        self.attn = SelfAttention(size.width, size.heads, init=SMALL, rngs=rngs)
+        eps, init = dict(eps=options.text_eps, rngs=rngs), small(size.width)
+        self.attn = SelfAttention(size.width, size.heads, init=init, rngs=rngs)
         self.norm1 = LayerNorm(size.width, **eps)
         crosses = options.fusion == "cross"
-        self.cross_attn = CrossAttention(size.width, size.heads, init=SMALL, rngs=rngs) if crosses else None
+        self.cross_attn = CrossAttention(size.width, size.heads, init=init, rngs=rngs) if crosses else None
         self.cross_norm = LayerNorm(size.width, **eps) if crosses else None
-        self.mlp = Mlp(size.width, size.mlp, activation=options.text_activation, init=SMALL, rngs=rngs)
+        self.mlp = Mlp(size.width, size.mlp, activation=options.text_activation, init=init, rngs=rngs)
         self.norm2 = LayerNorm(size.width, **eps)
 
     def _residual(self, norm, x, function, key) -> jax.Array:
@@ -210,15 +214,16 @@ class GitDecoder(nnx.Module):
         self.heads, self.head_width = size.heads, size.width // size.heads
         self.crosses, self.dropout = options.fusion == "cross", options.dropout
         self.remat, self.unroll = options.remat, options.unroll
-        self.visual = Dense((width, size.width), ("embed", None), SMALL, bias=(size.width,), rngs=rngs)
+        init = small(size.width)
+        self.visual = Dense((width, size.width), ("embed", None), init, bias=(size.width,), rngs=rngs)
         self.visual_norm = LayerNorm(size.width, eps=1e-5, rngs=rngs) if options.projection_norm else None
-        self.tokens = weight(rngs, (options.vocab, size.width), ("vocab", "embed"), SMALL)
-        self.positions = weight(rngs, (options.text_positions, size.width), (None, "embed"), SMALL)
+        self.tokens = weight(rngs, (options.vocab, size.width), ("vocab", "embed"), init)
+        self.positions = weight(rngs, (options.text_positions, size.width), (None, "embed"), init)
         self.embedding_norm = LayerNorm(size.width, eps=options.embedding_eps, rngs=rngs)
         self.blocks = stack(lambda r: GitBlock(size, options, r), size.depth, rngs)
         if self.crosses:
             shape = (size.depth, size.width, 2, size.heads, self.head_width)
-            self.cross_kv = weight(rngs, shape, ("layers", "embed", None, "heads", None), SMALL)
+            self.cross_kv = weight(rngs, shape, ("layers", "embed", None, "heads", None), init)
         self.norm = LayerNorm(size.width, eps=options.text_eps, rngs=rngs) if options.norm == "pre" else None
         self.bias = weight(rngs, (options.vocab,), ("vocab",), weights.zeros)
 
@@ -273,7 +278,7 @@ class GitDecoder(nnx.Module):
 
         Args:
           inputs_BL: int32 ids that the decoder reads.
-          image_kv: what `image_kv` returned, for B images.
+          image_kv: what `image_kv` returned, for B images, or fewer: consecutive rows then share one.
           mask: boolean among the text, broadcastable to (B, H, L, L); None for all.
           causal: whether position l sees positions 0..l only.
           places_L: the text position of each input, where it isn't 0, 1, 2, …
@@ -285,9 +290,10 @@ class GitDecoder(nnx.Module):
         own, first = (None, None) if key is None else jax.random.split(key)
         y = drop(self.embed(inputs_BL, places_L).astype(dtype), self.dropout, first)
         keys = None if own is None else jax.random.split(own, self.depth)
+        seen = image_kv.mask(len(inputs_BL))
 
         def body(block, y, xs):
-            return block.text(y, image_kv.of(*xs[:2]), mask, xs[2])
+            return block.text(y, (*xs[:2], seen), mask, xs[2])
 
         y = constrain(y, "batch", None, None)
         y = scan(self.blocks, body, y, (*image_kv[:2], keys), remat=self.remat, unroll=self.unroll)
@@ -314,7 +320,7 @@ class GitDecoder(nnx.Module):
         """Logits (R, V) after reading one token at position `index`, and the updated cache; R is a multiple of B."""
         place_1 = jnp.asarray(index)[None]
         y = self.embed(token_R[:, None], place_1).astype(dtype)
-        seen = jnp.repeat(image_kv.seen[0], len(token_R) // image_kv.seen.shape[1], axis=0)[:, None, None]
+        seen = image_kv.mask(len(token_R))
 
         def layer(block, y, xs):
             keys, values, block_cache = xs

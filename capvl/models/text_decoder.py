@@ -149,7 +149,8 @@ class TextDecoder(nnx.Module):
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     def step(self, token_B, image_kv, cache, index, *, dtype=jnp.float32):
-        """Logits (B, V) after reading one token at position `index`, and the updated cache."""
+        """Logits (B, V) after reading one token at position `index`, and the updated cache; B may be a multiple of the
+        images, each of which consecutive rows then share."""
         position_1D = jax.lax.dynamic_slice_in_dim(self.positions[...], index, 1)
         y = (self.tokens[...][token_B][:, None] + position_1D[None]).astype(dtype)
         graphdef, params = nnx.split(self.blocks)

@@ -167,5 +167,8 @@ class CrossAttention(nnx.Module):
         self.out = output_projection(width, heads, bias=bias, init=init, rngs=rngs)
 
     def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
+        """Keys and values may have B / g rows: each is seen by g consecutive rows."""
         q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")
+        if len(k_BNHK) < len(x_BTD):
+            return self.out(attend_jointly(q_BTHK, [(k_BNHK, v_BNHK, None)]))
         return self.out(attend(q_BTHK, k_BNHK, v_BNHK))

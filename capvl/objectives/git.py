@@ -38,6 +38,7 @@ class Git:
       mask_ratio, mask_id: masked only: share of the tokens that are hidden, and the id that hides them.
       smoothing: label smoothing.
       sides: image sides that batches go through in turn; () for model.res alone.
+      texts: 0 for one text of an image; else so many, which share the image's encoding.
       locked: the encoder is not trained.
       blind: images are made grey: what the texts alone teach.
       chunk: tokens whose logits a device holds at a time.
@@ -50,6 +51,7 @@ class Git:
     mask_id: int = 103
     smoothing: float = 0.1
     sides: tuple[int, ...] = ()
+    texts: int = 0
     locked: bool = False
     blind: bool = False
     chunk: int = 1024
@@ -64,6 +66,8 @@ class Git:
             raise UserError("objective.tasks should name one task or more, each once.")
         if self.kind not in ("causal", "masked"):
             raise UserError(f"objective.kind={self.kind!r} is unknown." + nearest(self.kind, ("causal", "masked")))
+        if self.texts < 0:
+            raise UserError(f"objective.texts must not be negative, not {self.texts}.")
         if not 0 <= self.smoothing < 1 or not 0 < self.mask_ratio <= 1 or self.chunk < 1:
             raise UserError(
                 "objective.smoothing must be in [0, 1), mask_ratio above 0 and at most 1, chunk at least 1."
@@ -97,20 +101,24 @@ class Git:
         tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
         crop = Crop.of_model(data, model_options, train=train)
         prompts, length = self._prompts(model_options, tokenizer), model_options.length
-        made = TaskText(crop, self.tasks, prompts, tokenizer, length, data.flip and train)
+        made = TaskText(crop, self.tasks, prompts, tokenizer, length, data.flip and train, self.texts)
         return BySides(made, self.sides) if self.sides and train else made
 
     def _prompts(self, model_options: GitOptions, tokenizer) -> TextPrompts:
         return TextPrompts(tokenizer, model_options.length, dict(self.prompts))
 
     def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, …) (see `GitOptions.image_shape`), text int32 (B, L), prompt int32 (B,): how many of its
-        tokens aren't predicted; flip, seen (has an image) and cut (its prompt was too long), bool (B,)."""
-        flags = {name: jax.ShapeDtypeStruct((batch,), jnp.bool_) for name in ("flip", "seen", "cut")}
-        return flags | {
+        """image uint8 (B, …) (see `GitOptions.image_shape`), flip and seen (has an image) bool (B,); text int32 (B, L),
+        or (B, T, L) with `texts`, prompt int32: how many of its tokens aren't predicted, and cut bool: its prompt was
+        too long."""
+        several = (batch, self.texts) if self.texts else (batch,)
+        return {
             "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
-            "text": jax.ShapeDtypeStruct((batch, model_options.length), jnp.int32),
-            "prompt": jax.ShapeDtypeStruct((batch,), jnp.int32),
+            "flip": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+            "seen": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+            "text": jax.ShapeDtypeStruct((*several, model_options.length), jnp.int32),
+            "prompt": jax.ShapeDtypeStruct(several, jnp.int32),
+            "cut": jax.ShapeDtypeStruct(several, jnp.bool_),
         }
 
     def prompt(self, model_options: GitOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
@@ -121,20 +129,21 @@ class Git:
         return self._prompts(model_options, tokenizer)(task, text)[0]
 
     def prepare(self, batch, *, train: bool):
-        """Images to [-1, 1] and flipped where asked, and the loss weight of each token of the targets."""
+        """Images to [-1, 1] and flipped where asked; texts row by row (B T, L), and the loss weight of each token."""
         text, image = batch["text"], unit_range(batch["image"], batch.get("flip") if train else None)
         if self.blind:
             image = jnp.zeros_like(image) if image.shape[-1] == 3 else image.at[..., :3].set(0.0)
-        learned = (text != 0) & (jnp.arange(text.shape[1])[None] >= batch["prompt"][:, None])
+        length = text.shape[-1]
+        text, prompt = text.reshape(-1, length), batch["prompt"].reshape(-1)
+        learned = (text != 0) & (jnp.arange(length)[None] >= prompt[:, None])
         if "mask" in batch:
-            learned = learned & batch["mask"][:, None]
-        everything = jnp.ones(len(text), bool)
+            learned = learned & jnp.repeat(batch["mask"], len(text) // len(image))[:, None]
         return {
             "image": image,
             "text": text,
             "weights": learned.astype(jnp.float32),
-            "seen": batch.get("seen", everything),
-            "cut": batch.get("cut", ~everything),
+            "seen": batch.get("seen", jnp.ones(len(image), bool)),
+            "cut": batch.get("cut", jnp.zeros(len(image), bool)),
         }
 
     def loss(self, model: git.Git, batch, key):
@@ -172,7 +181,7 @@ class Git:
         """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""
         frames = max(1, model_options.frames)
         encoder = (1 if self.locked else 3) * frames * flops.encoder(model_options)
-        return encoder + 3 * flops.git_decoder(model_options)
+        return encoder + 3 * flops.git_decoder(model_options, max(1, self.texts))
 
 
 def smoothed_entropy(smoothing: float, vocab: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import TINY_MODEL, assert_close
 
-from capvl.decoding.generate import generate
+from capvl.decoding.generate import Decoding, generate
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.parameters import Blueprint
 from capvl.nn import positions
@@ -119,7 +119,9 @@ def test_sampling_is_a_function_of_the_key():
 
     @jax.jit
     def sample(key):
-        return generate(model, model.decoder.image_kv(model.encode(image)), LENGTH, 1, key=key, top_k=5)[0]
+        return generate(
+            model, model.decoder.image_kv(model.encode(image)), LENGTH, 1, Decoding(temperature=1.0, top_k=5), key=key
+        )[0]
 
     first, again, other = (np.asarray(sample(jax.random.key(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

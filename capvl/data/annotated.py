@@ -1,0 +1,207 @@
+"""Images or clips with an annotation file (`capvl.data.annotations`) -> a tfds data set in ArrayRecord files."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Sequence
+
+from etils import epath
+
+from capvl import storage
+from capvl.data import annotations, shards, video
+from capvl.data.annotations import Item
+from capvl.data.decode import BadImageError, image_size
+from capvl.data.publish import VERSION, Shard, publish
+from capvl.data.tsv import Tsv
+from capvl.errors import UserError, nearest
+
+EACH = 1000
+
+
+def features(frames: int, classes: Sequence[str]):
+    """The schema: image or frames, captions, questions (`answers` is a JSON list), and the class."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg" if frames else None)
+    asked = {name: text() for name in ("id", "question", "answers", "kind")}
+    label = {"label": tfds.features.ClassLabel(names=list(classes))} if classes else {}
+    return tfds.features.FeaturesDict(
+        {
+            "image_id": text(),
+            **({"frames": tfds.features.Sequence(image)} if frames else {"image": image}),
+            "text": tfds.features.Sequence(text()),
+            "questions": tfds.features.Sequence(asked),
+            **label,
+        }
+    )
+
+
+def prepare(
+    name: str, format: str, splits: dict[str, list[str]], files: str, data_dir: str, frames: int = 0, workers: int = 0
+) -> epath.Path:
+    """Prepares a data set from annotation files.
+
+    Args:
+      name: of the data set to make.
+      format: a key of `capvl.data.annotations.FORMATS`.
+      splits: split -> its annotation files; "all" for files that say which split is whose.
+      files: folder of the images or videos; "" where the annotations name whole paths.
+      data_dir: where prepared data sets are.
+      frames: of clips, so many are kept; 0 for images.
+      workers: processes; 0 for one a core.
+
+    Returns:
+      The data set's folder; it holds `report.json`.
+
+    Raises:
+      UserError: bad annotations, none of the images, or a data set of that name.
+    """
+    if format not in annotations.FORMATS:
+        raise UserError(f"The format {format!r} is unknown." + nearest(format, annotations.FORMATS))
+    if not splits:
+        raise UserError("Say which annotation files: --train=…, --val=…, --test=…, or --all=….")
+    if frames < 0:
+        raise UserError(f"--frames must not be negative, not {frames}.")
+    folder = storage.folder(data_dir) / name / VERSION
+    if folder.exists():
+        raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
+    items: dict[str, list[Item]] = {}
+    for split, paths in splits.items():
+        for own, item in annotations.read(format, paths, split):
+            items.setdefault(own, []).append(item)
+    found = Files(files)
+    classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
+    parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
+    parts.mkdir(parents=True)
+    try:
+        made, report = _write(items, found, parts, frames, classes, workers)
+        for split, rows in made.items():
+            if not any(shard.examples for shard in rows):
+                rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in report[split].items()) or "nothing"
+                raise UserError(f"Split {split!r} of {name!r} has no example; left out: {rejected}.")
+        shown = {
+            split: {
+                "examples": sum(shard.examples for shard in made[split]),
+                "rejected": {k: {"count": n, "first": first} for k, (n, first) in report[split].items()},
+            }
+            for split in made
+        }
+        text = f"{format} annotations with their images, prepared by capvl."
+        publish(folder, name, features(frames, classes), made, text, {"report.json": json.dumps(shown, indent=1)})
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return folder
+
+
+def _write(items, found: "Files", parts, frames: int, classes, workers: int):
+    """(split -> shards, split -> what was left out); parts are made in processes."""
+    jobs = [
+        (split, number, rows[first : first + EACH])
+        for split, rows in items.items()
+        for number, first in enumerate(range(0, len(rows), EACH))
+    ]
+    made: dict[str, list[Shard]] = {split: [] for split in items}
+    report = {split: shards.Rejected() for split in items}
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs) or 1), spawn) as pool:
+        calls = []
+        for split, number, rows in jobs:
+            named = [(item, found.path(item.image)) for item in rows]
+            calls.append(pool.submit(write_part, str(parts / f"{split}-{number:05d}"), named, frames, classes))
+        for (split, number, _), call in zip(jobs, calls, strict=True):
+            examples, size, rejected = call.result()
+            made[split].append(Shard(parts / f"{split}-{number:05d}", examples, size))
+            report[split].add(rejected)
+    return made, report
+
+
+def write_part(part: str, items: list[tuple[Item, str]], frames: int, classes: Sequence[str]):
+    """Writes the records of some items whose files are known ("" where they are missing).
+
+    Returns:
+      (examples, bytes, what was left out).
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    schema, rejected, count, size = features(frames, classes), shards.Rejected(), 0, 0
+    writer = ArrayRecordWriter(part, "group_size:1")
+    try:
+        for item, path in items:
+            try:
+                record = schema.serialize_example(schema.encode_example(_example(item, path, frames, classes)))
+            except (BadImageError, video.BadVideoError) as e:
+                rejected.count(_reason(e, path), item.image)
+                continue
+            writer.write(record)
+            count, size = count + 1, size + len(record)
+    finally:
+        writer.close()
+    return count, size, dict(rejected)
+
+
+def _reason(error: Exception, path: str) -> str:
+    if not path:
+        return "file missing"
+    return "too few frames" if "are needed" in str(error) else "undecodable"
+
+
+def _example(item: Item, path: str, frames: int, classes: Sequence[str]) -> dict:
+    if not path:
+        raise BadImageError(f"no file for {item.image!r}")
+    example = {
+        "image_id": item.id or pathlib.PurePosixPath(item.image).stem,
+        "text": list(item.text),
+        "questions": [q._asdict() | {"answers": json.dumps(q.answers, ensure_ascii=False)} for q in item.questions],
+    }
+    if classes:
+        example["label"] = item.class_name
+    if frames:
+        return example | {"frames": [shards.encode_jpeg(f) for f in video.read_frames(path, frames)]}
+    if "#" in path:
+        file, _, row = path.rpartition("#")
+        data = Tsv(file).image(int(row))
+    else:
+        data = pathlib.Path(path).read_bytes()
+    image_size(data)
+    return example | {"image": data}
+
+
+class Files:
+    """Paths of images and videos by the names that annotations give them."""
+
+    def __init__(self, folder: str):
+        """folder: of the files; "" for none.
+
+        Raises:
+          UserError: it does not exist.
+        """
+        self.folder = pathlib.Path(folder)
+        if folder and not self.folder.is_dir():
+            raise UserError(f"Folder {folder!r} does not exist.")
+        known = (*annotations.IMAGE_SUFFIXES, *(f".{s}" for s in video.SUFFIXES))
+        files = (p for p in self.folder.rglob("*") if p.suffix.lower() in known) if folder else ()
+        self._stems: dict[str, str] = {}
+        self._numbers: dict[int, str] = {}
+        for file in sorted(files):
+            self._stems.setdefault(file.stem, str(file))
+            if number := re.search(r"(\d+)$", file.stem):
+                self._numbers.setdefault(int(number[1]), str(file))
+
+    def path(self, name: str) -> str:
+        """Where a file is: by its name in the folder, its name without folders and suffix, or the number at its end
+        (COCO's); "" where it isn't."""
+        if "#" in name and name.rpartition("#")[0].endswith(".tsv"):
+            return name
+        for place in (self.folder / name, pathlib.Path(name)):
+            if place.is_file():
+                return str(place)
+        stem = pathlib.PurePosixPath(name).stem
+        suffix = pathlib.PurePosixPath(name).suffix.lower()
+        whole = name if suffix not in (*annotations.IMAGE_SUFFIXES, *(f".{s}" for s in video.SUFFIXES)) else stem
+        found = self._stems.get(pathlib.PurePosixPath(whole).name, "")
+        return found or (self._numbers.get(int(whole), "") if whole.isdigit() else "")

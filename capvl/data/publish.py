@@ -1,0 +1,69 @@
+"""The last step of making a data set: shards get their final names, tfds' metadata is written, the folder is shown."""
+
+from typing import NamedTuple
+
+from etils import epath
+
+from capvl import storage
+
+VERSION = "1.0.0"
+
+
+class Shard(NamedTuple):
+    """A file of ArrayRecord with so many examples and bytes of records."""
+
+    file: epath.Path
+    examples: int
+    bytes: int
+
+
+def publish(
+    folder: epath.Path,
+    name: str,
+    features,
+    splits: dict[str, list[Shard]],
+    description: str,
+    files: dict[str, str],
+) -> None:
+    """Makes a data set appear under its name, whole or not at all.
+
+    Args:
+      folder: NAME/VERSION, which isn't there yet.
+      name: of the data set.
+      features: tfds' FeaturesDict of the records.
+      splits: shards by split; empty ones are left out.
+      description: for tfds.
+      files: further files, name -> text.
+    """
+    import tensorflow_datasets as tfds
+
+    staging = folder.with_name(folder.name + ".staging")
+    staging.rmtree(missing_ok=True)
+    staging.mkdir(parents=True)
+    infos = []
+    for split, shards in splits.items():
+        own = [shard for shard in shards if shard.examples]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=staging, dataset_name=name, split=split, filetype_suffix="array_record"
+        )
+        for i, shard in enumerate(own):
+            storage.place(shard.file, template.sharded_filepath(shard_index=i, num_shards=len(own)))
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard.examples for shard in own],
+                num_bytes=sum(shard.bytes for shard in own),
+                filename_template=template,
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(staging),
+        features=features,
+        split_infos=infos,
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        description=description,
+        check_data=False,
+    )
+    for file, text in files.items():
+        storage.replace_text(staging / file, text)
+    staging.rename(folder)

@@ -1,0 +1,89 @@
+"""Files of results as the evaluation servers take them."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from capvl import storage
+from capvl.errors import UserError, nearest
+
+
+class Written(NamedTuple):
+    """What the model wrote: about which image (its id or key), for which question ("" for captions), and the text."""
+
+    image: str
+    question: str
+    text: str
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _coco(rows: Sequence[Written]) -> Any:
+    return [{"image_id": _number(r.image), "caption": r.text} for r in rows]
+
+
+def _vqa(rows: Sequence[Written]) -> Any:
+    return [{"question_id": _number(r.question), "answer": r.text} for r in rows]
+
+
+def _vizwiz(rows: Sequence[Written]) -> Any:
+    return [{"image": r.image, "answer": r.text} for r in rows]
+
+
+def _clips(rows: Sequence[Written]) -> Any:
+    return {r.image: r.text for r in rows}
+
+
+def _gqa(rows: Sequence[Written]) -> Any:
+    return [{"questionId": r.question, "prediction": r.text} for r in rows]
+
+
+FORMATS = {
+    "coco": _coco,  # COCO captions, nocaps, TextCaps, VizWiz captions.
+    "vqa": _vqa,  # VQAv2, TextVQA, ST-VQA.
+    "vizwiz": _vizwiz,
+    "gqa": _gqa,
+    "clips": _clips,  # VATEX and others: {video: caption}.
+    "tsv": None,  # GIT's own: key TAB JSON.
+}
+
+
+def check(format: str) -> None:
+    """Raises UserError where there is no such format."""
+    if format not in FORMATS:
+        raise UserError(f"The format {format!r} of a submission is unknown." + nearest(format, FORMATS))
+
+
+def write(folder, name: str, format: str, rows: Sequence[Written]) -> None:
+    """Writes folder/submissions/NAME.json (or .tsv), on the first host.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    check(format)
+    if jax.process_index():
+        return
+    suffix = "tsv" if format == "tsv" else "json"
+    text = _tsv(rows) if format == "tsv" else json.dumps(FORMATS[format](rows), ensure_ascii=False)
+    place = storage.folder(str(folder)) / "submissions"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        storage.replace_text(place / f"{pathlib.PurePosixPath(name).name}.{suffix}", text)
+    except OSError as e:
+        raise UserError(f"The submission {name!r} can't be written to {str(place)!r}: {e.strerror or e}.") from e
+
+
+def _tsv(rows: Sequence[Written]) -> str:
+    lines = []
+    for row in rows:
+        if row.question:
+            value: Any = {"answer": row.text, "question_id": _number(row.question)}
+        else:
+            value = [{"caption": row.text}]
+        lines.append(f"{row.image}\t{json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(lines)
