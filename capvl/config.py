@@ -58,7 +58,8 @@ class Recipe:
       hang_timeout: seconds without a new step after which the process ends with all stacks on stderr; 0: never.
       profile: (first step, number of steps) of a profiler trace; (0, 0) for none.
       wandb: project in Weights & Biases; "" for none.
-      init_from: parameters to begin with: a workdir or converted folder, or a big_vision .npz; "" for none.
+      init_from: parameters to begin with: a workdir or converted folder, or a big_vision .npz, or several with
+        + between them; "" for none.
       init_only: regexes of the parameters that are taken from there, the others being fresh; () for all.
       source: the recipe as plain values, for config.json.
     """

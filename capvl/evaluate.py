@@ -16,6 +16,7 @@ from capvl import config, evals, storage, terminal
 from capvl.checkpoint import Checkpointer
 from capvl.convert.folder import read_model
 from capvl.convert.load import initial_state
+from capvl.data.tasks import TASKS
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.main import config_arguments
@@ -96,12 +97,16 @@ def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
         raise UserError(f"{folder!r} is a converted model: --config=FILE.py has to say which data and evaluators.")
     weights = read_model(folder)
     values = config.load(spec).source | {"init_from": "", "init_only": []}
-    kind = {"TwoTowersOptions": "contrastive", "CaptionerOptions": "cappa"}.get(type(weights.options).__name__)
+    kinds = {"TwoTowersOptions": "contrastive", "CaptionerOptions": "cappa", "GitOptions": "git"}
+    kind = kinds.get(type(weights.options).__name__)
     if kind is None and type(weights.options).__name__ != "EncoderOptions":
         raise UserError(f"{folder!r} has no image tower to evaluate.")
     # An encoder alone is evaluated as a probe whose classifier nobody asks.
     values["objective"] = {"name": kind or "probe"}
     values["model"] = dataclasses.asdict(weights.options) | ({} if kind else {"probe_pool": "encoder"})
+    if kind == "git":
+        values["objective"]["tasks"] = list(TASKS)
+    values["data"]["interpolation"] = weights.interpolation
     if weights.tokenizer:
         values["data"]["tokenizer"] = weights.tokenizer
     for key, text in overrides:

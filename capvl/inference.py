@@ -12,6 +12,7 @@ import functools
 import io
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,19 +22,26 @@ import numpy as np
 
 from capvl.convert.folder import Weights, read_model
 from capvl.data import tokenizer as tokenizers
-from capvl.data.decode import BadImageError, crop_and_resize
+from capvl.data import video
+from capvl.data.decode import BadImageError
+from capvl.data.randomness import Uniforms
+from capvl.data.tasks import TASKS
+from capvl.data.transforms import Crop
 from capvl.decoding.generate import Decoding, generate
 from capvl.decoding.likelihood import log_likelihood_of_kv
+from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
 from capvl.evals.names import read_templates
 from capvl.evals.scoring import Scorer
 from capvl.evals.zeroshot import class_vectors
+from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.objectives.images import unit_range
 
 MOST = 64
 LARGEST_SIDE = 16_384
 Images = Any
+Texts = str | Sequence[str]
 
 
 def load(path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "") -> "LoadedModel":
@@ -69,7 +77,10 @@ class LoadedModel:
         self.options, self.name = weights.options, name
         self.blueprint = Blueprint(weights.options)
         self.params = {k: jnp.asarray(v) for k, v in weights.params.items()}
-        self._crop, self._tokenizer_path = weights.crop, weights.tokenizer
+        self._tokenizer_path, self._objective = weights.tokenizer, weights.objective
+        sizes = {name: getattr(self.options, name, 0) for name in ("max_side", "frames")}
+        kind = "aspect" if sizes["max_side"] else weights.crop
+        self._crop = Crop(getattr(self.options, "res", 0), kind, interpolation=weights.interpolation, **sizes)
         self._compiled: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
@@ -98,42 +109,87 @@ class LoadedModel:
         self._need("an image tower")
         return self._run("tokens", lambda m, image: m.encode(image).astype(jnp.float32), self.pixels(images))
 
-    def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+    def embed_text(self, texts: Texts) -> np.ndarray:
         """Normalised embeddings (N, E) float32 of texts."""
         self._need("a text tower")
         return self._run("embed_text", lambda m, text: m.embed_text(text), self._tokens(_texts(texts)))
 
-    def similarity(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
+    def similarity(self, images: Images, texts: Texts) -> np.ndarray:
         """Cosines (N, M) of every image with every text."""
         return self.embed(images) @ self.embed_text(texts).T
 
-    def caption(
-        self,
-        images: Images,
-        *,
-        seed: int = 0,
-        **decoding,
-    ) -> list[str]:
+    def caption(self, images: Images, *, names: Sequence[str] = (), seed: int = 0, **decoding) -> list[str]:
         """A caption of each image: greedy, by beam search, or sampled.
 
         Args:
           images: one or several.
+          names: what is written is one of these; () for anything.
           seed: of the samples.
-          decoding: options of `capvl.decoding.generate.Decoding`: beams, length_penalty, temperature, top_p …
+          decoding: options of `capvl.decoding.generate.Decoding`: beams, length_penalty, rule, temperature, top_p …
         """
+        return self._write(self.pixels(images), self._prompts("caption", [""]), names, seed, decoding)
+
+    def answer(self, images: Images, questions: Texts, *, names=(), seed: int = 0, **decoding) -> list[str]:
+        """Answers to a question about each image, or to one question for each.
+
+        Args:
+          images: one or several.
+          questions: one, or as many as images.
+          names: the answers that are allowed; () for any.
+          seed: of the samples.
+          decoding: as for `caption`.
+
+        Raises:
+          UserError: the model wasn't trained to answer, or there are not as many questions as images.
+        """
+        return self._write(self.pixels(images), self._prompts("answer", _texts(questions)), names, seed, decoding)
+
+    def read(self, images: Images, *, names: Sequence[str] = (), seed: int = 0, **decoding) -> list[str]:
+        """The words in each image; arguments as for `caption`."""
+        return self._write(self.pixels(images), self._prompts("read", [""]), names, seed, decoding)
+
+    def caption_video(self, videos: Any, *, names: Sequence[str] = (), seed: int = 0, **decoding) -> list[str]:
+        """A caption of each video, a path or bytes; arguments as for `caption`.
+
+        Raises:
+          UserError: the model reads no clips, or a video can't be read or has fewer frames than the model reads.
+        """
+        return self._write(self.clips(videos), self._prompts("caption", [""]), names, seed, decoding)
+
+    def answer_video(self, videos: Any, questions: Texts, *, names=(), seed: int = 0, **decoding) -> list[str]:
+        """Answers to questions about videos; see `caption_video` and `answer`."""
+        return self._write(self.clips(videos), self._prompts("answer", _texts(questions)), names, seed, decoding)
+
+    def _prompts(self, task: str, texts: list[str]) -> np.ndarray:
+        """Tokens (N, P) of prompts."""
         self._need("a decoder")
-        how = _decoding(decoding)
+        objective = self._objective or _usual_objective(self.options)
+        rows = [objective.prompt(self.options, self.tokenizer, task, text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            whole = self.tokenizer(text, 4096) if text else row
+            if ((whole != 0) & (whole != self.tokenizer.eos)).sum() > len(row):
+                warnings.warn(f"The question {text!r} is too long for the model and was cut at its end.", stacklevel=4)
+        width = max(map(len, rows))
+        return np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.int32)
+
+    def _write(self, pixels: np.ndarray, prompts: np.ndarray, names, seed: int, options: dict[str, Any]) -> list[str]:
+        """What the decoder writes behind prompts, one or as many as images."""
+        how = _decoding(options)
         how.check(self.options.vocab)
-        eos = self.tokenizer.eos
+        if len(prompts) not in (1, len(pixels)):
+            raise UserError(f"There are {len(prompts)} questions for {len(pixels)} images; give one, or one for each.")
+        eos, tree = self.tokenizer.eos, Names.of(_texts(names), self.tokenizer) if len(names) else None
 
-        def function(model, image):
-            kv = model.decoder.image_kv(model.encode(image))
-            return generate(model, kv, self.options.length, eos, how, key=jax.random.key(seed))[0]
+        def function(model, rows):
+            kv = model.decoder.image_kv(model.encode(rows[0]))
+            key, length = jax.random.key(seed), self.options.length
+            return generate(model, kv, length, eos, how, prompt_BP=rows[1], key=key, names=tree)[0]
 
-        name = ("caption", how, seed)
-        return [self.tokenizer.decode(t) for t in self._run(name, function, self.pixels(images))]
+        name = ("write", how, seed, tuple(names))
+        prompts = np.broadcast_to(prompts, (len(pixels), prompts.shape[1]))
+        return [self.tokenizer.decode(t) for t in self._run(name, function, (pixels, prompts))]
 
-    def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
+    def score(self, images: Images, texts: Texts) -> np.ndarray:
         """log p(text | image) in nats, (N,): text i for image i; or (N, M) of every image with every text where there
         are not as many texts as images."""
         self._need("a decoder")
@@ -194,14 +250,28 @@ class LoadedModel:
             several = list(images)
         if not several:
             raise UserError("There are no images.")
-        box = (0.0, 0.0, 1.0, 1.0) if self._crop == "squash" else None
-        rows = []
+        crop, rows = dataclasses.replace(self._crop, frames=0), []
         for number, image in enumerate(several):
             try:
-                rows.append(crop_and_resize(_encoded(image), box, self.options.res))
+                rows.append(crop({"image": _encoded(image)}, Uniforms(0, 0)))
             except BadImageError as e:
                 raise UserError(f"Image {number} can't be used: {e}") from e
         return np.stack(rows)
+
+    def clips(self, videos: Any) -> np.ndarray:
+        """Videos as the model sees them: (N, F, R, R, 3) uint8.
+
+        Raises:
+          UserError: the model reads no clips, or a video can't be read or is too short.
+        """
+        frames = getattr(self.options, "frames", 0)
+        if not frames:
+            raise UserError(f"The model {self.name!r} reads images, not clips.")
+        several = videos if isinstance(videos, list | tuple) else [videos]
+        if not several:
+            raise UserError("There are no videos.")
+        films = [[_encoded(frame) for frame in video.read_frames(v, frames)] for v in several]
+        return np.stack([self._crop({"frames": film}, Uniforms(0, 0)) for film in films])
 
     def _tokens(self, texts: list[str]) -> np.ndarray:
         return np.stack([self.tokenizer(text, self.options.length) for text in texts])
@@ -235,6 +305,14 @@ class LoadedModel:
         return np.concatenate(outputs)
 
 
+def _usual_objective(options: Any) -> Any:
+    """The objective whose prompts a converted model has."""
+    from capvl.objectives.cappa import CapPa
+    from capvl.objectives.git import Git
+
+    return Git(tasks=TASKS, prompts=(("read", ""),)) if isinstance(options, GitOptions) else CapPa()
+
+
 def _decoding(options: dict[str, Any]) -> Decoding:
     known = [f.name for f in dataclasses.fields(Decoding)]
     for name in options:
@@ -243,7 +321,7 @@ def _decoding(options: dict[str, Any]) -> Decoding:
     return Decoding(**options)
 
 
-def _texts(texts: str | Sequence[str]) -> list[str]:
+def _texts(texts: Texts) -> list[str]:
     several = [texts] if isinstance(texts, str) else list(texts)
     if not several or not all(isinstance(t, str) and t.strip() for t in several):
         raise UserError("Texts should be a text or a list of texts, none of them empty.")

@@ -1,7 +1,7 @@
 """GIT from scratch on the embedded data set: captions, and answers to questions, of which one is what a word says.
 
 COMMAND   python -m capvl.main --config=configs/git_demo.py
-DATA      scenes/64, 20,000 images of 64 px, made on first use
+DATA      scenes/few, 12,000 images of 64 px with 2 or 3 large objects, made on first use
 CHIPS     2 CPU cores
 EXPECTED  docs/results.md
 """
@@ -29,7 +29,7 @@ def get_config():
         dtype="float32",
         unroll=True,
     )
-    config.data = dict(name="scenes/64", crop="center", tokenizer="{data_dir}/scenes/wordpiece.txt")
+    config.data = dict(name="scenes/few", crop="center", tokenizer="{data_dir}/scenes/wordpiece.txt")
     config.optimizer = dict(
         name="adamw",
         lr=1e-3,

@@ -12,8 +12,8 @@ import numpy as np
 
 from capvl import config, flops
 from capvl.data import tokenizer as tokenizers
+from capvl.data.lines import read_lines
 from capvl.decoding.likelihood import log_likelihood
-from capvl.evals.names import read_lines
 from capvl.evals.scoring import NODES, Scorer
 
 

@@ -1,6 +1,7 @@
 """Weights in and out.
 
 python -m capvl.convert --from=huggingface --to=capvl openai-clip-vit-base-patch16/ clip_b16/
+python -m capvl.convert --from=git --to=capvl GIT_BASE_COCO/snapshot/model.pt git_b/ --allow_pickle
 python -m capvl.convert --from=capvl --to=huggingface runs/lit_demo exported/
 python -m capvl.convert --from=capvl --to=stablehlo runs/cappa_demo encoder.stablehlo
 """
@@ -18,10 +19,11 @@ from capvl.convert.folder import Weights, new_folder, read_model, write_folder
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.encoder import EncoderOptions
+from capvl.models.git import GitOptions
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import ViTOptions
 
-SOURCES = ("capvl", "big_vision", "huggingface", "open_clip", "timm")
+SOURCES = ("capvl", "big_vision", "huggingface", "git", "open_clip", "timm")
 TARGETS = ("capvl", "big_vision", "huggingface", "timm", "stablehlo")
 _TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.txt")
 
@@ -49,7 +51,13 @@ def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False) 
     theirs, config = read_weights(path, allow_pickle=allow_pickle)
     if source == "huggingface":
         options, params = _read_hugging_face(theirs, config, path)
-        return Weights(params, _alone(options), "hugging_face", _tokenizer(path))
+        bicubic = "bicubic" if options.__class__ in (TwoTowersOptions, GitOptions) else "fast"
+        return Weights(params, _alone(options), "hugging_face", _tokenizer(path), interpolation=bicubic)
+    if source == "git":
+        from capvl.convert import git
+
+        options, params = git.read_official(theirs, heads)
+        return Weights(params, options, "hugging_face", _tokenizer(path), interpolation="bicubic")
     from capvl.convert import timm
 
     reader = timm.read_timm if source == "timm" else timm.read_open_clip
@@ -58,13 +66,14 @@ def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False) 
 
 
 def _read_hugging_face(theirs: dict[str, np.ndarray], config: dict, path: str):
-    from capvl.convert import bert, hugging_face
+    from capvl.convert import bert, git, hugging_face
 
     kind = str(config.get("model_type", "")).removesuffix("_vision_model").removesuffix("_text_model")
     readers = {
         "clip": hugging_face.read_clip,
         "siglip": hugging_face.read_siglip,
         "vit": hugging_face.read_vit,
+        "git": git.read_hugging_face,
         "bert": bert.read_bert,
     }
     if kind not in readers:
@@ -125,10 +134,12 @@ def write(target: str, path: str, weights: Weights, *, scan: bool = False) -> No
 
 
 def _to_hugging_face(options, params):
-    from capvl.convert import bert, hugging_face
+    from capvl.convert import bert, git, hugging_face
 
     if isinstance(options, BertOptions):
         return bert.write_bert(options, params)
+    if isinstance(options, GitOptions):
+        return git.write_hugging_face(options, params)
     if isinstance(options, TwoTowersOptions) and options.pool == "cls":
         return hugging_face.write_clip(options, params)
     if isinstance(options, TwoTowersOptions):

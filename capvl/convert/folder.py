@@ -19,9 +19,16 @@ from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.encoder import EncoderOptions
+from capvl.models.git import GitOptions
 from capvl.models.two_towers import TwoTowersOptions
 
-KINDS = {"captioner": CaptionerOptions, "two_towers": TwoTowersOptions, "encoder": EncoderOptions, "bert": BertOptions}
+KINDS = {
+    "captioner": CaptionerOptions,
+    "two_towers": TwoTowersOptions,
+    "git": GitOptions,
+    "encoder": EncoderOptions,
+    "bert": BertOptions,
+}
 FORMAT = 1
 
 
@@ -35,6 +42,8 @@ class Weights:
       resize: how its positions are resized: "big_vision", "hugging_face" or "timm".
       tokenizer: path of its tokenizer; "" where it has none.
       crop: how images are brought to its resolution: "center" or "squash".
+      interpolation: and resized: "fast" or "bicubic".
+      objective: that it was trained with, for its prompts; None for what models of its kind usually have.
     """
 
     params: dict[str, np.ndarray]
@@ -42,6 +51,8 @@ class Weights:
     resize: str = "big_vision"
     tokenizer: str = ""
     crop: str = "center"
+    interpolation: str = "fast"
+    objective: Any = None
 
 
 def write_folder(folder: str, weights: Weights) -> None:
@@ -64,6 +75,7 @@ def write_folder(folder: str, weights: Weights) -> None:
         "resize": weights.resize,
         "tokenizer": tokenizer,
         "crop": weights.crop,
+        "interpolation": weights.interpolation,
     }
     storage.replace_text(path / "model.json", json.dumps(description, indent=1))
 
@@ -125,7 +137,8 @@ def _read_folder(place) -> Weights:
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
     tokenizer = str(place / values["tokenizer"]) if values.get("tokenizer") else ""
-    return Weights(params, options, values.get("resize", "big_vision"), tokenizer, values.get("crop", "center"))
+    kept = {name: values[name] for name in ("resize", "crop", "interpolation") if name in values}
+    return Weights(params, options, tokenizer=tokenizer, **kept)
 
 
 def _read_workdir(place, step: int | None) -> Weights:
@@ -141,4 +154,4 @@ def _read_workdir(place, step: int | None) -> Weights:
     tokenizer = ""
     with contextlib.suppress(UserError):  # Of a recipe without texts.
         tokenizer = recipe.data.tokenizer_path()
-    return Weights(params, recipe.model, "big_vision", tokenizer, crop)
+    return Weights(params, recipe.model, "big_vision", tokenizer, crop, recipe.data.interpolation, recipe.objective)

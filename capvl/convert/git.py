@@ -170,6 +170,35 @@ def _read(theirs: Mapping[str, np.ndarray], table: Sequence[Rule], options: dict
     return options, params
 
 
+def decoder_of_bert(params: Mapping[str, np.ndarray], options: GitOptions, path: str) -> dict[str, np.ndarray]:
+    """A GIT's decoder from a BERT of ours: its tables and first layers (GIT, section 4.6).
+
+    BERT adds the embedding of segment 0 to every token; here it becomes part of the positions.
+
+    Args:
+      params: of the BERT.
+      options: of the GIT.
+      path: where the BERT is from, for messages.
+
+    Raises:
+      UserError: the BERT has fewer layers or positions.
+    """
+    depth, rows = options.decoder_layers, options.text_positions
+    have, known = len(params["blocks/norm1/scale"]), len(params["positions"])
+    if have < depth or known < rows:
+        raise UserError(
+            f"init_from: the BERT in {path!r} has {have} layers and {known} positions, and the decoder {depth} layers "
+            f"and model.text_positions={rows}."
+        )
+    out = {
+        "decoder/tokens": params["tokens"],
+        "decoder/positions": params["positions"][:rows] + params["types"][:1],
+        "decoder/bias": params["word_bias"],
+    }
+    out |= {f"decoder/embedding_norm/{leaf}": params[f"norm/{leaf}"] for leaf in ("scale", "bias")}
+    return out | {f"decoder/{k}": v[:depth] for k, v in params.items() if k.startswith("blocks/")}
+
+
 def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
     """(state dict, config) of a GitForCausalLM.
 

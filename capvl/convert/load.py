@@ -6,8 +6,11 @@ import jax
 import numpy as np
 
 from capvl.checkpoint import check_leaves
-from capvl.convert.folder import read_model
+from capvl.convert.folder import Weights, read_model
+from capvl.convert.git import decoder_of_bert
 from capvl.errors import UserError, nearest
+from capvl.models.bert import BertOptions
+from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize_grid
 from capvl.terminal import say
@@ -17,7 +20,8 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
     """float32 parameters by path for a model; encoder positions of another resolution are resized.
 
     Args:
-      path: see `capvl.convert.folder.read_model`.
+      path: see `capvl.convert.folder.read_model`; several with + between them, the later ones adding what they have. A
+        converted BERT gives the decoder of a GIT.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
 
@@ -28,20 +32,30 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
     for pattern in only:
         if not any(re.fullmatch(pattern, name) for name in shapes):
             raise UserError(f"init_only: {pattern!r} matches no parameter." + nearest(pattern, shapes))
-    try:
-        weights = read_model(path)
-    except UserError as e:
-        raise UserError(f"init_from: {e}") from e
-    params = weights.params
+    params: dict[str, np.ndarray] = {}
+    for part in path.split("+"):
+        try:
+            weights = read_model(part.strip())
+        except UserError as e:
+            raise UserError(f"init_from: {e}") from e
+        params |= _fitting(weights, model_options, shapes, part.strip())
     if only:
         params, shapes = (
             {k: v for k, v in named.items() if any(re.fullmatch(p, k) for p in only)} for named in (params, shapes)
         )
+    check_leaves({k: [list(v.shape), str(v.dtype)] for k, v in params.items()}, shapes, path)
+    return params
+
+
+def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
+    """Parameters by the names of the model that they are for; its encoder's positions resized."""
+    params = weights.params
+    if isinstance(weights.options, BertOptions) and isinstance(model_options, GitOptions):
+        return decoder_of_bert(params, model_options, path)
     name = "encoder/positions"
     if name in params and name in shapes and params[name].shape != shapes[name].shape:
         first = int(getattr(weights.options, "class_position", False))
         params = params | {name: resize_grid(params[name], shapes[name].shape[0], weights.resize, first)}
-    check_leaves({k: [list(v.shape), str(v.dtype)] for k, v in params.items()}, shapes, path)
     return params
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from capvl.data import sources
 from capvl.data.decode import BadImageError
+from capvl.data.lines import read_lines
 from capvl.data.randomness import Uniforms, replacement
 from capvl.data.streams import Stream, expand
 from capvl.errors import UserError, nearest
@@ -38,6 +39,7 @@ class DataOptions:
       split: of every data set.
       data_dir: where prepared data sets are; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image, text: names of the features where the table in `sources` doesn't know them.
+      class_names: file of names by label, one a line or a JSON list, where the data set's own are codes.
       tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
       crop: "random", "center" or "squash".
       crop_scale, crop_ratio: area and aspect ranges of random crops.
@@ -55,6 +57,7 @@ class DataOptions:
     data_dir: str = ""
     image: str = ""
     text: str = ""
+    class_names: str = ""
     tokenizer: str = ""
     crop: str = "random"
     crop_scale: tuple[float, float] = (0.3, 1.0)
@@ -89,10 +92,12 @@ class DataOptions:
         return self.data_dir or sources.default_data_dir()
 
     def fields(self) -> sources.Fields | None:
-        """Feature names that the user gave."""
-        if not self.image and not self.text:
+        """Feature names, and names of classes, that the user gave."""
+        if not self.image and not self.text and not self.class_names:
             return None
-        return sources.Fields(image=self.image or "image", text=self.text)
+        path = self.class_names.replace("{data_dir}", self.directory())
+        names = read_lines(path, "class names") if path else []
+        return sources.Fields(image=self.image or "image", text=self.text, names=tuple(names))
 
     def parts(self) -> list[tuple[str, float]]:
         """(data set, weight) of the mixture."""

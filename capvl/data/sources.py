@@ -22,11 +22,15 @@ from capvl.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Which feature is the image, the text and the label; "a/b" is feature b of a sequence a."""
+    """Which feature is the image, the text and the label; "a/b" is feature b of a sequence a.
+
+    `names` are the classes' names by label, where the data set's own are not meant to be read.
+    """
 
     image: str = "image"
     text: str = ""
     label: str = ""
+    names: tuple[str, ...] = ()
 
 
 FIELDS = {
@@ -80,7 +84,9 @@ class Source:
         self.info = builder.info
         wanted = _paths(builder.info.features, fields, features)
         self._label_names: list[str] | None = None
-        if "class_name" in wanted and wanted["class_name"] not in builder.info.features:
+        if "class_name" in wanted and fields.names:
+            self._label_names, wanted["class_name"] = list(fields.names), fields.label or "label"
+        elif "class_name" in wanted and wanted["class_name"] not in builder.info.features:
             label = fields.label or "label"
             if label in builder.info.features and getattr(builder.info.features[label], "names", None):
                 self._label_names = list(builder.info.features[label].names)
@@ -117,7 +123,12 @@ class Source:
             rest = self._decoder.deserialize_example_np(record)
             example |= {key: _get(rest, path) for key, path in self._rest.items()}
         if self._label_names is not None:
-            example["class_name"] = self._label_names[int(example["class_name"])]
+            label = int(example["class_name"])
+            if not 0 <= label < len(self._label_names):
+                raise UserError(
+                    f"Data set {self.name!r} has the label {label}, and {len(self._label_names)} class names."
+                )
+            example["class_name"] = self._label_names[label]
         return example
 
     def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:
@@ -129,8 +140,16 @@ class Source:
 
     def label_names(self) -> list[str] | None:
         """Names of the classes, where the data set has them."""
+        if self._arguments[2].names:
+            return list(self._arguments[2].names)
         feature = self.info.features[self._paths["label"][0]] if "label" in self._paths else None
         return list(feature.names) if getattr(feature, "names", None) else None
+
+
+def name_of(source: Source, index: int) -> str:
+    """What a record is called: its `image_id`, else its `key`, else its number."""
+    record = source.read(int(index), ("image_id?", "key?"))
+    return as_text(record.get("image_id", "") or record.get("key", "") or index)
 
 
 def as_text(value: Any) -> str:
@@ -245,8 +264,10 @@ def open_source(
     directory = find(name, data_dir or default_data_dir())
     import tensorflow_datasets as tfds
 
-    if fields is None or fields == Fields():
+    if fields is None or not (fields.text or fields.image != "image"):
+        names = fields.names if fields else ()
         fields = guess_fields(name, tfds.builder_from_directory(directory).info.features)
+        fields = dataclasses.replace(fields, names=names)
     return Source(directory, split, fields, features, name)
 
 

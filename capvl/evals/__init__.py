@@ -40,6 +40,11 @@ class Context:
     batch: int
     folder: Any
 
+    @property
+    def visual(self) -> str:
+        """The feature that the model looks at."""
+        return "frames" if getattr(self.recipe.model, "frames", 0) else "image"
+
     def path(self, text: str) -> str:
         """A file's path, with {data_dir} for where prepared data sets are."""
         return text.replace("{data_dir}", self.recipe.data.directory())
@@ -84,6 +89,10 @@ ABILITIES = {
     "an image tower": lambda options: hasattr(options, "encoder"),
     "a text tower": lambda options: hasattr(options, "text_pool"),
     "a decoder": lambda options: getattr(options, "decoder_layers", 0) > 0,
+    # A decoder that has a start of its own reads words before it writes, so it can't write all at once.
+    "parallel prediction (mode 'pa')": lambda options: (
+        getattr(options, "decoder_layers", 0) > 0 and not hasattr(options, "start")
+    ),
     "a text tower or a decoder": lambda options: (
         hasattr(options, "text_pool") or getattr(options, "decoder_layers", 0) > 0
     ),

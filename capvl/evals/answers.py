@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from capvl.data import sources
+from capvl.data.lines import read_lines
 from capvl.data.randomness import Uniforms
 from capvl.data.tasks import FEATURES, questions
 from capvl.decoding.generate import Decoding
@@ -15,10 +16,11 @@ from capvl.errors import UserError, nearest
 from capvl.evals import Confusion, Context, answer_metrics, submissions
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform, over_rows
-from capvl.evals.names import class_names, read_lines
+from capvl.evals.names import class_names
 from capvl.terminal import say
 
 SHOWN = 16
+FEATURE_OF = FEATURES | {"read": "text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Answers:
 
     Attributes:
       name, split: data set with `questions`; for task "classify", with class names.
-      task: "answer" or "classify".
+      task: "answer", "classify", "caption" or "read"; for the last two what is right is any of the captions.
       limit: questions or images; 0 for all.
       metrics: of `capvl.evals.answer_metrics.METRICS`; the first one is that of `blind` and `prior`.
       prior: split of the same data set that the commonest answers are counted on; "" for none.
@@ -51,7 +53,7 @@ class Answers:
     rule: str = "hugging_face"
 
     def __post_init__(self):
-        for what, known in ((self.task, ("answer", "classify")), *((m, answer_metrics.METRICS) for m in self.metrics)):
+        for what, known in ((self.task, FEATURE_OF), *((m, answer_metrics.METRICS) for m in self.metrics)):
             if what not in known:
                 raise UserError(f"answers: {what!r} is unknown." + nearest(what, known))
         if not self.metrics:
@@ -64,13 +66,14 @@ class Answers:
         """See `capvl.evals`."""
         context.require("a decoder", "answers")
         recipe, transform = context.recipe, image_transform(context)
-        feature = FEATURES[self.task]
+        feature = FEATURE_OF[self.task]
         name = self.name or recipe.data.parts()[0][0]
 
         def opened(split: str, *keys: str):
-            return sources.open_source(name, split, recipe.data.directory(), features=keys)
+            fields = None if self.name else recipe.data.fields()
+            return sources.open_source(name, split, recipe.data.directory(), features=keys, fields=fields)
 
-        source = opened(self.split, transform.crop.feature, feature, "key?", "image_id?")
+        source = opened(self.split, transform.crop.feature, feature)
         rows = read_rows(source, feature, self.limit)
         if not rows:
             raise UserError(f"Data set {name!r} has no {feature} in its split {self.split!r}.")
@@ -141,12 +144,12 @@ def read_rows(source, feature: str, limit: int = 0) -> list[Row]:
     """All questions (or class names) of a source, at most `limit` where it isn't 0."""
     rows: list[Row] = []
     for i in range(len(source)):
-        record = source.read(i, (feature, "key?", "image_id?"))
-        image = sources.as_text(record.get("image_id", "") or record.get("key", "") or i)
+        record, image = source.read(i, (feature,)), sources.name_of(source, i)
         if feature == "questions":
             rows += [Row(i, image, q.id, q.question, q.kind, q.answers) for q in questions(record[feature])]
         elif len(record[feature]):
-            rows.append(Row(i, image, "", "", "", (sources.as_text(record[feature]),)))
+            texts = record[feature] if isinstance(record[feature], list) else [record[feature]]
+            rows.append(Row(i, image, "", "", "", tuple(map(sources.as_text, texts))))
         if limit and len(rows) >= limit:
             return rows[:limit]
     return rows

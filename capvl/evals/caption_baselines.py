@@ -35,7 +35,7 @@ class CaptionBaselines:
         """See `capvl.evals`."""
         context.require("an image tower", "caption_baselines")
         caption_metrics.check(self.metrics)
-        test, train = (opened_pairs(context, self.name, s, ("image", "text")) for s in (self.split, self.train))
+        test, train = (opened_pairs(context, self.name, s) for s in (self.split, self.train))
         features = compile_images(context, lambda model, image: model.features(image))
 
         def evaluate(params):

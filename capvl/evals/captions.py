@@ -10,7 +10,7 @@ from capvl.data import loader, sources
 from capvl.decoding.generate import GREEDY, Decoding, generate
 from capvl.decoding.names import Names
 from capvl.errors import UserError
-from capvl.evals import Context, Samples, caption_metrics, to_host
+from capvl.evals import Context, Samples, caption_metrics, submissions, to_host
 from capvl.evals.encode import image_transform
 from capvl.evals.perplexity import opened_pairs
 from capvl.objectives.images import unit_range
@@ -27,6 +27,7 @@ class Captions:
       count: images; 0 for all.
       shown: how many of them are in the report.
       temperature, top_k, top_p, beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
+      submission: format of a file of results (`capvl.evals.submissions.FORMATS`); "" for none.
       metrics: of "bleu", "meteor", "rouge", "cider" and "spice".
     """
 
@@ -40,11 +41,14 @@ class Captions:
     beams: int = 1
     length_penalty: float = 1.0
     rule: str = "hugging_face"
+    submission: str = ""
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
         if min(self.count, self.shown) < 0:
             raise UserError("captions: count and shown must not be negative.")
+        if self.submission:
+            submissions.check(self.submission)
         self.decoding()
 
     def decoding(self) -> Decoding:
@@ -55,13 +59,13 @@ class Captions:
         """See `capvl.evals`."""
         context.require("a decoder", "captions")
         caption_metrics.check(self.metrics)
-        source = opened_pairs(context, self.name, self.split, ("image", "text"))
+        source = opened_pairs(context, self.name, self.split)
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
         write, decode = compile_writer(context, self.decoding(), "caption")
 
         def evaluate(params):
-            images, written, references = [], [], []
+            images, written, references, ids = [], [], [], []
             batches = loader.eval_batches(source, image_transform(context), context.batch)
             for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {source.name}"):
                 batch = loader.to_device(host_batch, batch_sharding(context.mesh))
@@ -69,7 +73,12 @@ class Captions:
                 if len(images) < self.shown:
                     images += list(to_host(batch["image"])[mask])
                 written += [decode(t) for t in to_host(write(params, batch["image"]))[mask]]
-                references += [captions_of(source, i) for i in to_host(batch["index"])[mask]]
+                index = to_host(batch["index"])[mask]
+                references += [captions_of(source, i) for i in index]
+                ids += [sources.name_of(source, i) for i in index]
+            if self.submission:
+                rows = [submissions.Written(i, "", text) for i, text in zip(ids, written, strict=True)]
+                submissions.write(context.folder, f"{source.name}_{self.split}", self.submission, rows)
             yield "distinct", len(set(written)) / max(len(written), 1)
             if self.metrics:
                 keys = [str(i) for i in range(len(written)) if references[i]]

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from capvl.data import foils, lookup
-from capvl.data.decode import BadImageError, crop_and_resize
+from capvl.data.decode import BadImageError
+from capvl.data.randomness import Uniforms
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.evals.encode import image_transform, over_rows, tokenize
@@ -146,7 +147,7 @@ class PairScorer:
         self._score = jax.jit(score)
         self._blind = jax.jit(
             lambda params, batch: function(
-                context.blueprint.bind(params), grey_image(context.recipe.model.res), batch["text"][None, :, 0]
+                context.blueprint.bind(params), grey_image(context.recipe.model), batch["text"][None, :, 0]
             )[0]
         )
 
@@ -196,8 +197,7 @@ class PairScorer:
 
     def _pixels(self, name: str, images) -> np.ndarray:
         transform = image_transform(self._context)
-        box = (0.0, 0.0, 1.0, 1.0) if transform.crop == "squash" else None
         try:
-            return crop_and_resize(images[name](), box, transform.res)
+            return transform.crop({"image": images[name]()}, Uniforms(0, 0))
         except BadImageError as e:
             raise UserError(f"Image {name!r} can't be used: {e}") from e

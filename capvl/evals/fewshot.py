@@ -55,7 +55,7 @@ class FewShot:
         # Only the images that some draw uses are encoded.
         used = np.unique(np.concatenate(list(draws.values())))
         train, test = (
-            sources.open_source(self.name, split, directory, features=("image", "label"))
+            sources.open_source(self.name, split, directory, features=(context.visual, "label"))
             for split in (self.train, self.test)
         )
         train = sources.Subset(train, used)

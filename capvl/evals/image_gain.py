@@ -7,7 +7,7 @@ import numpy as np
 
 from capvl.data import loader
 from capvl.evals import Context, to_host
-from capvl.evals.perplexity import compile_scores, open_pairs
+from capvl.evals.perplexity import compile_scores, open_pairs, require_modes
 from capvl.parallel.rules import batch_sharding
 
 Z_95 = 1.959963984540054
@@ -34,7 +34,7 @@ class ImageGain:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "image_gain")
+        require_modes(context, "image_gain", self.modes)
         _, batches = open_pairs(context, self.name, self.split, self.limit)
         take = jax.jit(lambda image, index: image[index], out_shardings=batch_sharding(context.mesh))
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}

@@ -46,7 +46,7 @@ class LinearProbe:
         context.require("an image tower", "linear_probe")
         directory = context.recipe.data.directory()
         train, test = (
-            sources.open_source(self.name, split, directory, features=("image", "label"))
+            sources.open_source(self.name, split, directory, features=(context.visual, "label"))
             for split in (self.train, self.test)
         )
 

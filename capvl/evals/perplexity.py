@@ -6,8 +6,11 @@ import jax
 import numpy as np
 
 from capvl.data import loader, sources
+from capvl.data.transforms import Crop, ImageText
 from capvl.decoding.likelihood import log_likelihood
+from capvl.errors import UserError, nearest
 from capvl.evals import Context, to_host
+from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
 
 
@@ -31,7 +34,7 @@ class Perplexity:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "perplexity")
+        require_modes(context, "perplexity", self.modes)
         source, batches = open_pairs(context, self.name, self.split, self.limit)
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
         log_frequency = unigram(context)
@@ -58,6 +61,14 @@ class Perplexity:
         return evaluate
 
 
+def require_modes(context: Context, evaluator: str, modes: tuple[str, ...]) -> None:
+    """Raises UserError where the model can't predict in one of the modes "cap" and "pa"."""
+    for mode in modes:
+        if mode not in ("cap", "pa"):
+            raise UserError(f"{evaluator}: the mode {mode!r} is unknown." + nearest(mode, ("cap", "pa")))
+        context.require("parallel prediction (mode 'pa')" if mode == "pa" else "a decoder", evaluator)
+
+
 UNIGRAM_EXAMPLES = 20_000
 
 
@@ -82,16 +93,19 @@ def unigram(context: Context) -> np.ndarray:
 def open_pairs(context: Context, name: str, split: str, limit: int):
     """The source, and a function that gives its evaluation batches, for the recipe's model and tokenizer."""
     recipe = context.recipe
-    transform = recipe.objective.transform(recipe.model, recipe.data, train=False)
-    source = opened_pairs(context, name, split, ("image", "text"))
+    crop = Crop.of_model(recipe.data, recipe.model, train=False)
+    transform = ImageText(crop, recipe.model.length, recipe.tokenizer(), flip=False, train=False)
+    source = opened_pairs(context, name, split)
     return source, lambda: loader.eval_batches(source, transform, context.batch, limit=limit)
 
 
-def opened_pairs(context: Context, name: str, split: str, features: tuple[str, ...]):
-    """A data set with images and captions; "" is the recipe's own."""
+def opened_pairs(context: Context, name: str, split: str):
+    """A data set with images (or clips) and captions; "" is the recipe's own."""
     data = context.recipe.data
     fields = None if name else data.fields()
-    return sources.open_source(name or data.parts()[0][0], split, data.directory(), features=features, fields=fields)
+    return sources.open_source(
+        name or data.parts()[0][0], split, data.directory(), features=(context.visual, "text"), fields=fields
+    )
 
 
 def compile_scores(context: Context, *, parallel: bool):
@@ -99,7 +113,6 @@ def compile_scores(context: Context, *, parallel: bool):
 
     def score(params, image, text):
         model = context.blueprint.bind(params)
-        batch = context.recipe.objective.prepare({"image": image, "text": text}, train=False)
-        return log_likelihood(model, batch["image"], batch["text"], parallel=parallel)
+        return log_likelihood(model, unit_range(image), text, parallel=parallel)
 
     return jax.jit(score)

@@ -32,7 +32,7 @@ class ProbeAccuracy:
         data = context.recipe.data
         name = self.name or data.parts()[0][0]
         val, test = (
-            sources.open_source(name, split, data.directory(), features=("image", "label"))
+            sources.open_source(name, split, data.directory(), features=(context.visual, "label"))
             for split in (self.val, self.test)
         )
         predict = compile_images(context, lambda model, image: model.logits(model.encode(image)).argmax(axis=-1).T)

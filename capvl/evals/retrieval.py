@@ -37,7 +37,7 @@ class Retrieval:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a text tower", "retrieval")
-        source = opened_pairs(context, self.name, self.split, ("image", "text"))
+        source = opened_pairs(context, self.name, self.split)
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
         embed_image = compile_images(context, lambda model, image: model.embed_image(image))

@@ -47,12 +47,12 @@ class Scoring:
         """See `capvl.evals`."""
         context.require("a decoder", "scoring")
         directory = context.recipe.data.directory()
-        source = sources.open_source(self.name, self.split, directory, features=("image", "label"))
+        source = sources.open_source(self.name, self.split, directory, features=(context.visual, "label"))
         names = class_names(context.path(self.classes), source, sources.labels(self.name, self.split, directory))
         tokens = tokenize(context, [self.prompt.format(name) for name in names])
         scorer = Scorer(tokens, mean=self.mean)
         score = compile_images(context, scorer)
-        grey = jax.jit(lambda params: scorer(context.blueprint.bind(params), grey_image(context.recipe.model.res)))
+        grey = jax.jit(lambda params: scorer(context.blueprint.bind(params), grey_image(context.recipe.model)))
 
         def evaluate(params):
             scores, rest = over_images(context, source, score, params, f"images of {self.name}")
@@ -91,6 +91,8 @@ class Scorer:
         return real / jnp.asarray(self._lengths)[None] if self._mean else real
 
 
-def grey_image(res: int) -> jax.Array:
-    """One image without content, (1, R, R, 3) in [-1, 1]: the blind control's."""
-    return jnp.zeros((1, res, res, 3), jnp.float32)
+def grey_image(options) -> jax.Array:
+    """One image (or clip) without content as a model with these options sees it, in [-1, 1]: the blind control's."""
+    shape = options.image_shape() if hasattr(options, "image_shape") else (options.res, options.res, 3)
+    grey = jnp.zeros((1, *shape), jnp.float32)
+    return grey.at[..., 3:].set(1.0)

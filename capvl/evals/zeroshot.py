@@ -31,7 +31,7 @@ class ZeroShot:
         """See `capvl.evals`."""
         context.require("a text tower", "zeroshot")
         directory = context.recipe.data.directory()
-        source = sources.open_source(self.name, self.split, directory, features=("image", "label"))
+        source = sources.open_source(self.name, self.split, directory, features=(context.visual, "label"))
         names = class_names(context.path(self.classes), source, sources.labels(self.name, self.split, directory))
         templates = read_templates(context.path(self.templates))
         embed_image = compile_images(context, lambda model, image: model.embed_image(image))

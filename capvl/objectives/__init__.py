@@ -17,6 +17,7 @@ OBJECTIVES = {
     "contrastive": "capvl.objectives.contrastive:Contrastive",
     "transfer": "capvl.objectives.transfer:Transfer",
     "git": "capvl.objectives.git:Git",
+    "scst": "capvl.objectives.scst:Scst",
     "probe": "capvl.objectives.probe:Probe",
 }
 

@@ -170,7 +170,7 @@ class Git:
         """
         text, weights = batch["text"], batch["weights"]
         rank = jnp.where(weights > 0, jax.random.uniform(keys[3], text.shape), -1.0)
-        count_B1 = jnp.ceil(self.mask_ratio * weights.sum(axis=1, keepdims=True))
+        count_B1 = jnp.maximum(jnp.round(self.mask_ratio * weights.sum(axis=1, keepdims=True)), 1).astype(jnp.int32)
         hidden_BL = (jnp.argsort(jnp.argsort(-rank, axis=1), axis=1) < count_B1) & (weights > 0)
         inputs = shift_right(jnp.pad(jnp.where(hidden_BL, self.mask_id, text), ((0, 0), (0, 1))), model.decoder.start)
         real = jnp.pad(text != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None]

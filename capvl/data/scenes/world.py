@@ -30,7 +30,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object. `word` is the text of a rendered word (then `shape` is "word"), else empty."""
+    """One object. `word` is the text of a rendered word (then `shape` is "word"), else empty; `zoom` scales it."""
 
     shape: str
     color: str
@@ -39,11 +39,12 @@ class Thing:
     x: float
     y: float
     word: str = ""
+    zoom: float = 1.0
 
     @property
     def radius(self) -> float:
         """Half the side of the bounding box's larger dimension."""
-        return SIZES[self.size]
+        return SIZES[self.size] * self.zoom
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -88,26 +89,28 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS[split]], counter=[0, 0, 0, index]))
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """2 to 6 objects that don't overlap and differ in colour or shape; a third of the scenes has a word."""
-    wanted, things = int(rng.integers(2, 7)), []
+def draw_scene(rng: np.random.Generator, most: int = 6, zoom: float = 1.0) -> Scene:
+    """2 to `most` objects that don't overlap and differ in colour or shape; a third of the scenes has a word."""
+    wanted, things = int(rng.integers(2, most + 1)), []
     with_word = rng.random() < 1 / 3
     for attempt in range(200):
         if len(things) == wanted:
             break
-        thing = _draw_thing(rng, word=with_word and not things)
+        thing = _draw_thing(rng, with_word and not things, zoom)
         # Late attempts shrink, so that two objects always fit.
         if attempt > 60:
-            thing = dataclasses.replace(thing, size="small")
+            thing = dataclasses.replace(thing, size="small", zoom=min(zoom, 1.0))
         if all(_apart(thing, other) and thing.short != other.short for other in things):
             things.append(thing)
+    if len(things) < 2:  # One that fills the middle leaves no room for another.
+        return draw_scene(rng, most, zoom)
     things.sort(key=lambda t: -t.radius)
     return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)))
 
 
-def _draw_thing(rng: np.random.Generator, word: bool) -> Thing:
+def _draw_thing(rng: np.random.Generator, word: bool, zoom: float) -> Thing:
     size = "large" if word else list(SIZES)[rng.integers(len(SIZES))]
-    radius = SIZES[size]
+    radius = SIZES[size] * zoom
     x, y = radius + 0.02 + rng.random(2) * (1 - 2 * radius - 0.04)
     return Thing(
         shape="word" if word else SHAPES[rng.integers(len(SHAPES))],
@@ -117,6 +120,7 @@ def _draw_thing(rng: np.random.Generator, word: bool) -> Thing:
         x=float(x),
         y=float(y),
         word=WORDS[rng.integers(len(WORDS))] if word else "",
+        zoom=zoom,
     )
 
 
@@ -142,9 +146,9 @@ class Clip:
         return dataclasses.replace(self.scene, things=things)
 
 
-def draw_clip(rng: np.random.Generator, frames: int) -> Clip:
+def draw_clip(rng: np.random.Generator, frames: int, most: int = 6, zoom: float = 1.0) -> Clip:
     """A scene and which of its objects moves, in the direction with the most room."""
-    scene = draw_scene(rng)
+    scene = draw_scene(rng, most, zoom)
     moving = int(rng.integers(len(scene.things)))
     thing = scene.things[moving]
     room = {"right": 1 - thing.x, "left": thing.x, "down": 1 - thing.y, "up": thing.y}

@@ -1,0 +1,152 @@
+"""Self-critical sequence training of a GIT (arXiv 1612.00563): the last stage of captioning.
+
+Captions are sampled; each is worth its CIDEr-D less that of the greedy caption, and its log-probability is raised or
+lowered by that (equation 7). Sampling, scores and gradient are one program on the device.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl import flops
+from capvl.data import frequencies
+from capvl.data import tokenizer as tokenizers
+from capvl.data.transforms import Crop
+from capvl.decoding.generate import GREEDY, Decoding, generate
+from capvl.errors import UserError
+from capvl.losses.cider import cider_d
+from capvl.losses.vocabulary import vocabulary_loss
+from capvl.models.git import Git, GitOptions
+from capvl.objectives.images import unit_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Scst:
+    """Options and methods of the objective (`capvl.objectives.Objective`).
+
+    Attributes:
+      frequencies: file of `python -m capvl.data.frequencies`, {data_dir} standing for where prepared data sets are.
+      samples: captions sampled of each image.
+      references: people's captions of each image that are compared with.
+      top_p: of the samples.
+      end: id of the tokenizer's end.
+      chunk: tokens whose logits a device holds at a time.
+    """
+
+    frequencies: str = ""
+    samples: int = 5
+    references: int = 5
+    top_p: float = 1.0
+    end: int = 102
+    chunk: int = 1024
+
+    Model: ClassVar[type] = GitOptions
+
+    def __post_init__(self):
+        if min(self.samples, self.references, self.chunk, self.end) < 1:
+            raise UserError("objective.samples, references, end and chunk must be at least 1.")
+        Decoding(temperature=1.0, top_p=self.top_p)
+
+    def check(self, model_options: GitOptions, batch_per_device: int, micro_batches: int) -> None:
+        """Raises UserError where the frequencies can't be read."""
+        self._table()
+
+    def _table(self) -> tuple[np.ndarray, int]:
+        from capvl.data.sources import default_data_dir
+
+        return frequencies.read(self.frequencies.replace("{data_dir}", default_data_dir()))
+
+    def frozen(self, model_options: GitOptions) -> tuple[str, ...]:
+        """All parameters train but a MAP head, which the decoder doesn't use."""
+        return ("encoder/map/.*",) if model_options.pool == "map" else ()
+
+    def features(self) -> tuple[str, ...]:
+        """An image, or the frames of a clip, and captions."""
+        return ("image?", "frames?", "text")
+
+    def transform(self, model_options: GitOptions, data, *, train: bool):
+        """Crop, and tokens of the references."""
+        tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        if tokenizer.eos != self.end:
+            raise UserError(
+                f"Tokenizer {tokenizer.path!r} ends texts with id {tokenizer.eos}, not objective.end={self.end}."
+            )
+        crop = Crop.of_model(data, model_options, train=train)
+        return ImageReferences(crop, tokenizer, model_options.length, self.references)
+
+    def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image uint8 (B, …), references int32 (B, R, L) without their ends."""
+        return {
+            "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
+            "references": jax.ShapeDtypeStruct((batch, self.references, model_options.length), jnp.int32),
+        }
+
+    def prompt(self, model_options: GitOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
+        """A caption has no prompt, and nothing else is trained."""
+        if task != "caption":
+            raise UserError(f"A model that was trained to caption doesn't know the task {task!r}.")
+        return np.zeros(0, np.int32)
+
+    def prepare(self, batch, *, train: bool):
+        """Images to [-1, 1]."""
+        return {"image": unit_range(batch["image"]), "references": batch["references"]}
+
+    def loss(self, model: Git, batch, key):
+        """Mean over samples of -(reward - greedy reward) * log-probability; metrics `reward` and `greedy`."""
+        decoder, length = model.decoder, batch["references"].shape[2]
+        kv = decoder.image_kv(model.encode(batch["image"]))
+        still = jax.lax.stop_gradient(kv)
+        sampling = Decoding(temperature=1.0, top_p=self.top_p)
+        sampled, _ = generate(model, still, length, self.end, sampling, key=key, samples=self.samples)
+        greedy, _ = generate(model, still, length, self.end, GREEDY)
+        sampled, greedy = jax.lax.stop_gradient((sampled, greedy))
+        table, documents = self._table()
+
+        def rewards(tokens_XL, references_XRL):
+            return cider_d(jnp.where(tokens_XL == self.end, 0, tokens_XL), references_XRL, table, documents)
+
+        baseline_B = rewards(greedy, batch["references"])
+        reward_X = rewards(sampled, jnp.repeat(batch["references"], self.samples, axis=0))
+        advantage_X = reward_X - jnp.repeat(baseline_B, self.samples)
+        weights_XL = jnp.where(sampled != 0, advantage_X[:, None], 0.0)
+        hidden = decoder.causal(sampled, kv, dtype=model.dtype)
+        total, _ = vocabulary_loss(hidden, sampled, weights_XL, *decoder.output_layer(), 0.0, self.chunk)
+        return total / len(sampled), {
+            "loss": total / len(sampled),
+            "reward": reward_X.mean(),
+            "greedy": baseline_B.mean(),
+        }
+
+    def flops(self, model_options: GitOptions) -> float:
+        """Matmul FLOPs of one example without the writing of samples: encoder once, a text for each sample."""
+        frames = max(1, model_options.frames)
+        return 3 * frames * flops.encoder(model_options) + 3 * flops.git_decoder(model_options, self.samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageReferences:
+    """image (see `Crop`) and references int32 (R, L): captions without their ends, drawn where there are more.
+
+    Attributes:
+      crop: how images become pixels.
+      tokenizer: of the captions.
+      length: L.
+      count: R.
+    """
+
+    crop: Crop
+    tokenizer: Any
+    length: int
+    count: int
+
+    def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
+        """Raises BadImageError where the image can't be used."""
+        left, references = list(example["text"]), np.zeros((self.count, self.length), np.int32)
+        for row in references:
+            if left:
+                row[:] = self.tokenizer(left.pop(uniforms.below(len(left))), self.length)
+        references[references == self.tokenizer.eos] = 0
+        return {"image": self.crop(example, uniforms), "references": references}
