@@ -18,6 +18,7 @@ def get_config():
     )
     config.model = dict(
         encoder="w128d4h4m512/8",
+        stem="conv",
         res=64,
         text="w128d2h4m512",
         vocab=256,

@@ -13,7 +13,7 @@ from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.git import GitOptions
 
-_CLS, _SEP = 101, 102
+_CLS = 101
 _DEFAULTS = dict(
     hidden_act="gelu", hidden_size=768, num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072,
     vocab_size=30_522, max_position_embeddings=1024, layer_norm_eps=1e-12, bos_token_id=_CLS,
@@ -127,7 +127,7 @@ def read_official(theirs: Mapping[str, np.ndarray], heads: int = 0):
 
     Args:
       theirs: its state dict.
-      heads: of the decoder's attention; 0 for width / 64, which the released models have.
+      heads: of the attention; 0 for width / 64, which the released models have.
 
     Raises:
       UserError: it is another model.
@@ -139,7 +139,7 @@ def read_official(theirs: Mapping[str, np.ndarray], heads: int = 0):
     grid = round((len(theirs["image_encoder.positional_embedding"]) - 1) ** 0.5)
     vocab, text_width = theirs["textual.embedding.words.weight"].shape
     options = dict(
-        encoder=f"{_size(theirs, 'image_encoder.transformer.resblocks.{}.mlp.c_fc.weight', width, 0)}/{patch}",
+        encoder=f"{_size(theirs, 'image_encoder.transformer.resblocks.{}.mlp.c_fc.weight', width, heads)}/{patch}",
         res=grid * patch,
         text=_size(theirs, "textual.transformer.encoder.layer.{}.intermediate.dense.weight", text_width, heads),
         vocab=vocab,
@@ -207,10 +207,6 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
     """
     form = dict(pool="cls", pre_norm=True, class_position=True, registers=0, pixels="clip", positions="learned")
     check_form(options, form | dict(fusion="prefix", norm="post", projection_norm=True, frame_pool="concat"), "GIT")
-    if options.start != _CLS or options.vocab <= _SEP:
-        ends = {"bos_token_id": options.start}
-    else:
-        ends = {"bos_token_id": _CLS, "eos_token_id": _SEP}
     params = dict(params)
     if np.any(params.pop("encoder/stem/bias")):
         raise UserError(
@@ -231,7 +227,9 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
         "num_image_with_embedding": options.frames or None,
         "tie_word_embeddings": True,
         "pad_token_id": 0,
-        **ends,
+        # [SEP] stands behind [CLS] in BERT's vocabulary and in those that are trained here.
+        "bos_token_id": options.start,
+        "eos_token_id": options.start + 1,
         "vision_config": _section(size, names[options.activation], options.eps)
         | {"image_size": options.res, "patch_size": patch, "model_type": "git_vision_model"},
     }

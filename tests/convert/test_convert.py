@@ -1,5 +1,6 @@
 """The convert command: round trips of every format, what is refused, and resized positions."""
 
+import dataclasses
 import json
 
 import jax
@@ -15,6 +16,7 @@ from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.encoder import EncoderOptions
+from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize, resize_grid
@@ -32,6 +34,9 @@ MODELS = {
         text="w12d1h2m24", vocab=30, length=8, text_pool="argmax", text_causal=True, projection=20,
     ),
     "bert": BertOptions(text="w16d2h2m32", vocab=30, length=8),
+    "git": GitOptions(
+        **IMAGE, text="w16d2h2m32", vocab=30, start=1, length=8, text_positions=8, frames=2, embedding_eps=1e-12,
+    ),
 }  # fmt: skip
 
 
@@ -43,8 +48,10 @@ def random_params(options, seed=0):
 def weights_of(name):
     options = MODELS[name]
     params = random_params(options)
-    if name == "clip":  # CLIP has no place for these.
-        params |= {"encoder/stem/bias": np.zeros(16, np.float32), "bias": np.zeros(1, np.float32)}
+    if name in ("clip", "git"):  # CLIP has no place for these.
+        params |= {"encoder/stem/bias": np.zeros(16, np.float32)}
+    if name == "clip":
+        params |= {"bias": np.zeros(1, np.float32)}
     return folder.Weights(params, options)
 
 
@@ -68,6 +75,7 @@ WAYS = [
     ("lit", "huggingface"),
     ("clip", "huggingface"),
     ("bert", "huggingface"),
+    ("git", "huggingface"),
     ("encoder", "timm"),
     ("map encoder", "timm"),
     ("class token", "timm"),
@@ -86,7 +94,7 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
     again = folder.read_model(str(tmp_path / "again"))
     assert_same(again.params, weights.params)
     assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
-    if framework == "huggingface" and name in ("clip", "lit"):
+    if framework == "huggingface" and name in ("clip", "lit", "git"):
         assert again.options == weights.options
 
 
@@ -101,6 +109,47 @@ def test_sincos_positions_are_written_out(tmp_path):
         for options, p in ((MODELS["sincos"], weights_of("sincos").params), (convert._alone(learned), params))
     ]
     assert_close(outputs[1], outputs[0], 1e-5)
+
+
+def test_official_git_has_other_names(tmp_path):
+    """The same weights under the official names, in one file, give the same parameters and the released options."""
+    from capvl.convert import git, rules
+
+    weights = weights_of("git")
+    params = dict(weights.params)
+    frames, _ = params.pop("frames"), params.pop("encoder/stem/bias")
+    theirs = rules.write(params, git.OFFICIAL, "GIT")
+    theirs["textual.output.weight"] = theirs["textual.embedding.words.weight"]
+    theirs["image_encoder.proj"] = np.zeros((16, 4), np.float32)
+    theirs |= {f"img_temperal_embedding.{i}": frame[None, None] for i, frame in enumerate(frames)}
+    files.write_safetensors(tmp_path / "model.safetensors", theirs)
+    again = convert.read("git", str(tmp_path), heads=2)
+    assert_same(again.params, weights.params)
+    assert again.interpolation == "bicubic" and again.options.embedding_eps == 1e-8
+    assert (again.options.frames, again.options.res, again.options.vocab) == (2, 24, 30)
+    theirs["textual.output.weight"] = theirs["textual.output.weight"] + 1
+    with pytest.raises(UserError, match="output layer is its token table"):
+        git.read_official(theirs, 2)
+    with pytest.raises(UserError, match="not GIT's official ones"):
+        git.read_official({"a": np.zeros(1)})
+
+
+def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):
+    """The encoder of one folder, the decoder of another; BERT's first layers and positions, segment 0 in them."""
+    for name in ("clip", "bert"):
+        folder.write_folder(str(tmp_path / name), weights_of(name))
+    options = dataclasses.replace(MODELS["git"], text="w16d1h2m32", frames=0, text_positions=8)
+    only = ("(encoder|decoder/(?!visual)).*",)
+    params = load_parameters(f"{tmp_path / 'clip'} + {tmp_path / 'bert'}", options, only)
+    bert, clip = (weights_of(name).params for name in ("bert", "clip"))
+    np.testing.assert_array_equal(params["encoder/blocks/mlp/up/kernel"], clip["encoder/blocks/mlp/up/kernel"])
+    np.testing.assert_array_equal(params["decoder/blocks/attn/qkv/kernel"], bert["blocks/attn/qkv/kernel"][:1])
+    np.testing.assert_array_equal(params["decoder/positions"], bert["positions"] + bert["types"][:1])
+    assert set(Blueprint(options).shapes) - set(params) == {
+        f"decoder/{n}" for n in ("visual/kernel", "visual/bias", "visual_norm/scale", "visual_norm/bias")
+    }
+    with pytest.raises(UserError, match="has 2 layers and 8 positions"):
+        load_parameters(str(tmp_path / "bert"), dataclasses.replace(options, text_positions=9), ("decoder/.*",))
 
 
 def test_open_clip_is_openai_clip_by_other_names():

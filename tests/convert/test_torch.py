@@ -70,6 +70,41 @@ def test_two_towers(name, kind, tmp_path):
     assert_close(found, logits(image, jnp.asarray(text, jnp.int32)), 1e-4)
 
 
+def test_git(tmp_path):
+    """Logits of text behind images and clips, and what both write greedily and in beams."""
+    transformers = pytest.importorskip("transformers")
+    from capvl.decoding.generate import Decoding, generate
+
+    weights, model = ours("git")
+    convert.write("huggingface", str(tmp_path / "out"), weights)
+    theirs, report = transformers.GitForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    theirs.eval()
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (3, 2, 24, 24, 3)).astype(np.float32)
+    text = rng.integers(3, 30, (3, 6)).astype(np.int32)
+    pixels = np.asarray(model.encoder.normalize(jnp.asarray(image.reshape(6, 24, 24, 3)))).reshape(image.shape)
+    pixels = torch.tensor(pixels.transpose(0, 1, 4, 2, 3))
+    start = weights.options.start
+    ids = torch.tensor(np.concatenate([np.full((3, 1), start), text[:, :-1]], axis=1), dtype=torch.long)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=pixels).logits[:, -6:]
+        longer = dict(max_new_tokens=6, eos_token_id=2, pad_token_id=0, do_sample=False, bos_token_id=start)
+        first = torch.full((3, 1), start)
+        greedy, beams = (
+            theirs.generate(input_ids=first, pixel_values=pixels, num_beams=n, length_penalty=0.6, **longer)
+            for n in (1, 3)
+        )
+    logits = jax.jit(model.logits)(jnp.asarray(image), jnp.asarray(text))
+    assert_close(logits, expected.numpy(), TOLERANCE)
+    for decoding, ids in ((Decoding(), greedy), (Decoding(beams=3, length_penalty=0.6), beams)):
+        kv = model.decoder.image_kv(model.encode(jnp.asarray(image)))
+        written = np.asarray(generate(model, kv, 6, 2, decoding)[0])
+        for row, expected in zip(written.tolist(), ids[:, 1:].tolist(), strict=True):
+            end = expected.index(2) + 1 if 2 in expected else len(expected)
+            assert row[:end] == expected[:end] and not any(row[end:])
+
+
 def test_bert_for_pre_training(tmp_path):
     transformers = pytest.importorskip("transformers")
     weights, model = ours("bert")
