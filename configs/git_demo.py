@@ -12,34 +12,40 @@ from ml_collections import ConfigDict
 def get_config():
     config = ConfigDict()
     config.steps = 3000
-    config.batch_size = 64
+    config.batch_size = 32
     config.objective = dict(
         name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=4
     )
     config.model = dict(
-        encoder="w128d4h4m512/8",
+        encoder="w96d2h3m384/8",
         stem="conv",
         res=64,
-        text="w128d2h4m512",
+        text="w96d2h3m384",
         vocab=256,
         start=2,
         length=24,
         text_positions=24,
+        norm="pre",
         dropout=0.0,
         pixels="half",
+        pool="mean",
+        pre_norm=False,
+        class_position=False,
+        activation="gelu_tanh",
+        eps=1e-6,
         dtype="float32",
         unroll=True,
     )
     config.data = dict(name="scenes/few", crop="center", tokenizer="{data_dir}/scenes/wordpiece.txt")
     config.optimizer = dict(
         name="adamw",
-        lr=1e-3,
+        lr=2e-3,
         weight_decay=1e-4,
         clip_norm=1.0,
         beta2=0.98,
         momentum_dtype="float32",
     )
-    config.schedule = dict(kind="cosine", warmup=200)
+    config.schedule = dict(kind="cosine", warmup=100)
     config.log_every = 100
     config.checkpoint = dict(every=1000)
     config.eval_every = 1000

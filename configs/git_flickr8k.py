@@ -1,7 +1,7 @@
 """GIT on 5,673 real photos: its encoder from CapPa's, or fresh.
 
-COMMAND   python -m capvl.main --config=configs/cappa_flickr8k.py && python -m capvl.main --config=configs/git_flickr8k.py
-          a fresh encoder: :init=; cross-attention, masked language modelling: :fusion=cross, :kind=masked
+COMMAND   python -m capvl.main --config=configs/git_flickr8k.py after configs/cappa_flickr8k.py; a fresh encoder: :init=
+          for comparison: :fusion=cross (cross-attention), :kind=masked (masked language modelling)
 DATA      flickr8k and its tokenizer as in cappa_flickr8k.py (docs/results.md has the commands)
 CHIPS     one CPU core for ten minutes
 EXPECTED  docs/results.md

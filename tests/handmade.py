@@ -35,7 +35,8 @@ class ByWord:
     def decode(self, ids):
         names = {v: k for k, v in (WORDS | {"the": 6, "thing": 7}).items()}
         ids = np.asarray(ids).tolist()
-        return " ".join(names.get(i, "?") for i in ids[: ids.index(self.eos)] if i)
+        end = ids.index(self.eos) if self.eos in ids else len(ids)
+        return " ".join(names.get(i, "?") for i in ids[:end] if i)
 
 
 def two_towers():

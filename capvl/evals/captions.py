@@ -59,6 +59,7 @@ class Captions:
         """See `capvl.evals`."""
         context.require("a decoder", "captions")
         caption_metrics.check(self.metrics)
+        self.decoding().check(context.recipe.model.vocab)
         source = opened_pairs(context, self.name, self.split)
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))

@@ -1,0 +1,131 @@
+"""What a GIT offers in Python: answers, words, clips, closed lists; and what is said where something doesn't fit."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+from handmade import ByWord
+from PIL import Image
+
+from capvl.convert.folder import Weights
+from capvl.errors import UserError
+from capvl.inference import LoadedModel
+from capvl.models.git import GitOptions
+from capvl.models.parameters import Blueprint
+from capvl.objectives.git import Git
+
+NAMES = ["red", "green thing", "blue"]
+
+
+def model_of(objective=None, **changes):
+    options = GitOptions(
+        encoder="w8d1h1m8/8", res=8, text="w8d1h1m8", vocab=8, start=2, length=6, text_positions=6, dtype="float32"
+    )
+    options = dataclasses.replace(options, **changes)
+    rng = np.random.default_rng(0)
+    params = {n: rng.normal(size=s.shape).astype(np.float32) for n, s in Blueprint(options).shapes.items()}
+    model = LoadedModel(Weights(params, options, objective=objective), "random")
+    model.tokenizer = ByWord()
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return model_of(frames=2)
+
+
+def pictures(count):
+    rng = np.random.default_rng(1)
+    return [Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_one_question_or_one_each(model):
+    images, questions = pictures(3), ["red", "the thing", "blue"]
+    each = model.answer(images, questions)
+    assert each == [model.answer(i, q)[0] for i, q in zip(images, questions, strict=True)]
+    assert model.answer(images, "red")[0] == each[0]
+    with pytest.raises(UserError, match="2 questions for 3 images"):
+        model.answer(images, questions[:2])
+
+
+def test_closed_lists(model):
+    images = pictures(5)
+    for options in ({}, {"beams": 3}, {"temperature": 2.0}):
+        assert set(model.caption(images, names=NAMES, **options)) <= set(NAMES)
+    scores = model.score(images[:2], NAMES)
+    best = model.caption(images[:2], names=NAMES, beams=3, length_penalty=0.0)
+    assert best == [NAMES[i] for i in scores.argmax(axis=1)]
+    assert model.classify(images[:2], NAMES) == best
+    with pytest.raises(UserError, match="'red' and 'Red' are the same"):
+        model.caption(images, names=["red", "Red"])
+
+
+def test_reading_asks_the_words_of_the_recipe():
+    asking = model_of(Git(prompts=(("read", "the red"),)))
+    images = pictures(2)
+    assert asking.read(images) == model_of().answer(images, "the red")
+    with pytest.raises(UserError, match="wasn't trained for the task 'answer'; it knows caption, read"):
+        asking.answer(images, "red")
+
+
+def test_long_questions_are_cut_and_that_is_said(model):
+    image = pictures(1)
+    with pytest.warns(UserWarning, match="too long for the model and was cut at its end"):
+        long = model.answer(image, "red green blue the thing red blue")
+    assert long == model.answer(image, "red green blue the")
+
+
+def film(path, frames):
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for i in range(frames):
+            pixels = np.full((24, 32, 3), 40 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
+def test_clips(clips, model, tmp_path):
+    path = film(tmp_path / "a.mp4", 4)
+    written = clips.caption_video(path, names=NAMES)
+    assert len(written) == 1 and written[0] in NAMES
+    assert clips.caption_video([path, pathlib.Path(path).read_bytes()], names=NAMES) == written * 2
+    assert len(clips.answer_video(path, "red")) == 1
+    assert clips.clips(path).shape == (1, 2, 8, 8, 3)
+    with pytest.raises(UserError, match="reads images, not clips"):
+        model.caption_video(path)
+    with pytest.raises(UserError, match="has 1 frames, and 2 are needed"):
+        clips.caption_video(film(tmp_path / "b.mp4", 1))
+    with pytest.raises(UserError, match="does not exist"):
+        clips.caption_video("none.mp4")
+
+
+def test_images_that_keep_their_aspect():
+    wide = model_of(max_side=24)
+    (pixels,) = wide.pixels(Image.new("RGB", (30, 12), (255, 0, 0)))
+    assert pixels.shape == (24, 24, 4)
+    assert (pixels[:8, :20, 3] == 255).all() and pixels[..., 3].sum() == 255 * 8 * 20
+    assert len(wide.caption([*pictures(1), Image.new("RGB", (5, 40))])) == 2
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, i: m.caption(i, beems=3), "Did you mean 'beams'"),
+        (lambda m, i: m.caption(i, beams=9), "9 beams are more than the 7 words"),
+        (lambda m, i: m.answer(i, ""), "none of them empty"),
+        (lambda m, i: m.caption(i, names=["red", "  "]), "none of them empty"),
+    ],
+)
+def test_bad_input(model, call, message):
+    with pytest.raises(UserError, match=message):
+        call(model, pictures(1))
