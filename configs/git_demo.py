@@ -17,7 +17,7 @@ def get_config():
         name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=4
     )
     config.model = dict(
-        encoder="w96d2h3m384/8",
+        encoder="w96d3h3m384/8",
         stem="conv",
         res=64,
         text="w96d2h3m384",
@@ -29,6 +29,7 @@ def get_config():
         dropout=0.0,
         pixels="half",
         pool="mean",
+        positions="sincos",
         pre_norm=False,
         class_position=False,
         activation="gelu_tanh",
@@ -50,7 +51,8 @@ def get_config():
     config.checkpoint = dict(every=1000)
     config.eval_every = 1000
     config.evals = dict(
-        answers=dict(limit=2000),
+        answers=dict(prior="train"),
+        facts=dict(),
         captions=dict(count=24),
     )
     config.variants = dict(

@@ -19,4 +19,9 @@ def get_config():
     config.schedule = dict(kind="cosine", warmup=50)
     config.init_from = "runs/git_demo"
     config.init_only = ("(encoder|decoder)/.*",)
+    config.evals = dict(
+        answers=dict(prior="train"),
+        moves=dict(type="answers", task="caption", prior="train"),
+        captions=dict(count=12),
+    )
     return config

@@ -37,5 +37,5 @@ def test_notebook(path, environment):
     assert "colab.research.google.com" in notebook.cells[0].source
 
 
-def test_all_four_are_there():
-    assert len(NOTEBOOKS) == 4
+def test_all_are_there():
+    assert len(NOTEBOOKS) == 5

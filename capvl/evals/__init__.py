@@ -26,6 +26,7 @@ EVALUATORS = {
     "entailment": "capvl.evals.entailment:Entailment",
     "probe": "capvl.evals.probe:ProbeAccuracy",
     "linear_probe": "capvl.evals.linear_probe:LinearProbe",
+    "facts": "capvl.evals.facts:Facts",
     "answers": "capvl.evals.answers:Answers",
 }
 

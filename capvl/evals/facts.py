@@ -1,0 +1,114 @@
+"""How much of what captions say about embedded scenes is so: every object that is named is looked up in the scene."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from capvl.data import loader, sources
+from capvl.data.scenes.world import COLORS, SHAPES, WORDS
+from capvl.decoding.generate import Decoding
+from capvl.errors import UserError
+from capvl.evals import Context, to_host
+from capvl.evals.answers import confusion
+from capvl.evals.captions import compile_writer
+from capvl.evals.encode import image_transform
+from capvl.parallel.rules import batch_sharding
+from capvl.terminal import progress
+
+_NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b|\bword ({'|'.join(WORDS)})\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Yields, of captions of an embedded data set: `right`: the share of named objects (colour and shape, or the word)
+    that are there; `found`: the share of objects that are named; `all_right`: the share of captions that name something
+    and nothing wrong; `words`: `right` of words alone; and each as `blind/…` for grey images. The report shows which
+    shape was named for the only object of a colour, and which word for the word.
+
+    Attributes:
+      name, split: an embedded data set; "" for the training set's.
+      limit: images; 0 for all.
+      beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
+    """
+
+    name: str = ""
+    split: str = "val"
+    limit: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    rule: str = "hugging_face"
+
+    def __post_init__(self):
+        if self.limit < 0:
+            raise UserError(f"facts.limit must not be negative, not {self.limit}.")
+        Decoding(self.beams, self.length_penalty, self.rule)
+
+    def setup(self, context: Context):
+        """See `capvl.evals`."""
+        context.require("a decoder", "facts")
+        recipe = context.recipe
+        name = self.name or recipe.data.parts()[0][0]
+        source = sources.open_source(name, self.split, recipe.data.directory(), features=(context.visual,))
+        if self.limit:
+            source = sources.Subset(source, np.arange(min(self.limit, len(source))))
+        scenes = [things(source.read(i, ("objects",))["objects"]) for i in range(len(source))]
+        write, decode = compile_writer(context, Decoding(self.beams, self.length_penalty, self.rule), "caption")
+
+        def written(params, blind: bool) -> list[str]:
+            texts = []
+            batches = loader.eval_batches(source, image_transform(context), context.batch)
+            for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {name}"):
+                if blind:
+                    host_batch["image"][..., :3] = 127
+                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
+                texts += [decode(t) for t in to_host(write(params, batch["image"]))[to_host(batch["mask"])]]
+            return texts
+
+        def evaluate(params):
+            texts = written(params, blind=False)
+            yield from shares(texts, scenes)
+            yield from ((f"blind/{key}", value) for key, value in shares(written(params, blind=True), scenes))
+            for title, pairs in taken_for(texts, scenes).items():
+                if pairs:
+                    yield "confusion", confusion(title, pairs)
+
+        return evaluate
+
+
+def things(objects: dict) -> set[tuple[str, str]]:
+    """(colour, shape) of every object of a record, ("word", text) of words."""
+    columns = ([sources.as_text(v) for v in objects[key]] for key in ("color", "shape", "word"))
+    return {("word", word) if word else (color, shape) for color, shape, word in zip(*columns, strict=True)}
+
+
+def mentions(text: str) -> list[tuple[str, str]]:
+    """What a caption names, as `things` has it."""
+    return [("word", m[3]) if m[3] else (m[1], m[2]) for m in _NAMED.finditer(text.lower())]
+
+
+def shares(texts: list[str], scenes: list[set[tuple[str, str]]]):
+    """(name, value) of the shares that `Facts` yields."""
+    named = [mentions(text) for text in texts]
+    hits = [[m in scene for m in row] for row, scene in zip(named, scenes, strict=True)]
+    both = [pair for row, own in zip(named, hits, strict=True) for pair in zip(row, own, strict=True)]
+    total = sum(map(len, scenes))
+    yield "right", _mean([hit for _, hit in both])
+    yield "found", sum(len(set(row) & scene) for row, scene in zip(named, scenes, strict=True)) / max(total, 1)
+    yield "all_right", _mean([bool(own) and all(own) for own in hits])
+    yield "words", _mean([hit for (kind, _), hit in both if kind == "word"])
+
+
+def _mean(values: list[bool]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def taken_for(texts: list[str], scenes: list[set[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    """(right, written) pairs: the shape of the only object of a named colour, and the only word."""
+    pairs: dict[str, list[tuple[str, str]]] = {"shapes in captions": [], "words in captions": []}
+    for text, scene in zip(texts, scenes, strict=True):
+        for kind, said in mentions(text):
+            own = [thing for thing in scene if thing[0] == kind]
+            if len(own) == 1:
+                pairs["words in captions" if kind == "word" else "shapes in captions"].append((own[0][1], said))
+    return pairs
