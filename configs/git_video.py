@@ -11,31 +11,17 @@ EXPECTED  not run by us; the paper's GIT_B: CIDEr 57.8 on MSR-VTT, 60.0 on VATEX
           20 epochs, base rate 1e-5)
 """
 
-import git_b16
+import git_coco
 
 
 def get_config():
-    config = git_b16.get_config()
+    config = git_coco.get_config()
     config.steps = 2800  # 10 epochs of 140,200 captions
-    config.batch_size = 512
-    config.objective = dict(name="git", tasks=("caption",), smoothing=0.1)
     config.model.frames = 6
     config.data.name = "msrvtt"
     config.optimizer.lr = 5e-5
-    config.schedule = dict(kind="cosine", warmup=200)
     config.init_from = "runs/git_b16"
     config.init_only = ("(encoder|decoder)/.*",)
-    config.eval_every = 0
-    config.evals = dict(
-        captions=dict(
-            split="test",
-            count=0,
-            beams=4,
-            length_penalty=0.6,
-            rule="official",
-            metrics=("bleu", "meteor", "rouge", "cider"),
-            submission="clips",
-        ),
-    )
-    config.variants.update(frames="model.frames", frame_pool="model.frame_pool", encoder="model.encoder")
+    config.evals.captions.submission = "clips"
+    config.variants.update(frames="model.frames", frame_pool="model.frame_pool")
     return config

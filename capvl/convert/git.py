@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import rules
-from capvl.convert.hugging_face import ACTIVATIONS, check_form, clip_image, size_name
+from capvl.convert.hugging_face import ACTIVATIONS, check_form, clip_image, section, size_name
 from capvl.convert.rules import CONV, ROW, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -103,9 +103,9 @@ def read_hugging_face(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any
     theirs = {
         re.sub(r"image_encoder\.(?!vision_model)", "image_encoder.vision_model.", k): v for k, v in theirs.items()
     }
-    for section in (config, vision):
-        if section["hidden_act"] not in ACTIVATIONS:
-            raise UserError(f"config.json has the activation {section['hidden_act']!r}.")
+    for part in (config, vision):
+        if part["hidden_act"] not in ACTIVATIONS:
+            raise UserError(f"config.json has the activation {part['hidden_act']!r}.")
     options = dict(
         encoder=f"{size_name(vision)}/{vision['patch_size']}",
         res=vision["image_size"],
@@ -221,7 +221,7 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
     config = {
         "architectures": ["GitForCausalLM"],
         "model_type": "git",
-        **_section(text, names[options.text_activation], options.text_eps),
+        **section(text, names[options.text_activation], options.text_eps),
         "vocab_size": options.vocab,
         "max_position_embeddings": options.text_positions,
         "num_image_with_embedding": options.frames or None,
@@ -230,18 +230,7 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
         # [SEP] stands behind [CLS] in BERT's vocabulary and in those that are trained here.
         "bos_token_id": options.start,
         "eos_token_id": options.start + 1,
-        "vision_config": _section(size, names[options.activation], options.eps)
+        "vision_config": section(size, names[options.activation], options.eps)
         | {"image_size": options.res, "patch_size": patch, "model_type": "git_vision_model"},
     }
     return state, config
-
-
-def _section(size: sizes.Size, activation: str, eps: float) -> dict[str, Any]:
-    return {
-        "hidden_size": size.width,
-        "num_hidden_layers": size.depth,
-        "num_attention_heads": size.heads,
-        "intermediate_size": size.mlp,
-        "hidden_act": activation,
-        "layer_norm_eps": eps,
-    }

@@ -294,8 +294,8 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": options.projection,
-        "vision_config": _section(size, options, act) | {"image_size": options.res, "patch_size": patch},
-        "text_config": _section(text, options, act)
+        "vision_config": section(size, act, options.eps) | {"image_size": options.res, "patch_size": patch},
+        "text_config": section(text, act, options.eps)
         | {"vocab_size": options.vocab, "max_position_embeddings": options.length, "eos_token_id": options.vocab - 1},
     }
     return rules.write(params, CLIP, "CLIP model"), config
@@ -315,7 +315,7 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
     params = with_table(options, params)
     size, patch = sizes.parse(options.encoder)
     act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(options.activation, options.activation)
-    vision = _section(size, options, act) | {"image_size": options.res, "patch_size": patch, "num_channels": 3}
+    vision = section(size, act, options.eps) | {"image_size": options.res, "patch_size": patch, "num_channels": 3}
     if not any(name.startswith("text/") for name in params):
         head = options.pool == "map"
         state = rules.write(params, SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS, what)
@@ -328,7 +328,7 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "vision_config": vision,
-        "text_config": _section(text, options, act)
+        "text_config": section(text, act, options.eps)
         | {
             "vocab_size": options.vocab,
             "max_position_embeddings": options.length,
@@ -352,14 +352,15 @@ def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[st
     return {**params, "encoder/positions": sincos_2d(grid, grid, size.width)}
 
 
-def _section(size: sizes.Size, options: ViTOptions, activation: str) -> dict[str, Any]:
+def section(size: sizes.Size, activation: str, eps: float) -> dict[str, Any]:
+    """What config.json says of a transformer."""
     return {
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.heads,
         "intermediate_size": size.mlp,
         "hidden_act": activation,
-        "layer_norm_eps": options.eps,
+        "layer_norm_eps": eps,
     }
 
 

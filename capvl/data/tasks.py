@@ -9,9 +9,20 @@ import numpy as np
 
 from capvl.data.sources import as_text
 from capvl.data.transforms import Crop
+from capvl.errors import UserError, nearest
 
 TASKS = ("caption", "classify", "answer")
 FEATURES = {"caption": "text", "classify": "class_name", "answer": "questions"}
+
+
+def check_tasks(tasks: tuple[str, ...]) -> None:
+    """Raises UserError where `objective.tasks` is empty, or names a task that isn't known, or one twice."""
+    for task in tasks:
+        if task not in TASKS:
+            raise UserError(f"objective.tasks: {task!r} is unknown." + nearest(task, TASKS))
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise UserError("objective.tasks should name one task or more, each once.")
+
 
 # (task, question) -> tokens of the prompt, and whether it had to be cut.
 Prompts = Callable[[str, str], tuple[np.ndarray, bool]]

@@ -16,7 +16,7 @@ import numpy as np
 
 from capvl import flops
 from capvl.data import tokenizer as tokenizers
-from capvl.data.tasks import FEATURES, TASKS, TaskText, TextPrompts
+from capvl.data.tasks import FEATURES, TaskText, TextPrompts, check_tasks
 from capvl.data.transforms import Crop
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
@@ -59,11 +59,7 @@ class Git:
     Model: ClassVar[type] = GitOptions
 
     def __post_init__(self):
-        for task in self.tasks:
-            if task not in TASKS:
-                raise UserError(f"objective.tasks: {task!r} is unknown." + nearest(task, TASKS))
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError("objective.tasks should name one task or more, each once.")
+        check_tasks(self.tasks)
         if self.kind not in ("causal", "masked"):
             raise UserError(f"objective.kind={self.kind!r} is unknown." + nearest(self.kind, ("causal", "masked")))
         if self.texts < 0:

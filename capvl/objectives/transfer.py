@@ -16,9 +16,9 @@ import numpy as np
 
 from capvl import flops
 from capvl.data import tokenizer as tokenizers
-from capvl.data.tasks import TASKS, TaskText
+from capvl.data.tasks import TASKS, TaskText, check_tasks
 from capvl.data.transforms import Crop
-from capvl.errors import UserError, nearest
+from capvl.errors import UserError
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
 from capvl.objectives.images import unit_range
@@ -43,11 +43,7 @@ class Transfer:
     Model: ClassVar[type] = CaptionerOptions
 
     def __post_init__(self):
-        for task in self.tasks:
-            if task not in TASKS:
-                raise UserError(f"objective.tasks: {task!r} is unknown." + nearest(task, TASKS))
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError("objective.tasks should name one task or more, each once.")
+        check_tasks(self.tasks)
         if not 0 <= self.smoothing < 1 or self.chunk < 1:
             raise UserError("objective.smoothing must be in [0, 1), and objective.chunk at least 1.")
 

@@ -79,6 +79,7 @@ def test_sigterm_to_one_host_stops_all_at_the_same_step(hosts, tmp_path):
     assert f"Stopped by a signal and saved after step {step}" in outs[0]
 
 
+@pytest.mark.slow
 def test_a_killed_host_ends_the_others_and_fewer_go_on_with_the_same_examples(hosts, start, tmp_path):
     changes = LONG | {"steps": 120}
     code, out = finish(start(tmp_path / "undisturbed", devices=2, **changes))
