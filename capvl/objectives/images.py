@@ -5,9 +5,11 @@ import jax.numpy as jnp
 
 
 def unit_range(image, flip_B=None) -> jax.Array:
-    """float32 images in [-1, 1] of uint8 ones (B, R, R, 3), flipped where `flip_B` says so; float images stay."""
+    """float32 images in [-1, 1] of uint8 ones (B, R, R, 3), or of clips (B, F, R, R, 3), flipped where `flip_B` says so;
+    float images stay."""
     if image.dtype != jnp.uint8:
         return image
     if flip_B is not None:
-        image = jnp.where(flip_B[:, None, None, None], image[:, :, ::-1], image)
+        flip_B = flip_B.reshape(-1, *(1,) * (image.ndim - 1))
+        image = jnp.where(flip_B, jnp.flip(image, axis=-2), image)
     return image.astype(jnp.float32) / 127.5 - 1.0

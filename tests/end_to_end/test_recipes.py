@@ -42,6 +42,11 @@ def start(tiny, workdir, **changes):
     return recipe, params_of(workdir)
 
 
+GIT = ENCODER | {
+    "pool": "mean", "pre_norm": False, "class_position": False, "activation": "gelu_tanh", "eps": 1e-6,
+    "pixels": "half", "text": "w16d2h2m32", "vocab": 128, "start": 0, "length": 12, "text_positions": 12,
+}  # fmt: skip
+
 RECIPES = {
     "lit": dict(
         objective={"name": "contrastive", "locked": True},
@@ -51,6 +56,11 @@ RECIPES = {
     "transfer": dict(
         objective={"name": "transfer"},
         model=TINY_MODEL | {"vocab": 131, "decoder_layers": 1},
+        init_only=("encoder/.*",),
+    ),
+    "git": dict(
+        objective={"name": "git", "tasks": ["caption", "answer"], "locked": True, "texts": 2},
+        model=GIT,
         init_only=("encoder/.*",),
     ),
     "probe": dict(
@@ -63,6 +73,12 @@ RECIPES = {
 EVALS = {
     "lit": {"retrieval": {"limit": 16}, "zeroshot": {"name": "scenes/tiny"}},
     "transfer": {"answers": {"limit": 12}, "captions": {"count": 4}},
+    "git": {
+        "answers": {"limit": 12, "prior": "train"},
+        "facts": {"limit": 4},
+        "captions": {"count": 4},
+        "perplexity": {"limit": 8, "modes": ["cap"]},
+    },
     "probe": {"probe": {}},
 }
 
@@ -91,6 +107,22 @@ def test_recipe(name, tiny, captioner, tmp_path):
         found = evaluate.evaluate(str(tmp_path / "run"), [("evals", repr(EVALS[name]))])
         assert all(np.isfinite(v) for v in found.values())
         assert set(EVALS[name]) == {k.split("/")[0] for k in found}
+
+
+def test_clips_begin_with_an_image_model(tiny, captioner, tmp_path):
+    """A GIT of clips takes the captioner's encoder; its frames' vectors begin at zero and learn; it is evaluated."""
+    data = {**tiny()["data"], "name": "scenes/clips_tiny"}
+    objective = {"name": "git", "tasks": ["caption", "answer"]}
+    changes = dict(init_from=captioner, init_only=("encoder/.*",), model=GIT | {"frames": 2}, data=data, batch_size=8)
+    recipe, params = start(tiny, tmp_path / "run", objective=objective, **changes)
+    from capvl.convert.load import initial_state
+    from capvl.parallel.mesh import make_mesh
+
+    begin = jax.device_get(initial_state(recipe, recipe.train_step(), make_mesh(recipe.mesh)).params)
+    assert not begin["frames"].any() and np.abs(params["frames"]).max() > 0
+    evals = {"moves": {"type": "answers", "task": "caption", "limit": 4}, "captions": {"count": 2, "shown": 2}}
+    found = evaluate.evaluate(str(tmp_path / "run"), [("evals", repr(evals))])
+    assert {"moves/exact", "moves/exact/blind", "captions/distinct"} <= set(found)
 
 
 def test_heads_of_a_probe_do_not_disturb_each_other(tiny, captioner, tmp_path):
