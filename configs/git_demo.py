@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.steps = 3000
+    config.steps = 5000
     config.batch_size = 32
     config.objective = dict(
-        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=4
+        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=3
     )
     config.model = dict(
-        encoder="w96d3h3m384/8",
+        encoder="w128d2h4m512/16",
         stem="conv",
         res=64,
         text="w96d2h3m384",
@@ -49,7 +49,7 @@ def get_config():
     config.schedule = dict(kind="cosine", warmup=100)
     config.log_every = 100
     config.checkpoint = dict(every=1000)
-    config.eval_every = 1000
+    config.eval_every = 2500
     config.evals = dict(
         answers=dict(prior="train"),
         facts=dict(),

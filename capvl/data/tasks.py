@@ -52,10 +52,13 @@ class TaskText:
     texts: int = 0
 
     def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
-        """Raises BadImageError where the image can't be used."""
+        """Raises BadImageError where the image can't be used, UserError where images stand for clips or the reverse."""
         flip = np.bool_(self.flip and uniforms() < 0.5)
         drawn = [self.text(*chosen) for chosen in self._drawn(example, uniforms)]
         seen = self.crop.feature in example
+        if not seen and ("image" in example or "frames" in example):
+            has, reads = ("images", "clips") if "image" in example else ("clips", "images")
+            raise UserError(f"The data set has {has}, and the model reads {reads} (model.frames={self.crop.frames}).")
         image = self.crop(example, uniforms) if seen else self.crop.blank()
         text, prompt, cut = (np.stack(column) for column in zip(*drawn, strict=True))
         if not self.texts:

@@ -148,7 +148,9 @@ class GitBlock(nnx.Module):
 
             def look(x):
                 q_BTHK = self.cross_attn.q(x)[:, :, 0]
-                return self.cross_attn.out(attend_jointly(q_BTHK, [image], dropout=self.dropout, key=keys[1]))
+                looked = self.cross_attn.out(attend_jointly(q_BTHK, [image], dropout=self.dropout, key=keys[1]))
+                # A text without an image has nothing to look at, and a softmax over nothing would be even.
+                return jnp.where(image[2].any(axis=(1, 2, 3))[:, None, None], looked, jnp.zeros((), looked.dtype))
 
             x_BLD = self._residual(self.cross_norm, x_BLD, look, keys[2])
         return constrain(self._residual(self.norm2, x_BLD, self.mlp, keys[3]), "batch", None, None)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def unit_range(image, flip_B=None) -> jax.Array:
-    """float32 images in [-1, 1] of uint8 ones (B, R, R, 3), or of clips (B, F, R, R, 3), flipped where `flip_B` says so;
+    """float32 images (B, R, R, 3) or clips (B, F, R, R, 3) in [-1, 1] of uint8 ones, flipped where `flip_B` says so;
     float images stay."""
     if image.dtype != jnp.uint8:
         return image

@@ -167,8 +167,9 @@ def git_recipe(data_dir, **changes):
     return config.resolve(values | changes)
 
 
-def test_without_an_image_only_the_text_counts():
-    blueprint, params = make()
+@pytest.mark.parametrize("variant", ["prefix", "cross"])
+def test_without_an_image_only_the_text_counts(variant):
+    blueprint, params = make(**VARIANTS[variant])
     batch = batch_of(np.random.default_rng(5))
     loss = jax.jit(loss_of(blueprint, Git()))
     other = batch | {"image": 255 - batch["image"]}
@@ -395,6 +396,12 @@ def test_unknown_tasks(data_dir):
     assert recipe.objective.prompt(recipe.model, Letters(), "read").tolist() == [5, 6]
     with pytest.raises(UserError, match="wasn't trained for the task 'answer'; it knows caption, read"):
         recipe.objective.prompt(recipe.model, Letters(), "answer", "a")
+
+
+def test_images_are_no_clips():
+    made = TaskText(Crop(16, frames=2), ("caption",), TextPrompts(Letters(), 8), Letters(), 8)
+    with pytest.raises(UserError, match="The data set has images, and the model reads clips"):
+        made({"image": b"", "text": [b"a"]}, Uniforms(0, 0))
 
 
 def test_too_few_frames():
