@@ -19,12 +19,24 @@ def _kept(options) -> int:
     return max(1, round(patches * (1 - options.patch_dropout)))
 
 
-def encoder(options) -> float:
-    """Forward matmul FLOPs of one image (`capvl.models.vit.ViTOptions`), without a MAP head."""
+def _stem(options) -> float:
+    """Patch embedding of one image."""
     size, patch = sizes.parse(options.encoder)
     patches = (options.res // patch) ** 2
+    if options.stem == "patch":
+        return 2 * patches * patch * patch * 3 * size.width
+    total, side, channels, depth = 2 * patches * size.width * size.width, options.res, 3, patch.bit_length() - 1
+    for i in range(depth):
+        out, side = max(8, size.width >> (depth - 1 - i)), side // 2
+        total, channels = total + 2 * side * side * 9 * channels * out, out
+    return total
+
+
+def encoder(options) -> float:
+    """Forward matmul FLOPs of one image (`capvl.models.vit.ViTOptions`), without a MAP head."""
+    size, _ = sizes.parse(options.encoder)
     tokens = _kept(options) + options.registers + (options.pool == "cls")
-    return 2 * patches * patch * patch * 3 * size.width + size.depth * _layer(tokens, size.width, size.mlp)
+    return _stem(options) + size.depth * _layer(tokens, size.width, size.mlp)
 
 
 def map_head(options) -> float:

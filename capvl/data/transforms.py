@@ -126,9 +126,11 @@ class Crop:
 
     def _padded(self, pixels: np.ndarray) -> np.ndarray:
         height, width = aspect_size(*pixels.shape[:2], self.res, self.max_side)
+        # Rounding may make the long side one pixel longer, which no patch would hold.
+        kept = resize(pixels, height, width, self.interpolation)[: self.max_side, : self.max_side]
         out = np.zeros((self.max_side, self.max_side, 4), np.uint8)
-        out[:height, :width, :3] = resize(pixels, height, width, self.interpolation)
-        out[:height, :width, 3] = 255
+        out[: kept.shape[0], : kept.shape[1], :3] = kept
+        out[: kept.shape[0], : kept.shape[1], 3] = 255
         return out
 
 

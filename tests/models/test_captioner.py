@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY_MODEL, assert_close
 
 from capvl.decoding.generate import Decoding, generate
+from capvl.errors import UserError
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.parameters import Blueprint
 from capvl.nn import positions
@@ -175,3 +176,31 @@ def test_resized_positions_keep_corners_and_planes():
     assert_close(resized[..., 0], np.repeat(np.linspace(0, 3, 7)[:, None], 7, axis=1), 1e-6)
     with pytest.raises(ValueError, match="square"):
         positions.resize_grid(grid, 50)
+
+
+def test_convolutional_stem():
+    """Tokens are those of 3 x 3 convolutions of stride 2 by hand."""
+    from capvl.models.encoder import EncoderOptions
+    from capvl.models.parameters import Blueprint
+
+    options = EncoderOptions(encoder="w16d1h2m16/4", res=8, stem="conv", dtype="float32")
+    blueprint = Blueprint(options)
+    params = blueprint.init(jax.random.key(0))
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    found = jax.jit(lambda p, x: blueprint.bind(p).encoder.embed(x, jnp.float32))(params, jnp.asarray(image))
+    x = image[0].astype(np.float64)
+    for i in range(2):
+        kernel = np.asarray(params[f"encoder/stem/conv{i}"], np.float64)
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        half = len(x) // 2
+        out = np.zeros((half, half, kernel.shape[-1]))
+        for row in range(half):
+            for column in range(half):
+                patch = padded[2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+                out[row, column] = np.einsum("yxc,yxco->o", patch, kernel)
+        out = (out - out.mean(-1, keepdims=True)) / np.sqrt(out.var(-1, keepdims=True) + options.eps)
+        x = np.asarray(jax.nn.gelu(jnp.asarray(out, jnp.float32), approximate=True), np.float64)
+    expected = x.reshape(-1, x.shape[-1]) @ np.asarray(params["encoder/stem/out/kernel"], np.float64)
+    assert_close(found[0], expected, 1e-5)
+    with pytest.raises(UserError, match="patches of 2, 4, 8, 16 or 32 pixels, not 6"):
+        EncoderOptions(encoder="w16d1h2m16/6", res=12, stem="conv")
