@@ -11,36 +11,29 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.steps = 5000
+    config.steps = 3000
     config.batch_size = 32
     config.objective = dict(
-        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=3
+        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=4
     )
     config.model = dict(
-        encoder="w128d2h4m512/16",
-        stem="conv",
+        encoder="w128d4h4m512/8",
         res=64,
-        text="w96d2h3m384",
+        pixels="half",
+        text="w128d2h4m512",
+        norm="pre",
         vocab=256,
         start=2,
         length=24,
         text_positions=24,
-        norm="pre",
         dropout=0.0,
-        pixels="half",
-        pool="mean",
-        positions="sincos",
-        pre_norm=False,
-        class_position=False,
-        activation="gelu_tanh",
-        eps=1e-6,
         dtype="float32",
         unroll=True,
     )
     config.data = dict(name="scenes/few", crop="center", tokenizer="{data_dir}/scenes/wordpiece.txt")
     config.optimizer = dict(
         name="adamw",
-        lr=2e-3,
+        lr=1e-3,
         weight_decay=1e-4,
         clip_norm=1.0,
         beta2=0.98,
@@ -49,7 +42,6 @@ def get_config():
     config.schedule = dict(kind="cosine", warmup=100)
     config.log_every = 100
     config.checkpoint = dict(every=1000)
-    config.eval_every = 2500
     config.evals = dict(
         answers=dict(prior="train"),
         facts=dict(),

@@ -47,20 +47,16 @@ def measure(recipe: config.Recipe, images: int, length: int, beams: int) -> dict
 
         return write
 
-    def recomputed(rows):
-        for _ in range(length):
-            out = step(params, encoded[:rows], middle[:rows])
-        return out
-
     greedy, searched = writer(Decoding()), writer(Decoding(beams=beams))
+    # (images, how often it is done for a text, what is done)
     runs = {
-        "recomputed": (1, lambda: recomputed(1)),
-        "recomputed in batches": (images, lambda: recomputed(images)),
-        "cached": (1, lambda: greedy(params, encoded[:1])),
-        "cached in batches": (images, lambda: greedy(params, encoded)),
-        "beams": (images, lambda: searched(params, encoded)),
+        "recomputed": (1, length, lambda: step(params, encoded[:1], middle[:1])),
+        "recomputed in batches": (images, length, lambda: step(params, encoded, middle)),
+        "cached": (1, 1, lambda: greedy(params, encoded[:1])),
+        "cached in batches": (images, 1, lambda: greedy(params, encoded)),
+        "beams": (images, 1, lambda: searched(params, encoded)),
     }
-    return {name: rows / _seconds(run) for name, (rows, run) in runs.items()}
+    return {name: rows / (times * _seconds(run)) for name, (rows, times, run) in runs.items()}
 
 
 def _seconds(run) -> float:
