@@ -33,7 +33,8 @@ def functions(options, params: dict[str, np.ndarray]) -> dict[str, tuple]:
 
     if not hasattr(options, "encoder"):
         raise UserError("Only models with an image tower are exported to StableHLO.")
-    out = {"image": (image, (options.res, options.res, 3), jnp.uint8)}
+    shape = options.image_shape() if hasattr(options, "image_shape") else (options.res, options.res, 3)
+    out = {"image": (image, shape, jnp.uint8)}
     if hasattr(options, "text_pool"):
         out["text"] = (text, (options.length,), jnp.int32)
     return out

@@ -200,8 +200,9 @@ class TrainBatch:
         transform = of_batch(first // self.batch) if of_batch else self.transform
         return stack([self.example(first + row, transform) for row in self.rows])
 
-    def example(self, n: int, transform) -> dict[str, Any]:
-        """Example n; a bad image is replaced by one drawn from (seed, n), at most ATTEMPTS times."""
+    def example(self, n: int, transform=None) -> dict[str, Any]:
+        """Example n by its batch's transform; a bad image is replaced by one drawn from (seed, n), ATTEMPTS times."""
+        transform = transform or self.transform
         which, record = self.order[n]
         source = self.sources[which]
         for attempt in range(ATTEMPTS):

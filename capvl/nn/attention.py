@@ -169,6 +169,6 @@ class CrossAttention(nnx.Module):
     def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
         """Keys and values may have B / g rows: each is seen by g consecutive rows."""
         q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")
-        if len(k_BNHK) < len(x_BTD):
+        if k_BNHK.shape[0] != x_BTD.shape[0]:
             return self.out(attend_jointly(q_BTHK, [(k_BNHK, v_BNHK, None)]))
         return self.out(attend(q_BTHK, k_BNHK, v_BNHK))

@@ -261,7 +261,7 @@ def test_bad_input(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["lit", "captioner"])
+@pytest.mark.parametrize("name", ["lit", "captioner", "git"])
 def test_stablehlo_takes_any_batch(name, tmp_path):
     from capvl.convert import stablehlo
 
@@ -272,7 +272,8 @@ def test_stablehlo_takes_any_batch(name, tmp_path):
     assert len(written) == (2 if name == "lit" else 1)
     rng = np.random.default_rng(0)
     for batch in (1, 3):
-        image = rng.integers(0, 256, (batch, 24, 24, 3), np.uint8)
+        shape = weights.options.image_shape() if name == "git" else (24, 24, 3)
+        image = rng.integers(0, 256, (batch, *shape), np.uint8)
         exported = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
         expected = embed(jnp.asarray(image.astype(np.float32) / 127.5 - 1))
         assert_close(exported.call(image), expected, 1e-5)

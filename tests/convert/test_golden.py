@@ -11,7 +11,6 @@ from conftest import assert_close, load_golden, under
 
 from capvl.convert import bert, hugging_face
 from capvl.models.parameters import Blueprint
-from capvl.nn.positions import resize
 from capvl.objectives.contrastive import Contrastive
 
 pytestmark = pytest.mark.golden
@@ -53,7 +52,8 @@ class Case:
 
     def hidden_states(self, encoder, image):
         """States before the first block, and after each."""
-        x = encoder.add_positions(encoder.embed(image, jnp.float32))
+        grid = tuple(side // encoder.patch for side in image.shape[1:3])
+        x = encoder.add_positions(encoder.embed(image, jnp.float32), grid)
         if encoder.cls is not None:
             cls = encoder.cls[...] + encoder.positions[...][:1]
             x = jnp.concatenate([jnp.broadcast_to(cls[None], (len(x), 1, x.shape[-1])), x], axis=1)
@@ -89,18 +89,14 @@ class Case:
         return out
 
     def at_another_resolution(self):
+        """Last states before the last LN, encoded tokens and pooled features of images of another size."""
         image = jnp.asarray(self.golden["in/pixel_values_var"]).transpose(0, 2, 3, 1)
-        patch = int(self.options.encoder.split("/")[1])
-        grid, old = tuple(n // patch for n in image.shape[1:3]), self.options.res // patch
-        table = np.asarray(self.params["encoder/positions"])
-        first = int(self.options.class_position)
-        resized = resize(table[first:], (old, old), grid, "hugging_face")
-        table = jnp.asarray(np.concatenate([table[:first], resized]), jnp.float32)
-        return jax.jit(lambda p: self.run_var(p, image))(self.params | {"encoder/positions": table})
 
-    def run_var(self, params, image):
-        encoder = self.blueprint.bind(params).encoder
-        return self.hidden_states(encoder, image)[-1], encoder(image), encoder.pool(encoder(image))
+        def run(params):
+            encoder = self.blueprint.bind(params).encoder
+            return self.hidden_states(encoder, image)[-1], encoder(image), encoder.pool(encoder(image))
+
+        return jax.jit(run)(self.params)
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])

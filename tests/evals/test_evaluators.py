@@ -1,93 +1,24 @@
 """Evaluators on hand-made models whose right answers are known exactly (tests/handmade.py)."""
 
 import dataclasses
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, write_tar
-from handmade import COLORS, WORDS, ByWord, captioner, two_towers
-from PIL import Image
+from colors import NAMES, by_word, colors, context_of, mesh, run
+from conftest import assert_close
+from handmade import captioner, two_towers
 
-from capvl import config
 from capvl.data import foils
-from capvl.data import tokenizer as tokenizers
 from capvl.decoding import trie
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError
-from capvl.evals import Context, answers, compositionality, entailment, linear_probe, retrieval, zeroshot
+from capvl.evals import answers, compositionality, entailment, linear_probe, retrieval, zeroshot
 from capvl.evals.captions import Captions
 from capvl.evals.scoring import Scorer, Scoring
 from capvl.models.parameters import Blueprint
-from capvl.parallel.mesh import MeshOptions, make_mesh
-
-NAMES = list(WORDS)
-
-
-def jpeg(color) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (16, 16), color).save(out, "PNG")
-    return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def colors(tmp_path_factory):
-    """A prepared data set of 12 images of one colour each, with captions, labels, class names and image ids."""
-    folder = tmp_path_factory.mktemp("colors")
-    samples = []
-    for i in range(12):
-        name = NAMES[i % 3]
-        meta = {"label": i % 3, "class_name": name, "captions": [f"the {name} thing", name], "image_id": f"img{i}"}
-        members = {"png": jpeg(COLORS[name]), "txt": name.encode(), "json": json.dumps(meta).encode()}
-        samples.append((f"{i:09d}", members))
-    write_tar(folder / "a.tar", samples)
-    from capvl.data.prepare import main
-
-    main(
-        [
-            "tars",
-            "--name=colors",
-            f"--train={folder}/a.tar",
-            f"--test={folder}/a.tar",
-            f"--data_dir={folder}",
-            "--min_side=1",
-        ]
-    )
-    return folder
-
-
-@pytest.fixture
-def by_word(monkeypatch):
-    monkeypatch.setattr(tokenizers, "load", lambda path, start=True: ByWord())
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(MeshOptions())
-
-
-def context_of(model, colors, mesh, **changes):
-    options, params = model()
-    name = "contrastive" if model is two_towers else "cappa"
-    values = {
-        "steps": 1,
-        "batch_size": 8,
-        "objective": {"name": name},
-        "model": dataclasses.asdict(options),
-        "data": {"name": "colors", "data_dir": str(colors), "tokenizer": "by word"},
-        "evals": {},
-    }
-    recipe = config.resolve(values)
-    return Context(recipe, mesh, Blueprint(recipe.model), 8, None), {k: jnp.asarray(v) for k, v in params.items()}
-
-
-def run(evaluator, model, colors, mesh, **changes):
-    context, params = context_of(model, colors, mesh)
-    with jax.set_mesh(mesh):
-        return dict(evaluator.setup(context)({k: v for k, v in (params | changes).items()}))
 
 
 def test_zero_shot(by_word, colors, mesh, tmp_path):
@@ -327,55 +258,6 @@ def test_logistic_regression_is_at_the_minimum():
 def test_linear_probe_on_the_hand_made_encoder(by_word, colors, mesh):
     found = run(linear_probe.LinearProbe(name="colors"), two_towers, colors, mesh)
     assert found["accuracy"] == 1.0
-
-
-def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
-    """What is written is right; blind and prior know nothing; the list of answers binds; there are file and report."""
-    from capvl import evals, report
-
-    context, params = context_of(captioner, colors, mesh)
-    context = dataclasses.replace(context, folder=tmp_path)
-    (tmp_path / "some.txt").write_text("red\ngreen\n")
-    evaluators = {
-        "free": answers.Answers(
-            task="caption", split="test", metrics=("exact", "contains"), prior="train", submission="coco"
-        ),
-        "closed": answers.Answers(task="caption", split="test", vocabulary=str(tmp_path / "some.txt"), beams=2),
-    }
-    with jax.set_mesh(mesh):
-        found = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params, tmp_path, 3)
-    assert found["free/exact"] == found["free/contains"] == 1.0
-    assert found["free/exact/blind"] <= 1 / 3  # Grey: the same text for all.
-    assert found["free/exact/prior"] == pytest.approx(1 / 3)
-    assert found["closed/exact"] == pytest.approx(2 / 3)
-    rows = json.loads((tmp_path / "submissions" / "colors_test.json").read_text())
-    assert [row["caption"] for row in rows[:3]] == NAMES and rows[1]["image_id"] == 1
-    shown = json.loads((tmp_path / "samples" / "3.json").read_text())
-    (matrix,) = shown["free"]
-    assert matrix["names"][-1] == "other" and sum(map(sum, matrix["counts"])) == 12
-    (tmp_path / "metrics.jsonl").write_text("")
-    page = report.write([tmp_path], tmp_path / "report.html").read_text()
-    assert "takes for what after step 3" in page and "<svg" in page
-
-
-def test_answers_without_looking():
-    """The commonest answer to a question's words, to its kind, or at all."""
-    rows = [
-        {"question": ["q", "r"], "answer": ["yes", "no"], "kind": ["k", "l"]},
-        {"question": ["q", "q"], "answer": ["yes", "no"], "kind": ["k", "k"]},
-        {"question": ["r"], "answer": ["no"], "kind": ["l"]},
-    ]
-
-    class Source:
-        def __len__(self):
-            return len(rows)
-
-        def read(self, index, features):
-            return {"questions": rows[index]} if "questions" in features else {}
-
-    prior = answers.commonest(Source(), "questions")
-    asked = [answers.Row(0, "", "", q, k, ()) for q, k in (("q", "k"), ("r", "l"), ("new", "l"), ("new", "m"))]
-    assert [prior(row) for row in asked] == ["yes", "no", "no", "no"]
 
 
 BAD = [

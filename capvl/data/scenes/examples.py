@@ -5,11 +5,14 @@ from capvl.data.scenes import language, render, world
 FACTS = ("phrase", "shape", "color", "size", "texture", "word")
 
 
-def make(seed: int, split: str, side: int, frames: int, index: int, most: int = 6, zoom: float = 1.0) -> dict:
-    """Example `index` of a split: an image, or a clip where `frames` is not 0. Boxes are (x0, y0, x1, y1)."""
+def make(seed: int, split: str, side: int, frames: int, index: int, **options) -> dict:
+    """Example `index` of a split: an image, or a clip where `frames` is not 0. Boxes are (x0, y0, x1, y1).
+
+    `options` are those of `world.draw_scene`.
+    """
     rng = world.generator(seed, split, index)
     if frames:
-        clip = world.draw_clip(rng, frames, most, zoom)
+        clip = world.draw_clip(rng, frames, **options)
         scene = clip.scene
         example = {
             "frames": [render.encode_jpeg(render.render(clip.frame(i), side)) for i in range(frames)],
@@ -18,7 +21,7 @@ def make(seed: int, split: str, side: int, frames: int, index: int, most: int = 
             "direction": clip.direction,
         }
     else:
-        scene = world.draw_scene(rng, most, zoom)
+        scene = world.draw_scene(rng, **options)
         example = {
             "image": render.encode_jpeg(render.render(scene, side)),
             "text": language.captions(scene, rng),

@@ -89,21 +89,32 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS[split]], counter=[0, 0, 0, index]))
 
 
-def draw_scene(rng: np.random.Generator, most: int = 6, zoom: float = 1.0) -> Scene:
-    """2 to `most` objects that don't overlap and differ in colour or shape; a third of the scenes has a word."""
+def draw_scene(rng: np.random.Generator, most: int = 6, zoom: float = 1.0, plain: bool = False) -> Scene:
+    """2 to `most` objects that don't overlap and differ in colour or shape; a third of the scenes has a word.
+
+    Args:
+      rng: of the scene.
+      most: objects at most.
+      zoom: of their sizes.
+      plain: without patterns, and no colour twice.
+    """
     wanted, things = int(rng.integers(2, most + 1)), []
     with_word = rng.random() < 1 / 3
     for attempt in range(200):
         if len(things) == wanted:
             break
         thing = _draw_thing(rng, with_word and not things, zoom)
+        if plain:
+            thing = dataclasses.replace(thing, texture="plain")
+            if any(thing.color == other.color for other in things):
+                continue
         # Late attempts shrink, so that two objects always fit.
         if attempt > 60:
             thing = dataclasses.replace(thing, size="small", zoom=min(zoom, 1.0))
         if all(_apart(thing, other) and thing.short != other.short for other in things):
             things.append(thing)
     if len(things) < 2:  # One that fills the middle leaves no room for another.
-        return draw_scene(rng, most, zoom)
+        return draw_scene(rng, most, zoom, plain)
     things.sort(key=lambda t: -t.radius)
     return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)))
 
@@ -146,9 +157,9 @@ class Clip:
         return dataclasses.replace(self.scene, things=things)
 
 
-def draw_clip(rng: np.random.Generator, frames: int, most: int = 6, zoom: float = 1.0) -> Clip:
-    """A scene and which of its objects moves, in the direction with the most room."""
-    scene = draw_scene(rng, most, zoom)
+def draw_clip(rng: np.random.Generator, frames: int, **options) -> Clip:
+    """A scene (`options` are of `draw_scene`) and which of its objects moves, in the direction with the most room."""
+    scene = draw_scene(rng, **options)
     moving = int(rng.integers(len(scene.things)))
     thing = scene.things[moving]
     room = {"right": 1 - thing.x, "left": thing.x, "down": 1 - thing.y, "up": thing.y}

@@ -1,0 +1,60 @@
+"""Answers of the hand-made captioner, and what is known without looking."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+from colors import NAMES, by_word, colors, context_of, mesh
+from handmade import captioner
+
+from capvl.evals import answers
+
+
+def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
+    """What is written is right; blind and prior know nothing; the list of answers binds; there are file and report."""
+    from capvl import evals, report
+
+    context, params = context_of(captioner, colors, mesh)
+    context = dataclasses.replace(context, folder=tmp_path)
+    (tmp_path / "some.txt").write_text("red\ngreen\n")
+    evaluators = {
+        "free": answers.Answers(
+            task="caption", split="test", metrics=("exact", "contains"), prior="train", submission="coco"
+        ),
+        "closed": answers.Answers(task="caption", split="test", vocabulary=str(tmp_path / "some.txt"), beams=2),
+    }
+    with jax.set_mesh(mesh):
+        found = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params, tmp_path, 3)
+    assert found["free/exact"] == found["free/contains"] == 1.0
+    assert found["free/exact/blind"] <= 1 / 3  # Grey: the same text for all.
+    assert found["free/exact/prior"] == pytest.approx(1 / 3)
+    assert found["closed/exact"] == pytest.approx(2 / 3)
+    rows = json.loads((tmp_path / "submissions" / "colors_test.json").read_text())
+    assert [row["caption"] for row in rows[:3]] == NAMES and rows[1]["image_id"] == 1
+    shown = json.loads((tmp_path / "samples" / "3.json").read_text())
+    (matrix,) = shown["free"]
+    assert matrix["names"][-1] == "other" and sum(map(sum, matrix["counts"])) == 12
+    (tmp_path / "metrics.jsonl").write_text("")
+    page = report.write([tmp_path], tmp_path / "report.html").read_text()
+    assert "takes for what after step 3" in page and "<svg" in page
+
+
+def test_answers_without_looking():
+    """The commonest answer to a question's words, to its kind, or at all."""
+    rows = [
+        {"question": ["q", "r"], "answer": ["yes", "no"], "kind": ["k", "l"]},
+        {"question": ["q", "q"], "answer": ["yes", "no"], "kind": ["k", "k"]},
+        {"question": ["r"], "answer": ["no"], "kind": ["l"]},
+    ]
+
+    class Source:
+        def __len__(self):
+            return len(rows)
+
+        def read(self, index, features):
+            return {"questions": rows[index]} if "questions" in features else {}
+
+    prior = answers.commonest(Source(), "questions")
+    asked = [answers.Row(0, "", "", q, k, ()) for q, k in (("q", "k"), ("r", "l"), ("new", "l"), ("new", "m"))]
+    assert [prior(row) for row in asked] == ["yes", "no", "no", "no"]
