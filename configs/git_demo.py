@@ -1,7 +1,7 @@
 """GIT from scratch on the embedded data set: captions, and answers to questions, of which one is what a word says.
 
 COMMAND   python -m capvl.main --config=configs/git_demo.py
-DATA      scenes/few, 12,000 images of 64 px with 2 or 3 large objects, made on first use
+DATA      scenes/few, 20,000 images of 64 px with 2 or 3 large objects, made on first use
 CHIPS     2 CPU cores
 EXPECTED  docs/results.md
 """
@@ -11,13 +11,21 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.steps = 3000
+    config.steps = 2800
     config.batch_size = 32
     config.objective = dict(
-        name="git", tasks=("caption", "answer"), prompts=(("read", "what does it say"),), smoothing=0.1, texts=4
+        name="git",
+        tasks=("caption", "answer", "answer", "answer"),
+        prompts=(("read", "what does it say"),),
+        smoothing=0.1,
+        texts=4,
     )
     config.model = dict(
-        encoder="w128d4h4m512/8",
+        encoder="w128d3h4m512/16",
+        stem="conv",
+        layer_scale=0.05,
+        pool="mean",
+        class_position=False,
         res=64,
         pixels="half",
         text="w128d2h4m512",
@@ -34,6 +42,7 @@ def get_config():
     config.optimizer = dict(
         name="adamw",
         lr=1e-3,
+        lr_mult=(("encoder/(stem|positions).*", 3.0), ("encoder/blocks.*", 0.3)),
         weight_decay=1e-4,
         clip_norm=1.0,
         beta2=0.98,

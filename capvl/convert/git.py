@@ -205,7 +205,16 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not of the form that transformers has.
     """
-    form = dict(pool="cls", pre_norm=True, class_position=True, registers=0, pixels="clip", positions="learned")
+    form = dict(
+        pool="cls",
+        pre_norm=True,
+        class_position=True,
+        stem="patch",
+        layer_scale=0.0,
+        registers=0,
+        pixels="clip",
+        positions="learned",
+    )
     check_form(options, form | dict(fusion="prefix", norm="post", projection_norm=True, frame_pool="concat"), "GIT")
     params = dict(params)
     if np.any(params.pop("encoder/stem/bias")):

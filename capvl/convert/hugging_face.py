@@ -281,7 +281,16 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not one of CLIP's form.
     """
-    wanted = dict(pool="cls", pre_norm=True, class_position=True, registers=0, text_pool="argmax", text_causal=True)
+    wanted = dict(
+        pool="cls",
+        pre_norm=True,
+        class_position=True,
+        stem="patch",
+        layer_scale=0.0,
+        registers=0,
+        text_pool="argmax",
+        text_causal=True,
+    )
     check_form(options, wanted | {"positions": "learned"}, "CLIP model")
     params = dict(params)
     for name, why in (("encoder/stem/bias", "a bias of its patch convolution"), ("bias", "an offset of its logits")):
@@ -307,7 +316,7 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not one of SigLIP's form.
     """
-    form = dict(registers=0, pre_norm=False, class_position=False, pixels="half")
+    form = dict(stem="patch", layer_scale=0.0, registers=0, pre_norm=False, class_position=False, pixels="half")
     what = "SigLIP image tower"
     check_form(options, form, what)
     if options.pool == "cls":

@@ -16,12 +16,12 @@ FEATURES = {"caption": "text", "classify": "class_name", "answer": "questions"}
 
 
 def check_tasks(tasks: tuple[str, ...]) -> None:
-    """Raises UserError where `objective.tasks` is empty, or names a task that isn't known, or one twice."""
+    """Raises UserError where `objective.tasks` is empty or names a task that isn't known."""
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"objective.tasks: {task!r} is unknown." + nearest(task, TASKS))
-    if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError("objective.tasks should name one task or more, each once.")
+    if not tasks:
+        raise UserError("objective.tasks should name one task or more.")
 
 
 # (task, question) -> tokens of the prompt, and whether it had to be cut.
@@ -35,7 +35,7 @@ class TaskText:
 
     Attributes:
       crop: how images become pixels.
-      tasks: of TASKS; one that the Example has something for is drawn.
+      tasks: of TASKS; one that the Example has something for is drawn; one that is named twice, twice as often.
       prompts: makes prompts.
       tokenizer: of the targets.
       length: L.
@@ -88,14 +88,15 @@ class TaskText:
         return out.astype(np.int32), np.int32(len(prompt)), np.bool_(cut)
 
     def _pairs(self, example: dict):
-        """(task, its (question, target) pairs) of every task that the example serves."""
-        if "caption" in self.tasks and len(example.get("text") or ()):
-            yield "caption", [("", text) for text in example["text"]]
-        if "classify" in self.tasks and example.get("class_name"):
-            yield "classify", [("", example["class_name"])]
-        asked = questions(example.get("questions"))
-        if "answer" in self.tasks and asked:
-            yield "answer", [(row.question, answer) for row in asked for answer in row.answers]
+        """(task, its (question, target) pairs) of every task that the example serves, as often as it is named."""
+        found = {
+            "caption": [("", text) for text in example.get("text") or ()],
+            "classify": [("", example["class_name"])] if example.get("class_name") else [],
+            "answer": [(row.question, answer) for row in questions(example.get("questions")) for answer in row.answers],
+        }
+        for task in self.tasks:
+            if found[task]:
+                yield task, found[task]
 
 
 @dataclasses.dataclass(frozen=True)

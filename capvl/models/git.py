@@ -94,6 +94,8 @@ class GitOptions(ViTOptions):
             )
         if self.max_side and (self.frames or self.patch_dropout or self.positions != "learned"):
             raise UserError("model.max_side goes with images, learned positions and no patch dropout only.")
+        if self.max_side and self.stem == "conv":
+            raise UserError("model.max_side needs model.stem='patch': convolutions would read the padding.")
 
     @property
     def decoder_layers(self) -> int:

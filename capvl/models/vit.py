@@ -17,7 +17,7 @@ from capvl.models import sizes
 from capvl.models.sizes import Size
 from capvl.nn import positions, weights
 from capvl.nn.attention import CrossAttention, SelfAttention, input_projection
-from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp
+from capvl.nn.layers import ACTIVATIONS, Dense, InstanceNorm, LayerNorm, Mlp, as_row
 from capvl.nn.stack import REMAT, scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
@@ -50,6 +50,7 @@ class ViTOptions:
       positions: "learned" or "sincos".
       registers: extra learned tokens that the blocks see and the output drops.
       patch_dropout: share of patches dropped in training.
+      layer_scale: not 0: what the blocks add is scaled by learned vectors that begin at this value (arXiv 2103.17239).
       activation: of the MLPs: "gelu_tanh", "gelu" (exact) or "quick_gelu".
       eps: of the layer norms.
       pre_norm: a layer norm before the blocks (CLIP).
@@ -67,6 +68,7 @@ class ViTOptions:
     positions: str = "learned"
     registers: int = 0
     patch_dropout: float = 0.0
+    layer_scale: float = 0.0
     activation: str = "gelu_tanh"
     eps: float = 1e-6
     pre_norm: bool = False
@@ -114,33 +116,43 @@ class ViTOptions:
 
 
 class EncoderBlock(nnx.Module):
-    """x += Attention(LN x); x += MLP(LN x)."""
+    """x += Attention(LN x); x += MLP(LN x); what is added may be scaled (`ViTOptions.layer_scale`)."""
 
-    def __init__(self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu_tanh", eps: float = 1e-6):
+    def __init__(
+        self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu_tanh", eps: float = 1e-6, layer_scale: float = 0.0
+    ):
         self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
         self.norm2 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
+        self.scale1, self.scale2 = (
+            weight(rngs, (size.width,), (None,), weights.constant(layer_scale)) if layer_scale else None for _ in "12"
+        )
 
     def __call__(self, x_BND, *, mask=None, causal: bool = False) -> jax.Array:
-        x_BND = checkpoint_name(x_BND + self.attn(self.norm1(x_BND), mask=mask, causal=causal), "residual")
-        x_BND = x_BND + self.mlp(self.norm2(x_BND))
+        added = _scaled(self.attn(self.norm1(x_BND), mask=mask, causal=causal), self.scale1)
+        x_BND = checkpoint_name(x_BND + added, "residual")
+        x_BND = x_BND + _scaled(self.mlp(self.norm2(x_BND)), self.scale2)
         return constrain(x_BND, "batch", None, None)
 
 
-class ConvStem(nnx.Module):
-    """Patch embedding by convolutions (arXiv 2106.14881): 3 x 3 of stride 2, layer norm, GELU; then 1 x 1.
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * as_row(scale[...].astype(x.dtype), x)
 
-    Layer norm stands for the paper's batch norm. Small models learn from fewer images than with one linear layer.
+
+class ConvStem(nnx.Module):
+    """Patch embedding by convolutions (arXiv 2106.14881): 3 x 3 of stride 2, instance norm, GELU; then 1 x 1.
+
+    Instance norm stands for the paper's batch norm. Small models learn from fewer images than with one linear layer.
     """
 
-    def __init__(self, patch: int, width: int, eps: float, rngs: nnx.Rngs):
+    def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
         self.depth, channels = patch.bit_length() - 1, 3
         for i in range(self.depth):
-            out = max(8, width >> (self.depth - 1 - i))
+            out = max(min(32, width), width >> (self.depth - 1 - i))
             shape, init = (3, 3, channels, out), weights.lecun_normal(9 * channels)
             setattr(self, f"conv{i}", weight(rngs, shape, (None,) * 4, init))
-            setattr(self, f"norm{i}", LayerNorm(out, eps=eps, rngs=rngs))
+            setattr(self, f"norm{i}", InstanceNorm(out, rngs=rngs))
             channels = out
         init = weights.lecun_normal(channels)
         self.out = Dense((channels, width), (None, "embed"), init, bias=(width,), rngs=rngs)
@@ -201,7 +213,7 @@ class ViT(nnx.Module):
         registers = (options.registers, width)
         self.registers = weight(rngs, registers, (None, None), weights.normal(0.02)) if options.registers else None
         self.pre_norm = LayerNorm(width, eps=options.eps, rngs=rngs) if options.pre_norm else None
-        self.blocks = stack(lambda r: EncoderBlock(size, r, **kind), size.depth, rngs)
+        self.blocks = stack(lambda r: EncoderBlock(size, r, **kind, layer_scale=options.layer_scale), size.depth, rngs)
         self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         self.map = MapHead(size, rngs, **kind) if options.pool == "map" else None
 
@@ -290,7 +302,7 @@ class ViT(nnx.Module):
 
 def _make_stem(options: ViTOptions, patch: int, width: int, rngs: nnx.Rngs):
     if options.stem == "conv":
-        return ConvStem(patch, width, options.eps, rngs)
+        return ConvStem(patch, width, rngs)
     shape, init = (patch, patch, 3, width), weights.lecun_normal(patch * patch * 3)
     return Dense(shape, (None, None, None, "embed"), init, contract=3, bias=(width,), rngs=rngs)
 

@@ -96,7 +96,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: floa
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
-def _row(vector: jax.Array, x: jax.Array) -> jax.Array:
+def as_row(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector (D,) as (1, …, 1, D), of as many dimensions as x."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -106,9 +107,9 @@ def _layer_norm_forward(x, scale, bias, eps):
     # E[z²] - E[z]², as in flax and so in the reference: both sums in one pass over x.
     variance = jnp.maximum(0.0, jnp.square(z).mean(-1, keepdims=True) - jnp.square(mean))
     inverse = jax.lax.rsqrt(variance + eps)
-    y = (z - mean) * (inverse * _row(scale, x))
+    y = (z - mean) * (inverse * as_row(scale, x))
     if bias is not None:
-        y = y + _row(bias, x)
+        y = y + as_row(bias, x)
     return y.astype(x.dtype), (x, scale, bias, mean, inverse)
 
 
@@ -117,7 +118,7 @@ def _layer_norm_backward(eps, saved, gradient):
     g = gradient.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse
     leading = tuple(range(x.ndim - 1))
-    scaled = g * _row(scale, x)
+    scaled = g * as_row(scale, x)
     along = scaled.mean(-1, keepdims=True) + normal * (scaled * normal).mean(-1, keepdims=True)
     dx = ((scaled - along) * inverse).astype(x.dtype)
     return dx, (g * normal).sum(leading), None if bias is None else g.sum(leading)
@@ -138,6 +139,26 @@ class LayerNorm(nnx.Module):
         # Parameters that don't train may be kept in bfloat16.
         bias = None if self.bias is None else self.bias[...].astype(jnp.float32)
         return layer_norm(x, self.scale[...].astype(jnp.float32), bias, self.eps)
+
+
+class InstanceNorm(nnx.Module):
+    """Images (B, H, W, C), each channel normalised over its positions (arXiv 1607.08022); statistics in float32.
+
+    What batch norm does, from one image. A layer norm at every position would turn the noise of even surfaces into a
+    signal as strong as an edge.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = weight(rngs, (width,), (None,), weights.ones)
+        self.bias = weight(rngs, (width,), (None,), weights.zeros)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        z = x_BHWC.astype(jnp.float32)
+        mean = z.mean((1, 2), keepdims=True)
+        variance = jnp.square(z - mean).mean((1, 2), keepdims=True)
+        y = (z - mean) * (jax.lax.rsqrt(variance + self.eps) * as_row(self.scale[...].astype(jnp.float32), z))
+        return (y + as_row(self.bias[...].astype(jnp.float32), z)).astype(x_BHWC.dtype)
 
 
 class Mlp(nnx.Module):

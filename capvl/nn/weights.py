@@ -34,6 +34,11 @@ def ones(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jnp.ones(shape, jnp.float32)
 
 
+def constant(value: float) -> Initializer:
+    """One value everywhere."""
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
 def normal(stddev: float) -> Initializer:
     """Gaussian of a given standard deviation."""
     return lambda key, shape: stddev * jax.random.normal(key, shape, jnp.float32)

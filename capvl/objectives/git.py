@@ -31,7 +31,8 @@ class Git:
     """Options and methods of the objective (`capvl.objectives.Objective`).
 
     Attributes:
-      tasks: of `capvl.data.tasks.TASKS`; an example serves one that it has the features for, drawn at every visit.
+      tasks: of `capvl.data.tasks.TASKS`; an example serves one that it has the features for, drawn at every
+        visit; one that is named twice, twice as often.
       prompts: (task, words) pairs: what is put in front where there is no question. Tasks that are only asked for, such
         as ("read", "what does it say"), may stand here too.
       kind: "causal" (language modelling) or "masked" (masked language modelling).
@@ -90,7 +91,7 @@ class Git:
 
     def features(self) -> tuple[str, ...]:
         """An image or the frames of a clip, where there are any, and what any task needs."""
-        return ("image?", "frames?", *(FEATURES[task] + "?" for task in self.tasks))
+        return ("image?", "frames?", *(FEATURES[task] + "?" for task in dict.fromkeys(self.tasks)))
 
     def transform(self, model_options: GitOptions, data, *, train: bool):
         """Draws a task and makes its tokens."""

@@ -89,6 +89,18 @@ def test_answers_are_true(source):
     assert kinds == {"count", "place", "color", "texture", "shape", "exists", "reading"}
 
 
+def test_plain_scenes():
+    """No patterns, no colour twice, no questions after patterns; words as often as is asked."""
+    drawn = [
+        (r, world.draw_scene(r, plain=True, words=0.75)) for r in (world.generator(0, "val", i) for i in range(80))
+    ]
+    for rng, scene in drawn:
+        assert {t.texture for t in scene.things} == {"plain"}
+        assert len({t.color for t in scene.things}) == len(scene.things)
+        assert "texture" not in [row["kind"] for row in language.questions(scene, rng)]
+    assert 50 <= sum(any(t.word for t in scene.things) for _, scene in drawn) <= 70
+
+
 def test_relations():
     a = world.Thing("circle", "red", "small", "plain", 0.2, 0.5)
     b = world.Thing("square", "blue", "small", "plain", 0.8, 0.6)

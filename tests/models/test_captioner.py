@@ -178,6 +178,30 @@ def test_resized_positions_keep_corners_and_planes():
         positions.resize_grid(grid, 50)
 
 
+def test_layer_scale():
+    """At 0 the blocks add nothing, at 1 what they add without it."""
+    from capvl.models.encoder import EncoderOptions
+    from capvl.models.parameters import Blueprint
+
+    base = dict(encoder="w16d2h2m16/4", res=8, dtype="float32")
+    plain, scaled = Blueprint(EncoderOptions(**base)), Blueprint(EncoderOptions(**base, layer_scale=0.1))
+    params = scaled.init(jax.random.key(0))
+    names = [name for name in params if name not in plain.shapes]
+    assert len(names) == 2 and all((params[name] == np.float32(0.1)).all() for name in names)
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+
+    def encode(value):
+        given = params | {name: jnp.full_like(params[name], value) for name in names}
+        return jax.jit(lambda p, x: scaled.bind(p).encoder(x))(given, image)
+
+    whole = jax.jit(lambda p, x: plain.bind(p).encoder(x))({k: params[k] for k in plain.shapes}, image)
+    assert_close(encode(1.0), whole, 1e-6)
+    no_blocks = {k: jnp.zeros_like(v) if "/out/" in k or "/down/" in k else v for k, v in params.items()}
+    bare = jax.jit(lambda p, x: plain.bind(p).encoder(x))({k: no_blocks[k] for k in plain.shapes}, image)
+    assert_close(encode(0.0), bare, 1e-6)
+    assert np.abs(np.asarray(encode(0.5) - whole)).max() > 1e-3
+
+
 def test_convolutional_stem():
     """Tokens are those of 3 x 3 convolutions of stride 2 by hand."""
     from capvl.models.encoder import EncoderOptions
@@ -198,7 +222,7 @@ def test_convolutional_stem():
             for column in range(half):
                 patch = padded[2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
                 out[row, column] = np.einsum("yxc,yxco->o", patch, kernel)
-        out = (out - out.mean(-1, keepdims=True)) / np.sqrt(out.var(-1, keepdims=True) + options.eps)
+        out = (out - out.mean((0, 1))) / np.sqrt(out.var((0, 1)) + 1e-5)
         x = np.asarray(jax.nn.gelu(jnp.asarray(out, jnp.float32), approximate=True), np.float64)
     expected = x.reshape(-1, x.shape[-1]) @ np.asarray(params["encoder/stem/out/kernel"], np.float64)
     assert_close(found[0], expected, 1e-5)

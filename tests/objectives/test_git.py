@@ -296,6 +296,14 @@ def test_several_texts_are_drawn_without_return():
     assert made({"text": []}, Uniforms(0, 0))["text"].sum() == 0
 
 
+def test_a_task_named_twice_is_drawn_twice_as_often():
+    example = {"text": [b"a"], "questions": {"question": [b"q"], "answer": [b"x"]}}
+    made = TaskText(Crop(16), ("caption", "answer", "answer"), TextPrompts(Letters(), 8), Letters(), 8)
+    answers = sum(bool(made(example, Uniforms(0, n))["prompt"]) for n in range(300))
+    assert 170 <= answers <= 230
+    assert not any(made({"text": [b"a"]}, Uniforms(0, n))["prompt"] for n in range(9))
+
+
 def test_sides_go_round_batch_by_batch(data_dir):
     recipe = git_recipe(data_dir, objective={"name": "git", "sides": [8, 16, 24]}, model=TINY | {"vocab": 300})
     recipe.objective.check(recipe.model, 8, 1)
@@ -376,6 +384,7 @@ BAD = [
     (dict(model=TINY | {"length": 11}), "more than model.text_positions=10"),
     (dict(model=TINY | {"max_side": 12}), "max_side=12 should be a multiple"),
     (dict(model=TINY | {"max_side": 24, "frames": 2}), "goes with images"),
+    (dict(model=TINY | {"max_side": 24, "stem": "conv"}), "convolutions would read the padding"),
     (dict(objective={"name": "git", "tasks": ["captoin"]}), "Did you mean 'caption'"),
     (dict(objective={"name": "git", "tasks": []}), "one task or more"),
     (dict(objective={"name": "git", "sides": [12]}), "12 is not a multiple of the patch 8"),

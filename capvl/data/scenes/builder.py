@@ -19,7 +19,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     Attributes:
       side: image side in pixels.
       frames: 0 for images, else frames of a clip.
-      most, zoom, plain: of `world.draw_scene`.
+      most, zoom, plain, words: of `world.draw_scene`.
       counts: examples of train, val and test.
       seed: of everything.
     """
@@ -29,6 +29,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     most: int = 6
     zoom: float = 1.0
     plain: bool = False
+    words: float = 1 / 3
     counts: tuple[int, int, int] = (20_000, 1_000, 1_000)
     seed: int = 0
 
@@ -54,8 +55,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("128", side=128),
         _config("tiny", counts=(256, 64, 64)),
         _config("demo", counts=(6_000, 400, 400)),
-        _config("few", most=3, zoom=1.4, plain=True, counts=(12_000, 500, 500)),
-        _config("clips_few", frames=6, most=3, zoom=1.4, plain=True, counts=(4_000, 400, 400)),
+        _config("few", most=3, zoom=1.4, plain=True, words=0.5, counts=(20_000, 500, 500)),
+        _config("clips_few", frames=6, most=3, zoom=1.4, plain=True, words=0.0, counts=(4_000, 400, 400)),
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
     ]
@@ -83,7 +84,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, count: int):
         config = self.builder_config
-        options = dict(most=config.most, zoom=config.zoom, plain=config.plain)
+        options = dict(most=config.most, zoom=config.zoom, plain=config.plain, words=config.words)
         make = functools.partial(examples.make, config.seed, split, config.side, config.frames, **options)
         # Spawned, not forked: JAX's threads may be running.
         with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 1 + count // 500)) as pool:

@@ -56,7 +56,8 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
         thing = plain[rng.integers(len(plain))]
         if sum(t.shape == thing.shape for t in plain) == 1:
             rows.append(("color", f"what color is the {thing.shape}", thing.color))
-            rows.append(("texture", f"is the {thing.shape} plain", "yes" if thing.texture == "plain" else "no"))
+            if not scene.plain:
+                rows.append(("texture", f"is the {thing.shape} plain", "yes" if thing.texture == "plain" else "no"))
         if sum(t.color == thing.color for t in things) == 1:
             rows.append(("shape", f"what is {thing.color}", thing.shape))
         asked = thing.short

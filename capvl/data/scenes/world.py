@@ -25,6 +25,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 WORDS = ("sun", "cat", "dog", "tea", "box", "red", "map", "car", "key", "sea", "owl", "hat", "pen", "ice", "fox", "jam")
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 COLUMNS, ROWS = ("left", "middle", "right"), ("top", "middle", "bottom")
+PLAIN_WORD_ZOOM = 2.0
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -77,11 +78,12 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Objects from largest to smallest, on a grey background of a brightness in [0, 255]."""
+    """Objects from largest to smallest, on a grey background of a brightness in [0, 255]; `plain`: without patterns."""
 
     things: tuple[Thing, ...]
     background: int
     noise_seed: int
+    plain: bool = False
 
 
 def generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -89,34 +91,43 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS[split]], counter=[0, 0, 0, index]))
 
 
-def draw_scene(rng: np.random.Generator, most: int = 6, zoom: float = 1.0, plain: bool = False) -> Scene:
-    """2 to `most` objects that don't overlap and differ in colour or shape; a third of the scenes has a word.
+def draw_scene(rng: np.random.Generator, **options) -> Scene:
+    """2 to `most` objects that don't overlap and differ in colour or shape; one may be a word.
 
     Args:
       rng: of the scene.
-      most: objects at most.
-      zoom: of their sizes.
-      plain: without patterns, and no colour twice.
+      options: `most`: objects at most; `zoom`: of their sizes; `plain`: without patterns, large words, and no colour
+        twice; `words`: share of the scenes that have a word.
     """
+    scene = None
+    while scene is None:  # One that fills the middle leaves no room for another.
+        scene = _try_scene(rng, **options)
+    return scene
+
+
+def _try_scene(rng, most: int = 6, zoom: float = 1.0, plain: bool = False, words: float = 1 / 3) -> Scene | None:
     wanted, things = int(rng.integers(2, most + 1)), []
-    with_word = rng.random() < 1 / 3
+    with_word = rng.random() < words
     for attempt in range(200):
         if len(things) == wanted:
             break
         thing = _draw_thing(rng, with_word and not things, zoom)
         if plain:
             thing = dataclasses.replace(thing, texture="plain")
+            if thing.word:
+                thing = _place(rng, dataclasses.replace(thing, zoom=PLAIN_WORD_ZOOM))
             if any(thing.color == other.color for other in things):
                 continue
         # Late attempts shrink, so that two objects always fit.
         if attempt > 60:
             thing = dataclasses.replace(thing, size="small", zoom=min(zoom, 1.0))
-        if all(_apart(thing, other) and thing.short != other.short for other in things):
+        apart = _boxes_apart if plain else _apart
+        if all(apart(thing, other) and thing.short != other.short for other in things):
             things.append(thing)
-    if len(things) < 2:  # One that fills the middle leaves no room for another.
-        return draw_scene(rng, most, zoom, plain)
+    if len(things) < 2:
+        return None
     things.sort(key=lambda t: -t.radius)
-    return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)))
+    return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)), plain)
 
 
 def _draw_thing(rng: np.random.Generator, word: bool, zoom: float) -> Thing:
@@ -137,6 +148,18 @@ def _draw_thing(rng: np.random.Generator, word: bool, zoom: float) -> Thing:
 
 def _apart(a: Thing, b: Thing) -> bool:
     return math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius + 0.02
+
+
+def _boxes_apart(a: Thing, b: Thing) -> bool:
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.box, b.box
+    return max(ax0 - bx1, bx0 - ax1, ay0 - by1, by0 - ay1) > 0.02
+
+
+def _place(rng: np.random.Generator, word: Thing) -> Thing:
+    """The word anywhere that its box fits."""
+    half = np.array([word.radius, word.radius / 2])
+    x, y = half + 0.02 + rng.random(2) * (1 - 2 * half - 0.04)
+    return dataclasses.replace(word, x=float(x), y=float(y))
 
 
 @dataclasses.dataclass(frozen=True)
