@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.steps = 2800
-    config.batch_size = 32
+    config.steps = 4600
+    config.batch_size = 16
     config.objective = dict(
         name="git",
         tasks=("caption", "answer", "answer", "answer"),
@@ -21,7 +21,7 @@ def get_config():
         texts=4,
     )
     config.model = dict(
-        encoder="w128d3h4m512/16",
+        encoder="w128d2h4m512/8",
         stem="conv",
         layer_scale=0.05,
         pool="mean",
@@ -49,7 +49,7 @@ def get_config():
         momentum_dtype="float32",
     )
     config.schedule = dict(kind="cosine", warmup=100)
-    config.log_every = 100
+    config.log_every = 200
     config.checkpoint = dict(every=1000)
     config.evals = dict(
         answers=dict(prior="train"),
