@@ -141,15 +141,15 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
 
 
 class ConvStem(nnx.Module):
-    """Patch embedding by convolutions (arXiv 2106.14881): 3 x 3 of stride 2, instance norm, GELU; then 1 x 1.
+    """Patch embedding by convolutions (arXiv 2106.14881): 3 x 3, instance norm, GELU; then 1 x 1.
 
-    Instance norm stands for the paper's batch norm. Small models learn from fewer images than with one linear layer.
+    All have stride 2 but the last 3 x 3, which sees twice as far. Instance norm stands for the paper's batch norm. Small models learn from fewer images than with one linear layer.
     """
 
     def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
-        self.depth, channels = patch.bit_length() - 1, 3
-        for i in range(self.depth):
-            out = max(min(32, width), width >> (self.depth - 1 - i))
+        self.strides, channels = (2,) * (patch.bit_length() - 1) + (1,), 3
+        for i in range(len(self.strides)):
+            out = max(min(32, width), width >> max(0, len(self.strides) - 2 - i))
             shape, init = (3, 3, channels, out), weights.lecun_normal(9 * channels)
             setattr(self, f"conv{i}", weight(rngs, shape, (None,) * 4, init))
             setattr(self, f"norm{i}", InstanceNorm(out, rngs=rngs))
@@ -160,10 +160,10 @@ class ConvStem(nnx.Module):
     def __call__(self, image_BRRC) -> jax.Array:
         """Tokens (B, N, D), row by row, of images whose sides are multiples of the patch."""
         x = image_BRRC
-        for i in range(self.depth):
+        for i, stride in enumerate(self.strides):
             kernel = getattr(self, f"conv{i}")[...].astype(x.dtype)
             x = jax.lax.conv_general_dilated(
-                x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             x = ACTIVATIONS["gelu_tanh"](getattr(self, f"norm{i}")(x))
         return self.out(x.reshape(len(x), -1, x.shape[-1]))

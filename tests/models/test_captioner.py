@@ -203,7 +203,7 @@ def test_layer_scale():
 
 
 def test_convolutional_stem():
-    """Tokens are those of 3 x 3 convolutions of stride 2 by hand."""
+    """Tokens are those of 3 x 3 convolutions of stride 2, and one of stride 1, by hand."""
     from capvl.models.encoder import EncoderOptions
     from capvl.models.parameters import Blueprint
 
@@ -213,14 +213,14 @@ def test_convolutional_stem():
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     found = jax.jit(lambda p, x: blueprint.bind(p).encoder.embed(x, jnp.float32))(params, jnp.asarray(image))
     x = image[0].astype(np.float64)
-    for i in range(2):
+    for i, stride in enumerate((2, 2, 1)):
         kernel = np.asarray(params[f"encoder/stem/conv{i}"], np.float64)
         padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-        half = len(x) // 2
-        out = np.zeros((half, half, kernel.shape[-1]))
-        for row in range(half):
-            for column in range(half):
-                patch = padded[2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+        side = len(x) // stride
+        out = np.zeros((side, side, kernel.shape[-1]))
+        for row in range(side):
+            for column in range(side):
+                patch = padded[stride * row :, stride * column :][:3, :3]
                 out[row, column] = np.einsum("yxc,yxco->o", patch, kernel)
         out = (out - out.mean((0, 1))) / np.sqrt(out.var((0, 1)) + 1e-5)
         x = np.asarray(jax.nn.gelu(jnp.asarray(out, jnp.float32), approximate=True), np.float64)
