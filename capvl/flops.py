@@ -25,9 +25,9 @@ def _stem(options) -> float:
     patches = (options.res // patch) ** 2
     if options.stem == "patch":
         return 2 * patches * patch * patch * 3 * size.width
-    total, side, channels, depth = 2 * patches * size.width * size.width, options.res, 3, patch.bit_length() - 1
-    for i in range(depth):
-        out, side = max(8, size.width >> (depth - 1 - i)), side // 2
+    total, side, channels = 2 * patches * size.width * size.width, options.res, 3
+    for stride, out in sizes.stem(patch, size.width):
+        side //= stride
         total, channels = total + 2 * side * side * 9 * channels * out, out
     return total
 

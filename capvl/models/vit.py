@@ -143,13 +143,14 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
 class ConvStem(nnx.Module):
     """Patch embedding by convolutions (arXiv 2106.14881): 3 x 3, instance norm, GELU; then 1 x 1.
 
-    All have stride 2 but the last 3 x 3, which sees twice as far. Instance norm stands for the paper's batch norm. Small models learn from fewer images than with one linear layer.
+    All have stride 2 but the last 3 x 3, which sees twice as far. Instance norm stands for the paper's batch norm.
+    Small models learn from fewer images than with one linear layer.
     """
 
     def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
-        self.strides, channels = (2,) * (patch.bit_length() - 1) + (1,), 3
-        for i in range(len(self.strides)):
-            out = max(min(32, width), width >> max(0, len(self.strides) - 2 - i))
+        convolutions, channels = sizes.stem(patch, width), 3
+        self.strides = tuple(stride for stride, _ in convolutions)
+        for i, (_, out) in enumerate(convolutions):
             shape, init = (3, 3, channels, out), weights.lecun_normal(9 * channels)
             setattr(self, f"conv{i}", weight(rngs, shape, (None,) * 4, init))
             setattr(self, f"norm{i}", InstanceNorm(out, rngs=rngs))

@@ -130,9 +130,10 @@ def test_stratified_share_must_be_whole():
     dataclasses.replace(objective, pa=0.75).check(OPTIONS, 8, 1)
 
 
-def test_flops_against_the_compiler():
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_flops_against_the_compiler(stem):
     """The analytic count is XLA's own to a few percent, for unrolled layers and every token live."""
-    options = dataclasses.replace(OPTIONS, encoder="w64d2h2m256/8", unroll=True, length=16)
+    options = dataclasses.replace(OPTIONS, encoder="w64d2h2m256/8", stem=stem, unroll=True, length=16)
     blueprint = Blueprint(options)
     from capvl import flops
 
