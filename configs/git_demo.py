@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.steps = 4600
+    config.steps = 3400
     config.batch_size = 16
     config.objective = dict(
         name="git",

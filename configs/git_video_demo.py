@@ -11,11 +11,11 @@ import git_demo
 
 def get_config():
     config = git_demo.get_config()
-    config.steps = 800
+    config.steps = 400
     config.batch_size = 16
     config.model.frames = 3
     config.data.name = "scenes/clips_few"
-    config.optimizer.lr = 1e-3
+    config.optimizer.lr = 5e-4
     config.schedule = dict(kind="cosine", warmup=50)
     config.init_from = "runs/git_demo"
     config.init_only = ("(encoder|decoder)/.*",)
