@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import rules
-from capvl.convert.hugging_face import ACTIVATIONS, check_form, clip_image, section, size_name
+from capvl.convert.hugging_face import ACTIVATIONS, CLIP_FORM, check_form, clip_image, section, size_name
 from capvl.convert.rules import CONV, ROW, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -205,17 +205,8 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not of the form that transformers has.
     """
-    form = dict(
-        pool="cls",
-        pre_norm=True,
-        class_position=True,
-        stem="patch",
-        layer_scale=0.0,
-        registers=0,
-        pixels="clip",
-        positions="learned",
-    )
-    check_form(options, form | dict(fusion="prefix", norm="post", projection_norm=True, frame_pool="concat"), "GIT")
+    decoder = dict(fusion="prefix", norm="post", projection_norm=True, frame_pool="concat")
+    check_form(options, CLIP_FORM | decoder | dict(pixels="clip"), "GIT")
     params = dict(params)
     if np.any(params.pop("encoder/stem/bias")):
         raise UserError(

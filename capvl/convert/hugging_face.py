@@ -16,6 +16,11 @@ from capvl.models.vit import ViTOptions
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
+# An encoder without what only ours have; and CLIP's.
+PLAIN_FORM = dict(stem="patch", layer_scale=0.0, registers=0)
+CLIP_FORM = PLAIN_FORM | dict(pool="cls", pre_norm=True, class_position=True, positions="learned")
+
+
 def _layers(ours: str, theirs: str) -> list[Rule]:
     """The blocks of CLIP and SigLIP, of either tower."""
     block, layer = f"{ours}/blocks/{{i}}", f"{theirs}encoder.layers.{{i}}"
@@ -281,17 +286,7 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not one of CLIP's form.
     """
-    wanted = dict(
-        pool="cls",
-        pre_norm=True,
-        class_position=True,
-        stem="patch",
-        layer_scale=0.0,
-        registers=0,
-        text_pool="argmax",
-        text_causal=True,
-    )
-    check_form(options, wanted | {"positions": "learned"}, "CLIP model")
+    check_form(options, CLIP_FORM | dict(text_pool="argmax", text_causal=True), "CLIP model")
     params = dict(params)
     for name, why in (("encoder/stem/bias", "a bias of its patch convolution"), ("bias", "an offset of its logits")):
         if np.any(params.pop(name)):
@@ -316,7 +311,7 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not one of SigLIP's form.
     """
-    form = dict(stem="patch", layer_scale=0.0, registers=0, pre_norm=False, class_position=False, pixels="half")
+    form = PLAIN_FORM | dict(pre_norm=False, class_position=False, pixels="half")
     what = "SigLIP image tower"
     check_form(options, form, what)
     if options.pool == "cls":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import rules
-from capvl.convert.hugging_face import check_form, with_table
+from capvl.convert.hugging_face import PLAIN_FORM, check_form, with_table
 from capvl.convert.rules import CONV, LINEAR, ROW, ROW3, SCALAR, TABLE3, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -98,7 +98,7 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the encoder is not one of timm's form.
     """
-    check_form(options, dict(stem="patch", layer_scale=0.0, registers=0, pre_norm=False), "timm ViT")
+    check_form(options, PLAIN_FORM | dict(pre_norm=False), "timm ViT")
     params = {k: v for k, v in with_table(options, params).items() if k.startswith("encoder/")}
     size, patch = sizes.parse(options.encoder)
     cls, pooling = options.pool == "cls", options.pool == "map"

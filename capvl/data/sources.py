@@ -214,19 +214,21 @@ def _check_features(name: str, features, wanted: dict[str, str]) -> None:
 
 
 def _open_split(builder, split: str, name: str):
+    from tensorflow_datasets.core.file_adapters import FileFormat
+
     known = list(builder.info.splits)
     bare = re.split(r"[\[+]", split)[0]
     if bare not in known:
         raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    if not builder.info.available_file_formats() & FileFormat.with_random_access():
+        raise UserError(
+            f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
+            f"`python -m capvl.data.prepare tfds --name={name}`."
+        )
     try:
         if not builder.info.splits[split].num_examples:
             raise UserError(f"Split {split!r} of data set {name!r} is empty.")
         return builder.as_data_source(split=split).data_source
-    except NotImplementedError as e:  # tfds' word for files that it can't read at random, such as TFRecord.
-        raise UserError(
-            f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
-            f"`python -m capvl.data.prepare tfds --name={name}`."
-        ) from e
     except (ValueError, OSError) as e:
         raise UserError(f"Split {split!r} of data set {name!r} can't be read: {e}") from e
 

@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -182,6 +184,16 @@ def test_data_sets_that_can_not_be_used(data_dir, name, split, features, words):
         sources.open_source(name, split, data_dir, features=features)
     for word in words:
         assert word in str(error.value)
+
+
+def test_files_that_can_not_be_read_at_random(data_dir, tmp_path):
+    """A data set that tfds wrote as TFRecord is refused with the command that mends it."""
+    folder = shutil.copytree(sources.find("scenes/tiny", data_dir), tmp_path / "packed" / "1.0.0")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info |= {"fileFormat": "tfrecord"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="not in ArrayRecord files; prepare it again with .*--name=packed"):
+        sources.open_source("packed", "train", str(tmp_path), features=("image",))
 
 
 def test_tokenizer_larger_than_the_model(tiny, tmp_path):
