@@ -31,7 +31,7 @@ def small(width: int):
     """Gaussian weights of BERT's standard deviation, 0.02 at a width of 768; narrower decoders have larger ones.
 
     In proportion: with the square root of the widths' ratio, attention to the image begins so flat that a decoder of
-    128 needs twice the steps.
+    128 takes half as many steps again.
     """
     return weights.normal(0.02 * 768 / width)
 

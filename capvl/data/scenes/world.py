@@ -91,23 +91,27 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, SPLITS[split]], counter=[0, 0, 0, index]))
 
 
-def draw_scene(rng: np.random.Generator, **options) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, most: int = 6, zoom: float = 1.0, plain: bool = False, words: float = 1 / 3
+) -> Scene:
     """2 to `most` objects that don't overlap and differ in colour or shape; one may be a word.
 
     Args:
       rng: of the scene.
-      options: `most`: objects at most; `zoom`: of their sizes; `plain`: without patterns, large words, and no colour
-        twice; `words`: share of the scenes that have a word.
+      most: objects at most.
+      zoom: of their sizes.
+      plain: without patterns, no colour twice, words of PLAIN_WORD_ZOOM.
+      words: share of the scenes that have a word.
     """
-    scene = None
-    while scene is None:  # One that fills the middle leaves no room for another.
-        scene = _try_scene(rng, **options)
-    return scene
+    things = []
+    while len(things) < 2:  # One that fills the middle leaves no room for another.
+        things = _draw_things(rng, int(rng.integers(2, most + 1)), zoom, plain, rng.random() < words)
+    things.sort(key=lambda t: -t.radius)
+    return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)), plain)
 
 
-def _try_scene(rng, most: int = 6, zoom: float = 1.0, plain: bool = False, words: float = 1 / 3) -> Scene | None:
-    wanted, things = int(rng.integers(2, most + 1)), []
-    with_word = rng.random() < words
+def _draw_things(rng: np.random.Generator, wanted: int, zoom: float, plain: bool, with_word: bool) -> list[Thing]:
+    things, apart = [], _boxes_apart if plain else _apart
     for attempt in range(200):
         if len(things) == wanted:
             break
@@ -121,13 +125,9 @@ def _try_scene(rng, most: int = 6, zoom: float = 1.0, plain: bool = False, words
         # Late attempts shrink, so that two objects always fit.
         if attempt > 60:
             thing = dataclasses.replace(thing, size="small", zoom=min(zoom, 1.0))
-        apart = _boxes_apart if plain else _apart
         if all(apart(thing, other) and thing.short != other.short for other in things):
             things.append(thing)
-    if len(things) < 2:
-        return None
-    things.sort(key=lambda t: -t.radius)
-    return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)), plain)
+    return things
 
 
 def _draw_thing(rng: np.random.Generator, word: bool, zoom: float) -> Thing:
