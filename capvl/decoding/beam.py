@@ -1,18 +1,20 @@
-"""Beam search on the device, with batched prefixes of unequal length, by the rule of Hugging Face or of GIT's code.
+"""Beam search on the device, with batched prefixes of unequal length, by Hugging Face's rule or those of GIT's code.
 
 Of each step's continuations the best 2 K are looked at: those that end are kept among the K best finished texts, the
-best K that don't end go on. What a finished text is worth, which of the 2 K may end, and when the search is over is
-the rule's (`RULES`).
+best K that don't end go on. What a finished text is worth, which of the 2 K may end, whether finished texts take the
+places of others, and when the search is over is the rule's (`RULES`).
 
 Letters: B batch, K beams, R = B K rows, C candidates, L positions, V vocabulary.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from capvl.errors import UserError
 
 LOW = -1e9
 
@@ -23,9 +25,16 @@ class HuggingFace:
 
     A text's score is its log-probability / (tokens written, the end included) ** penalty. Of the best K candidates
     those that end are kept. The search is over when no text that goes on could beat the worst kept one as it is now.
+
+    Attributes:
+      penalty: as above.
+      per_beam: most continuations of one text; 0 for any number.
+      shares_places: finished texts and those that go on are K together.
     """
 
     penalty: float
+    per_beam: ClassVar[int] = 0
+    shares_places: ClassVar[bool] = False
 
     def score(self, logp, before, written) -> jax.Array:
         """Of texts of `before` tokens in all, then one more, `written` of them by the search."""
@@ -60,6 +69,8 @@ class Official:
     """
 
     penalty: float
+    per_beam: ClassVar[int] = 0
+    shares_places: ClassVar[bool] = False
 
     def _norm(self, n) -> jax.Array:
         return ((5 + jnp.asarray(n, jnp.float32)) / 6) ** self.penalty
@@ -86,7 +97,50 @@ class Official:
         return True
 
 
-RULES = {"hugging_face": HuggingFace, "official": Official}
+@dataclasses.dataclass(frozen=True)
+class AllenNlp:
+    """The other search of GIT's code, which is AllenNLP's; there it goes with `Decoding.no_repeat`.
+
+    A text's score is its log-probability, whatever its length. Every text has two continuations at most; of these and
+    the finished texts the best K stay. The search is over when all of them are finished.
+
+    Raises:
+      UserError: a penalty other than 1: there is none.
+    """
+
+    penalty: float
+    per_beam: ClassVar[int] = 2
+    shares_places: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.penalty != 1:
+            raise UserError(
+                f"The rule 'allennlp' has no length penalty: leave length_penalty at 1, not {self.penalty}."
+            )
+
+    def score(self, logp, before, written) -> jax.Array:
+        """See `HuggingFace.score`."""
+        del before, written
+        return logp
+
+    def may_end(self, ends_BC, beams: int) -> jax.Array:
+        """See `HuggingFace.may_end`."""
+        return ends_BC
+
+    def over_before(self, done_BK, best_B, most: int) -> jax.Array:
+        """See `HuggingFace.over_before`."""
+        return jnp.zeros(len(best_B), bool)
+
+    def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
+        """See `HuggingFace.over_after`."""
+        return running_B <= LOW / 2
+
+    def cuts_last(self) -> bool:
+        """See `HuggingFace.cuts_last`."""
+        return False
+
+
+RULES = {"hugging_face": HuggingFace, "official": Official, "allennlp": AllenNlp}
 
 
 class Texts(NamedTuple):
@@ -121,7 +175,7 @@ def beam_search(
     eos: int,
     *,
     beams: int,
-    rule: HuggingFace | Official,
+    rule: HuggingFace | Official | AllenNlp,
     batch_axis: int = 0,
     start: int | None = 0,
     most: int = 0,
@@ -148,7 +202,8 @@ def beam_search(
         index, before = state.index, state.index + own
         last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start or 0)
         logp_RV, cache = step(last_BK.reshape(-1), state.cache, index, state.tokens_BKL.reshape(-1, length))
-        best_logp, beam, token, given_B1 = _candidates(state, logp_RV, forced_BL[:, index])
+        first_B = prefix_B == index
+        best_logp, beam, token, given_B1 = _candidates(state, logp_RV, forced_BL[:, index], first_B, rule.per_beam)
         rows = jnp.take_along_axis(state.tokens_BKL, beam[:, :, None], axis=1)
         ends = (token == eos) | jnp.logical_and(rule.cuts_last(), index == length - 1)
         ends = ends & ~given_B1
@@ -163,6 +218,11 @@ def beam_search(
 
         # The best K that don't end go on.
         running_logp, running = jax.lax.top_k(jnp.where(ends, LOW, best_logp), beams)
+        if rule.shares_places:
+            together = jnp.concatenate([done.scores, running_logp], axis=1)
+            least_B1 = jax.lax.top_k(together, beams)[0][:, -1:]
+            done = done._replace(scores=jnp.where(done.scores < least_B1, LOW, done.scores))
+            running_logp = jnp.where(running_logp < least_B1, LOW, running_logp)
         parent_BK = jnp.take_along_axis(beam, running, axis=1)
         flat = (jnp.arange(batch)[:, None] * beams + parent_BK).reshape(-1)
         cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
@@ -181,13 +241,19 @@ def beam_search(
     return _keep_best(state.done, Texts(state.tokens_BKL, scores, state.logp_BK))
 
 
-def _candidates(state: _State, logp_RV, given_B):
-    """The best 2 K continuations: summed log-probability, beam, token (B, C); and whether the token is given (B, 1)."""
+def _candidates(state: _State, logp_RV, given_B, first_B, per_beam: int):
+    """The best 2 K continuations: summed log-probability, beam, token (B, C); and whether the token is given (B, 1).
+
+    At most `per_beam` of a beam, unless it is the first token, which only one beam goes on with.
+    """
     batch, beams = state.logp_BK.shape
     vocab = logp_RV.shape[1]
     given_B1 = (given_B != 0)[:, None]
     only_given = jnp.where(jnp.arange(vocab)[None, None] == given_B[:, None, None], 0.0, LOW)
     logp_BKV = jnp.maximum(logp_RV.astype(jnp.float32), LOW).reshape(batch, beams, vocab)
+    if per_beam:
+        least_BK1 = jax.lax.top_k(logp_BKV, min(per_beam, vocab))[0][..., -1:]
+        logp_BKV = jnp.where((logp_BKV < least_BK1) & ~first_B[:, None, None], LOW, logp_BKV)
     total = state.logp_BK[:, :, None] + jnp.where(given_B1[..., None], only_given, logp_BKV)
     best_logp, best = jax.lax.top_k(total.reshape(batch, -1), min(2 * beams, beams * vocab))
     return best_logp, best // vocab, (best % vocab).astype(jnp.int32), given_B1

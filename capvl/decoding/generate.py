@@ -47,6 +47,7 @@ class Decoding:
             raise UserError("top_k and top_p are about samples, which need a temperature above 0.")
         if self.rule not in RULES:
             raise UserError(f"The rule {self.rule!r} of beam search is unknown." + nearest(self.rule, RULES))
+        RULES[self.rule](self.length_penalty)  # Raises where the rule can't have the penalty.
 
     def check(self, vocab: int) -> None:
         """Raises UserError where there are more beams than words."""

@@ -10,16 +10,22 @@ import pytest
 from conftest import assert_close, load_golden
 
 from capvl.decoding.beam import RULES, HuggingFace, beam_search
+from capvl.decoding.generate import Decoding
+from capvl.errors import UserError
 
 
-def search_golden(golden, rule, alpha):
+def search_golden(golden, rule, alpha, no_repeat=False):
     config = json.loads(str(golden["config"]))
     cases, beams = len(golden["in/prefix_ids"]), config["beams"]
     transition, position = (jnp.asarray(golden[f"in/{n}_logits"]) for n in ("transition", "position"))
     case_R = jnp.repeat(jnp.arange(cases), beams)
 
     def step(token_R, cache, index, tokens_RL):
-        return jax.nn.log_softmax(transition[case_R, token_R] + position[case_R, index - 1]), cache
+        logits_RV = transition[case_R, token_R] + position[case_R, index - 1]
+        if no_repeat:
+            banned = (jnp.arange(logits_RV.shape[1])[None] == token_R[:, None]) & (index > 1)
+            logits_RV = jnp.where(banned, -1e9, logits_RV)
+        return jax.nn.log_softmax(logits_RV), cache
 
     length = config["max_len"]
     forced = jnp.zeros((cases, length), jnp.int32).at[:, :1].set(jnp.asarray(golden["in/prefix_ids"], jnp.int32))
@@ -45,6 +51,21 @@ def test_golden(rule, name, alpha):
     assert_close(found.scores[:, 0], golden[f"out/{name}_score_alpha{alpha}"], 1e-5)
     if rule == "hugging_face":
         assert_close(found.logp[:, 0] / (length - 1) ** alpha, found.scores[:, 0], 1e-5)
+
+
+@pytest.mark.golden
+def test_golden_allennlp():
+    golden = load_golden("git", "beam_search.npz")
+    config, found = search_golden(golden, "allennlp", 1.0, no_repeat=True)
+    tokens, expected = np.asarray(found.tokens)[:, 0], golden["out/allennlp_beam_ids"]
+    written = tokens[:, 1:] != 0
+    np.testing.assert_array_equal(np.where(tokens == 0, config["eos"], tokens), expected)
+    assert_close(np.asarray(found.logp)[:, 0] / written.sum(axis=1), golden["out/allennlp_beam_score"], 1e-5)
+
+
+def test_allennlp_has_no_length_penalty():
+    with pytest.raises(UserError, match="'allennlp' has no length penalty"):
+        Decoding(beams=2, rule="allennlp", length_penalty=0.6)
 
 
 def test_finds_the_best_of_all_texts():
