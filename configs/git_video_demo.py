@@ -11,7 +11,7 @@ import git_demo
 
 def get_config():
     config = git_demo.get_config()
-    config.steps = 400
+    config.steps = 800
     config.batch_size = 16
     config.model.frames = 3
     config.data.name = "scenes/clips_few"

@@ -35,6 +35,7 @@ class Item:
       text: captions.
       questions: questions.
       class_name: its class; "" for none.
+      region: (x0, y0, x1, y1) in pixels of the part that the text is about; None for the whole image.
     """
 
     image: str
@@ -42,6 +43,7 @@ class Item:
     text: tuple[str, ...] = ()
     questions: tuple[Asked, ...] = ()
     class_name: str = ""
+    region: tuple[float, float, float, float] | None = None
 
 
 Items = Iterator[tuple[str, Item]]
@@ -118,6 +120,16 @@ def textcaps(split: str, path: str) -> Items:
         texts[row["image_id"]] += row.get("reference_strs") or [row["caption_str"]] if len(row) > 1 else []
     for image, captions in texts.items():
         yield split, Item(image, image, tuple(dict.fromkeys(captions)))
+
+
+def visual_genome(split: str, path: str) -> Items:
+    """Visual Genome's region descriptions, each an item: [{"id": image, "regions": [{"region_id", "x", "y", "width",
+    "height", "phrase"}]}]."""
+    for image in _json(path):
+        for row in image["regions"]:
+            x, y = row["x"], row["y"]
+            region = (x, y, x + row["width"], y + row["height"])
+            yield split, Item(str(image["id"]), str(row["region_id"]), (row["phrase"].strip(),), region=region)
 
 
 def vqa(split: str, questions: str, answers: str = "") -> Items:
@@ -270,6 +282,7 @@ FORMATS = {
     "karpathy": (karpathy, ("dataset.json",)),
     "nocaps": (coco, ("captions.json",)),
     "textcaps": (textcaps, ("captions.json",)),
+    "visual_genome": (visual_genome, ("region_descriptions.json",)),
     "vqa": (vqa, ("questions.json", "annotations.json?")),
     "textvqa": (textvqa, ("questions.json",)),
     "vizwiz": (vizwiz, ("questions.json",)),

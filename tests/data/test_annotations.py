@@ -3,6 +3,7 @@
 import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 from conftest import real_data
@@ -10,6 +11,7 @@ from PIL import Image
 
 from capvl.data import annotated, annotations, shards, sources, tsv, video
 from capvl.data.annotations import Asked, Item
+from capvl.data.decode import decode
 from capvl.data.tasks import questions
 from capvl.errors import UserError
 
@@ -81,6 +83,10 @@ CASES = {
         [("test", Item("a.jpg", "", ("one",), (), "k")),
          ("val", Item("c.mp4", "", (), (Asked("1", "so?", ("yes",), "k"),)))],
     ),
+    "visual_genome": (
+        [[{"id": 7, "regions": [{"region_id": 1, "x": 4, "y": 6, "width": 10, "height": 8, "phrase": "a sign "}]}]],
+        [("val", Item("7", "1", ("a sign",), region=(4, 6, 14, 14)))],
+    ),
     "words": (["a.png, \"WORD\"\nb.png\tother\n"],
               [("val", Item("a.png", text=("WORD",))), ("val", Item("b.png", text=("other",)))]),
 }  # fmt: skip
@@ -125,6 +131,25 @@ def test_images_questions_and_classes(tmp_path):
     assert not list(tmp_path.glob("mine/incomplete*"))
     with pytest.raises(UserError, match="already prepared"):
         annotated.prepare("mine", "lines", {"val": ["x"]}, "", str(tmp_path))
+
+
+def test_regions_are_cut_out_with_what_is_around_them(tmp_path):
+    """Twice as wide and high about the same centre, within the image; one outside of it is counted."""
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[20:40, 50:60] = 255
+    (tmp_path / "7.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    boxes = [(50, 20, 10, 20), (0, 0, 20, 10), (75, 0, 200, 60), (80, 0, 9, 9)]
+    regions = [dict(region_id=i, x=x, y=y, width=w, height=h, phrase="x") for i, (x, y, w, h) in enumerate(boxes)]
+    (tmp_path / "regions.json").write_text(json.dumps([{"id": 7, "regions": regions}]))
+    files = {"train": [str(tmp_path / "regions.json")]}
+    folder = annotated.prepare("mine", "visual_genome", files, str(tmp_path), str(tmp_path), workers=1)
+    rejected = json.loads((folder / "report.json").read_text())["train"]["rejected"]
+    assert {k: v["count"] for k, v in rejected.items()} == {"region outside": 1}
+    source = sources.open_source("mine", "train", str(tmp_path))
+    found = [decode(source[i]["image"]) for i in range(len(source))]
+    assert [x.shape[:2] for x in found] == [(40, 20), (15, 30), (60, 80)]
+    bright = found[0][..., 0] > 128
+    assert bright[10:30, 5:15].all() and bright.sum() == 20 * 10
 
 
 def test_clips(tmp_path):
