@@ -27,7 +27,8 @@ from capvl.data.decode import BadImageError
 from capvl.data.randomness import Uniforms
 from capvl.data.tasks import TASKS
 from capvl.data.transforms import Crop
-from capvl.decoding.generate import Decoding, generate
+from capvl.decoding.beam import LOW
+from capvl.decoding.generate import Decoding, generate, n_best
 from capvl.decoding.likelihood import log_likelihood_of_kv
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
@@ -160,6 +161,35 @@ class LoadedModel:
         """Answers to questions about videos; see `caption_video` and `answer`."""
         return self._write(self.clips(videos), self._prompts("answer", _texts(questions)), names, seed, decoding)
 
+    def n_best(self, images: Any, question: str = "", *, names=(), **decoding) -> list[list[tuple[str, float]]]:
+        """What a beam search finds for each image (or video, where the model reads clips), best first, each text with
+        its score by the rule: captions, or answers to a question.
+
+        Args:
+          images: one or several.
+          question: "" for captions.
+          names: as for `caption`; there may then be fewer texts than beams.
+          decoding: as for `caption`; beams is 4 unless it is said.
+
+        Raises:
+          UserError: fewer than two beams.
+        """
+        task, texts = ("answer", [question]) if question else ("caption", [""])
+        how = _decoding({"beams": 4, **decoding})
+        if how.beams < 2:
+            raise UserError(f"n_best needs two beams or more, not {how.beams}.")
+        seen = self.clips(images) if getattr(self.options, "frames", 0) else self.pixels(images)
+
+        def function(model, image_kv, prompt, tree):
+            found = n_best(model, image_kv, self.options.length, self.tokenizer.eos, how, prompt, names=tree)
+            return found.tokens, found.scores
+
+        rows = self._behind(("n_best", how, tuple(names)), function, seen, self._prompts(task, texts), names, how)
+        return [
+            [(self.tokenizer.decode(t), float(s)) for t, s in zip(*row, strict=True) if s > LOW / 2]
+            for row in zip(*rows, strict=True)
+        ]
+
     def _prompts(self, task: str, texts: list[str]) -> np.ndarray:
         """Tokens (N, P) of prompts."""
         self._need("a decoder")
@@ -168,26 +198,32 @@ class LoadedModel:
         for text, row in zip(texts, rows, strict=True):
             whole = self.tokenizer(text, 4096) if text else row
             if ((whole != 0) & (whole != self.tokenizer.eos)).sum() > len(row):
-                warnings.warn(f"The question {text!r} is too long for the model and was cut at its end.", stacklevel=4)
+                warnings.warn(f"The question {text!r} is too long for the model and was cut at its end.", stacklevel=3)
         width = max(map(len, rows))
         return np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.int32)
 
     def _write(self, pixels: np.ndarray, prompts: np.ndarray, names, seed: int, options: dict[str, Any]) -> list[str]:
-        """What the decoder writes behind prompts, one or as many as images."""
+        """The text that the decoder writes behind prompts, one or as many as images."""
         how = _decoding(options)
+
+        def function(model, image_kv, prompt, tree):
+            key, length = jax.random.key(seed), self.options.length
+            return generate(model, image_kv, length, self.tokenizer.eos, how, prompt_BP=prompt, key=key, names=tree)[0]
+
+        rows = self._behind(("write", how, seed, tuple(names)), function, pixels, prompts, names, how)
+        return [self.tokenizer.decode(t) for t in rows]
+
+    def _behind(self, name: Any, function, pixels: np.ndarray, prompts: np.ndarray, names, how: Decoding) -> Any:
+        """function(model, image_kv, prompts, tree of names) of images with one prompt or as many as images."""
         how.check(self.options.vocab)
         if len(prompts) not in (1, len(pixels)):
             raise UserError(f"There are {len(prompts)} questions for {len(pixels)} images; give one, or one for each.")
-        eos, tree = self.tokenizer.eos, Names.of(_texts(names), self.tokenizer) if len(names) else None
+        tree = Names.of(_texts(names), self.tokenizer) if len(names) else None
 
-        def function(model, rows):
-            kv = model.decoder.image_kv(model.encode(rows[0]))
-            key, length = jax.random.key(seed), self.options.length
-            return generate(model, kv, length, eos, how, prompt_BP=rows[1], key=key, names=tree)[0]
+        def call(model, rows):
+            return function(model, model.decoder.image_kv(model.encode(rows[0])), rows[1], tree)
 
-        name = ("write", how, seed, tuple(names))
-        prompts = np.broadcast_to(prompts, (len(pixels), prompts.shape[1]))
-        return [self.tokenizer.decode(t) for t in self._run(name, function, (pixels, prompts))]
+        return self._run(name, call, (pixels, np.broadcast_to(prompts, (len(pixels), prompts.shape[1]))))
 
     def score(self, images: Images, texts: Texts) -> np.ndarray:
         """log p(text | image) in nats, (N,): text i for image i; or (N, M) of every image with every text where there
@@ -285,8 +321,8 @@ class LoadedModel:
         if not self._has(ability):
             raise UserError(f"The model {self.name!r} does not have {ability}, which this needs.")
 
-    def _run(self, name: Any, function, rows: Any) -> np.ndarray:
-        """function(model, rows), compiled once for each bucket of rows; images come as uint8."""
+    def _run(self, name: Any, function, rows: Any) -> Any:
+        """function(model, rows), one array or several, compiled once for each bucket of rows; images come as uint8."""
         if name not in self._compiled:
 
             def call(params, rows):
@@ -301,8 +337,9 @@ class LoadedModel:
             count = len(jax.tree.leaves(part)[0])
             bucket = 1 << (count - 1).bit_length()
             padded = jax.tree.map(lambda x, n=bucket - count: np.concatenate([x, np.repeat(x[-1:], n, axis=0)]), part)
-            outputs.append(np.asarray(jax.device_get(self._compiled[name](self.params, padded)))[:count])
-        return np.concatenate(outputs)
+            found = jax.device_get(self._compiled[name](self.params, padded))
+            outputs.append(jax.tree.map(lambda x, n=count: x[:n], found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
 def _usual_objective(options: Any) -> Any:

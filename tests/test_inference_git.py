@@ -66,6 +66,24 @@ def test_closed_lists(model):
         model.caption(images, names=["red", "Red"])
 
 
+def test_the_n_best(model):
+    """The first is what is written; scores fall; a closed list gives each name once, scored as `score` does."""
+    images = pictures(3)
+    for question in ("", "red"):
+        found = model.n_best(images, question, beams=3)
+        assert [len(texts) for texts in found] == [3] * 3
+        best = model.answer(images, question, beams=3) if question else model.caption(images, beams=3)
+        assert [texts[0][0] for texts in found] == best
+        assert all(a[1] >= b[1] for texts in found for a, b in zip(texts, texts[1:], strict=False))
+    named = model.n_best(images, names=NAMES, length_penalty=0.0)
+    scores = model.score(images, NAMES)
+    for texts, row in zip(named, scores, strict=True):
+        assert sorted(text for text, _ in texts) == sorted(NAMES)
+        np.testing.assert_allclose([s for _, s in texts], sorted(row, reverse=True), rtol=1e-4)
+    with pytest.raises(UserError, match="n_best needs two beams or more, not 1"):
+        model.n_best(images, beams=1)
+
+
 def test_reading_asks_the_words_of_the_recipe():
     asking = model_of(Git(prompts=(("read", "the red"),)))
     images = pictures(2)
@@ -100,6 +118,7 @@ def test_clips(clips, model, tmp_path):
     assert len(written) == 1 and written[0] in NAMES
     assert clips.caption_video([path, pathlib.Path(path).read_bytes()], names=NAMES) == written * 2
     assert len(clips.answer_video(path, "red")) == 1
+    assert clips.n_best(path)[0][0][0] == clips.caption_video(path, beams=4)[0]
     assert clips.clips(path).shape == (1, 2, 8, 8, 3)
     with pytest.raises(UserError, match="reads images, not clips"):
         model.caption_video(path)

@@ -91,13 +91,23 @@ def generate(
         prompt_BP = jnp.zeros((rows, 0), jnp.int32)
     elif samples > 1:
         prompt_BP = jnp.repeat(prompt_BP, samples, axis=0)
-    forced_BL = jnp.pad(prompt_BP, ((0, 0), (0, length - prompt_BP.shape[1])))
     if decoding.beams > 1:
-        found = search(model, image_kv, forced_BL, eos, decoding, names=names)
-        tokens_BL, logp_B = found.tokens[:, 0], found.logp[:, 0]
-    else:
-        tokens_BL, logp_B = _one_by_one(model, image_kv, forced_BL, eos, decoding, key, names)
+        found = n_best(model, image_kv, length, eos, decoding, prompt_BP, names=names)
+        return found.tokens[:, 0], found.logp[:, 0]
+    tokens_BL, logp_B = _one_by_one(model, image_kv, _forced(prompt_BP, length), eos, decoding, key, names)
     return without_prompt(tokens_BL, prompt_BP), logp_B
+
+
+def n_best(model, image_kv, length: int, eos: int, decoding: Decoding, prompt_BP, *, names: Names | None = None):
+    """All texts that a beam search of each image ends with, without the prompt (`Texts`); arguments as in `generate`."""
+    found = search(model, image_kv, _forced(prompt_BP, length), eos, decoding, names=names)
+    rows_RL = found.tokens.reshape(-1, length)
+    written_RL = without_prompt(rows_RL, jnp.repeat(prompt_BP, decoding.beams, axis=0))
+    return found._replace(tokens=written_RL.reshape(found.tokens.shape))
+
+
+def _forced(prompt_BP, length: int) -> jax.Array:
+    return jnp.pad(prompt_BP, ((0, 0), (0, length - prompt_BP.shape[1])))
 
 
 def image_rows(image_kv) -> int:
