@@ -67,19 +67,16 @@ def test_closed_lists(model):
 
 
 def test_the_n_best(model):
-    """The first is what is written; scores fall; a closed list gives each name once, scored as `score` does."""
-    images = pictures(3)
-    for question in ("", "red"):
-        found = model.n_best(images, question, beams=3)
-        assert [len(texts) for texts in found] == [3] * 3
-        best = model.answer(images, question, beams=3) if question else model.caption(images, beams=3)
-        assert [texts[0][0] for texts in found] == best
-        assert all(a[1] >= b[1] for texts in found for a, b in zip(texts, texts[1:], strict=False))
+    """The first is what is written; scores fall; a closed list gives each name once, in the order of `score`."""
+    images = pictures(2)
+    found = model.n_best(images, "red", beams=3)
+    assert [len(texts) for texts in found] == [3, 3]
+    assert [texts[0][0] for texts in found] == model.answer(images, "red", beams=3)
+    assert all(a[1] >= b[1] for texts in found for a, b in zip(texts, texts[1:], strict=False))
     named = model.n_best(images, names=NAMES, length_penalty=0.0)
     scores = model.score(images, NAMES)
     for texts, row in zip(named, scores, strict=True):
-        assert sorted(text for text, _ in texts) == sorted(NAMES)
-        np.testing.assert_allclose([s for _, s in texts], sorted(row, reverse=True), rtol=1e-4)
+        assert [text for text, _ in texts] == [NAMES[i] for i in np.argsort(-row)]
     with pytest.raises(UserError, match="n_best needs two beams or more, not 1"):
         model.n_best(images, beams=1)
 

@@ -99,7 +99,7 @@ def generate(
 
 
 def n_best(model, image_kv, length: int, eos: int, decoding: Decoding, prompt_BP, *, names: Names | None = None):
-    """All texts that a beam search of each image ends with, without the prompt (`Texts`); arguments as in `generate`."""
+    """The texts that a beam search of each image ends with, without the prompt; arguments as in `generate`."""
     found = search(model, image_kv, _forced(prompt_BP, length), eos, decoding, names=names)
     rows_RL = found.tokens.reshape(-1, length)
     written_RL = without_prompt(rows_RL, jnp.repeat(prompt_BP, decoding.beams, axis=0))
