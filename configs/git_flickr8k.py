@@ -1,7 +1,7 @@
 """GIT on 5,673 real photos: its encoder from CapPa's, or fresh.
 
 COMMAND   python -m capvl.main --config=configs/git_flickr8k.py after configs/cappa_flickr8k.py; a fresh encoder: :init=
-          for comparison: :fusion=cross (cross-attention), :kind=masked (masked language modelling)
+          for comparison: :fusion=cross (cross-attention), :kind=masked,text_positions=25 (masked language modelling)
 DATA      flickr8k and its tokenizer as in cappa_flickr8k.py (docs/results.md has the commands)
 CHIPS     one CPU core for ten minutes
 EXPECTED  docs/results.md
@@ -52,6 +52,11 @@ def get_config():
         captions=dict(count=0, beams=3, length_penalty=0.6, metrics=("bleu", "rouge", "cider")),
     )
     config.variants.update(
-        init="init_from", only="init_only", fusion="model.fusion", norm="model.norm", kind="objective.kind"
+        init="init_from",
+        only="init_only",
+        fusion="model.fusion",
+        norm="model.norm",
+        kind="objective.kind",
+        text_positions="model.text_positions",
     )
     return config

@@ -80,6 +80,11 @@ class Git:
             raise UserError("objective.sides goes with square images and learned positions only.")
         if self.kind == "masked" and self.mask_id >= model_options.vocab:
             raise UserError(f"objective.mask_id={self.mask_id} is not an id below model.vocab={model_options.vocab}.")
+        if self.kind == "masked" and model_options.text_positions <= model_options.length:
+            raise UserError(
+                f"objective.kind='masked' reads a start token and model.length={model_options.length} others: "
+                f"model.text_positions must be at least {model_options.length + 1}."
+            )
         if model_options.length < 4:
             raise UserError(f"model.length={model_options.length} leaves no room behind a prompt; 4 is the least.")
 

@@ -389,6 +389,10 @@ BAD = [
     (dict(objective={"name": "git", "tasks": []}), "one task or more"),
     (dict(objective={"name": "git", "sides": [12]}), "12 is not a multiple of the patch 8"),
     (dict(objective={"name": "git", "kind": "masked"}), "mask_id=103 is not an id below"),
+    (
+        dict(objective={"name": "git", "kind": "masked", "mask_id": 4}, model=TINY | {"length": 10}),
+        "model.text_positions must be at least 11",
+    ),
     (dict(objective={"name": "scst", "frequencies": "none.npz"}), "frequencies 'none.npz' are missing"),
 ]
 
