@@ -4,7 +4,7 @@ COMMAND   python -m capvl.main --config=configs/git_b16.py --workdir=gs://…/gi
           :init=WORKDIR_OR_FOLDER takes the encoder from there; :fusion=cross and :kind=masked for comparison
 DATA      "pairs", 10 M image-text pairs prepared from tars (COCO, SBU, CC3M, VG in the paper), and BERT's vocab.txt as
           DATA_DIR/tokenizers/bert_uncased.txt; :data='pairs*0.9 + lm1b*0.1' mixes in texts without images
-CHIPS     a TPU pod slice, such as v5e:4x4
+CHIPS     a TPU pod slice, such as v5e:8x8
 EXPECTED  planned, not run (docs/performance.md); the paper's GIT_B has 131.4 CIDEr on COCO after fine-tuning
 """
 

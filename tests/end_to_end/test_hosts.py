@@ -52,7 +52,8 @@ def one_host(start, tmp_path_factory):
 SAME = {"steps": 4, "mesh": {"replica": 2, "fsdp": 4}, "evals": {"perplexity": {"limit": 20}}}
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 4), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "devices"), [(2, 4), (4, 2)])
 def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, devices):
     for process in hosts(tmp_path, count, devices, **SAME):
         code, out = finish(process)
