@@ -119,24 +119,26 @@ class LoadedModel:
         """Cosines (N, M) of every image with every text."""
         return self.embed(images) @ self.embed_text(texts).T
 
-    def caption(self, images: Images, *, names: Sequence[str] = (), seed: int = 0, **decoding) -> list[str]:
+    def caption(self, images: Images, *, names: Texts | None = None, seed: int = 0, **decoding) -> list[str]:
         """A caption of each image: greedy, by beam search, or sampled.
 
         Args:
           images: one or several.
-          names: what is written is one of these; () for anything.
+          names: what is written is one of these; None for anything.
           seed: of the samples.
           decoding: options of `capvl.decoding.generate.Decoding`: beams, length_penalty, rule, temperature, top_p …
         """
         return self._write(self.pixels(images), self._prompts("caption", [""]), names, seed, decoding)
 
-    def answer(self, images: Images, questions: Texts, *, names=(), seed: int = 0, **decoding) -> list[str]:
+    def answer(
+        self, images: Images, questions: Texts, *, names: Texts | None = None, seed: int = 0, **decoding
+    ) -> list[str]:
         """Answers to a question about each image, or to one question for each.
 
         Args:
           images: one or several.
           questions: one, or as many as images.
-          names: the answers that are allowed; () for any.
+          names: the answers that are allowed; None for any.
           seed: of the samples.
           decoding: as for `caption`.
 
@@ -145,11 +147,11 @@ class LoadedModel:
         """
         return self._write(self.pixels(images), self._prompts("answer", _texts(questions)), names, seed, decoding)
 
-    def read(self, images: Images, *, names: Sequence[str] = (), seed: int = 0, **decoding) -> list[str]:
+    def read(self, images: Images, *, names: Texts | None = None, seed: int = 0, **decoding) -> list[str]:
         """The words in each image; arguments as for `caption`."""
         return self._write(self.pixels(images), self._prompts("read", [""]), names, seed, decoding)
 
-    def caption_video(self, videos: Any, *, names: Sequence[str] = (), seed: int = 0, **decoding) -> list[str]:
+    def caption_video(self, videos: Any, *, names: Texts | None = None, seed: int = 0, **decoding) -> list[str]:
         """A caption of each video, a path or bytes; arguments as for `caption`.
 
         Raises:
@@ -157,11 +159,15 @@ class LoadedModel:
         """
         return self._write(self.clips(videos), self._prompts("caption", [""]), names, seed, decoding)
 
-    def answer_video(self, videos: Any, questions: Texts, *, names=(), seed: int = 0, **decoding) -> list[str]:
+    def answer_video(
+        self, videos: Any, questions: Texts, *, names: Texts | None = None, seed: int = 0, **decoding
+    ) -> list[str]:
         """Answers to questions about videos; see `caption_video` and `answer`."""
         return self._write(self.clips(videos), self._prompts("answer", _texts(questions)), names, seed, decoding)
 
-    def n_best(self, images: Any, question: str = "", *, names=(), **decoding) -> list[list[tuple[str, float]]]:
+    def n_best(
+        self, images: Any, question: str = "", *, names: Texts | None = None, **decoding
+    ) -> list[list[tuple[str, float]]]:
         """What a beam search finds for each image (or video, where the model reads clips), best first, each text with
         its score by the rule: captions, or answers to a question.
 
@@ -184,7 +190,7 @@ class LoadedModel:
             found = n_best(model, image_kv, self.options.length, self.tokenizer.eos, how, prompt, names=tree)
             return found.tokens, found.scores
 
-        rows = self._behind(("n_best", how, tuple(names)), function, seen, self._prompts(task, texts), names, how)
+        rows = self._behind(("n_best",), function, seen, self._prompts(task, texts), names, how)
         return [
             [(self.tokenizer.decode(t), float(s)) for t, s in zip(*row, strict=True) if s > LOW / 2]
             for row in zip(*rows, strict=True)
@@ -210,20 +216,24 @@ class LoadedModel:
             key, length = jax.random.key(seed), self.options.length
             return generate(model, image_kv, length, self.tokenizer.eos, how, prompt_BP=prompt, key=key, names=tree)[0]
 
-        rows = self._behind(("write", how, seed, tuple(names)), function, pixels, prompts, names, how)
+        rows = self._behind(("write", seed), function, pixels, prompts, names, how)
         return [self.tokenizer.decode(t) for t in rows]
 
-    def _behind(self, name: Any, function, pixels: np.ndarray, prompts: np.ndarray, names, how: Decoding) -> Any:
+    def _behind(self, name: tuple, function, pixels: np.ndarray, prompts: np.ndarray, names, how: Decoding) -> Any:
         """function(model, image_kv, prompts, tree of names) of images with one prompt or as many as images."""
         how.check(self.options.vocab)
         if len(prompts) not in (1, len(pixels)):
             raise UserError(f"There are {len(prompts)} questions for {len(pixels)} images; give one, or one for each.")
-        tree = Names.of(_texts(names), self.tokenizer) if len(names) else None
+        tree, allowed = None, None
+        if names is not None:
+            allowed = tuple(_texts(names)) if len(names) else ()
+            tree = Names.of(allowed, self.tokenizer)
+        prompts = np.broadcast_to(prompts, (len(pixels), prompts.shape[1]))
 
         def call(model, rows):
             return function(model, model.decoder.image_kv(model.encode(rows[0])), rows[1], tree)
 
-        return self._run(name, call, (pixels, np.broadcast_to(prompts, (len(pixels), prompts.shape[1]))))
+        return self._run((*name, how, allowed), call, (pixels, prompts))
 
     def score(self, images: Images, texts: Texts) -> np.ndarray:
         """log p(text | image) in nats, (N,): text i for image i; or (N, M) of every image with every text where there

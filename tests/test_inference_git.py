@@ -140,6 +140,7 @@ def test_images_that_keep_their_aspect():
         (lambda m, i: m.caption(i, beams=9), "9 beams are more than the 7 words"),
         (lambda m, i: m.answer(i, ""), "none of them empty"),
         (lambda m, i: m.caption(i, names=["red", "  "]), "none of them empty"),
+        (lambda m, i: m.caption(i, names=[]), "vocabulary of names is empty"),
     ],
 )
 def test_bad_input(model, call, message):
