@@ -26,12 +26,13 @@ def contains(text: str, answers: Sequence[str]) -> float:
 
 
 def word(text: str, answers: Sequence[str]) -> float:
-    """1 where letters and digits are the same whatever their case: the word accuracy of scene-text recognition."""
+    """1 where letters and digits, of which there must be some, are the same whatever their case: the word accuracy of
+    scene-text recognition."""
 
     def bare(value: str) -> str:
         return "".join(c for c in value.lower() if c.isascii() and c.isalnum())
 
-    return float(any(bare(text) == bare(answer) for answer in answers))
+    return float(bool(bare(text)) and any(bare(text) == bare(answer) for answer in answers))
 
 
 def anls(text: str, answers: Sequence[str]) -> float:

@@ -58,6 +58,7 @@ def test_vqa_accuracy(text, answers, expected):
         ("contains", "a photo of cats", ["cat"], 0.0),
         ("word", "It's-5", ["ITS5"], 1.0),
         ("word", "its6", ["ITS5"], 0.0),
+        ("word", "", ["—"], 0.0),
     ],
 )
 def test_metrics(metric, text, answers, expected):
