@@ -24,10 +24,11 @@ FEATURE_OF = FEATURES | {"read": "text"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Answers(Decoding):
     """Yields each of `metrics`: the mean over questions with answers; METRIC/KIND for questions with a kind, beside
     METRIC/blind and METRIC/blind/KIND: the same with grey images; METRIC/prior and METRIC/prior/KIND: the same for the
-    answer that is commonest in training for these words of a question; and a `Confusion` of every kind.
+    answer that is commonest in training for these words of a question; and a `Confusion` of every kind. How answers
+    are written is said by the options of `Decoding`.
 
     Attributes:
       name, split: data set with `questions`; for task "classify", with class names.
@@ -37,7 +38,6 @@ class Answers:
       prior: split of the same data set that the commonest answers are counted on; "" for none.
       vocabulary: what may be written: "" for anything, "classes" for the data set's class names, or a file of texts.
       submission: format of a file of results (`capvl.evals.submissions.FORMATS`); "" for none.
-      beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
     """
 
     name: str = ""
@@ -48,11 +48,9 @@ class Answers:
     prior: str = ""
     vocabulary: str = ""
     submission: str = ""
-    beams: int = 1
-    length_penalty: float = 1.0
-    rule: str = "hugging_face"
 
     def __post_init__(self):
+        super().__post_init__()
         for what, known in ((self.task, FEATURE_OF), *((m, answer_metrics.METRICS) for m in self.metrics)):
             if what not in known:
                 raise UserError(f"answers: {what!r} is unknown." + nearest(what, known))
@@ -60,7 +58,6 @@ class Answers:
             raise UserError("answers.metrics should name one metric or more.")
         if self.submission:
             submissions.check(self.submission)
-        Decoding(self.beams, self.length_penalty, self.rule)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
@@ -80,8 +77,7 @@ class Answers:
         prior = commonest(opened(self.prior, feature), feature) if self.prior else None
         prompts = _prompts(recipe, self.task, rows)
         names = self._names(context, source, recipe.tokenizer())
-        decoding = Decoding(self.beams, self.length_penalty, self.rule)
-        write, decode = compile_writer(context, decoding, names=names)
+        write, decode = compile_writer(context, self, names=names)
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch

@@ -19,14 +19,14 @@ from capvl.terminal import progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions:
+class Captions(Decoding):
     """Yields `samples`, `distinct`: the share of different captions, and each of `metrics` by COCO's names.
+    How captions are written is said by the options of `Decoding`.
 
     Attributes:
       name, split: data set; "" for the training set's.
       count: images; 0 for all.
       shown: how many of them are in the report.
-      temperature, top_k, top_p, beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
       submission: format of a file of results (`capvl.evals.submissions.FORMATS`); "" for none.
       metrics: of "bleu", "meteor", "rouge", "cider" and "spice".
     """
@@ -35,35 +35,25 @@ class Captions:
     split: str = "val"
     count: int = 24
     shown: int = 24
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    beams: int = 1
-    length_penalty: float = 1.0
-    rule: str = "hugging_face"
     submission: str = ""
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self.count, self.shown) < 0:
             raise UserError("captions: count and shown must not be negative.")
         if self.submission:
             submissions.check(self.submission)
-        self.decoding()
-
-    def decoding(self) -> Decoding:
-        """How captions are written."""
-        return Decoding(self.beams, self.length_penalty, self.rule, self.temperature, self.top_k, self.top_p)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a decoder", "captions")
         caption_metrics.check(self.metrics)
-        self.decoding().check(context.recipe.model.vocab)
+        self.check(context.recipe.model.vocab)
         source = opened_pairs(context, self.name, self.split)
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
-        write, decode = compile_writer(context, self.decoding(), "caption")
+        write, decode = compile_writer(context, self, "caption")
 
         def evaluate(params):
             images, written, references, ids = [], [], [], []

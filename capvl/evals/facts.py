@@ -20,29 +20,26 @@ _NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b|\bword ({'|
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class Facts(Decoding):
     """Yields, of captions of an embedded data set: `right`: the share of named objects (colour and shape, or the word)
     that are there; `found`: the share of objects that are named; `all_right`: the share of captions that name something
     and nothing wrong; `words`: `right` of words alone; and each as `blind/…` for grey images. The report shows which
-    shape was named for the only object of a colour, and which word for the word.
+    shape was named for the only object of a colour, and which word for the word. How captions are written is said by
+    the options of `Decoding`.
 
     Attributes:
       name, split: an embedded data set; "" for the training set's.
       limit: images; 0 for all.
-      beams, length_penalty, rule: of `capvl.decoding.generate.Decoding`.
     """
 
     name: str = ""
     split: str = "val"
     limit: int = 0
-    beams: int = 1
-    length_penalty: float = 1.0
-    rule: str = "hugging_face"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.limit < 0:
             raise UserError(f"facts.limit must not be negative, not {self.limit}.")
-        Decoding(self.beams, self.length_penalty, self.rule)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
@@ -53,7 +50,7 @@ class Facts:
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
         scenes = [things(source.read(i, ("objects",))["objects"]) for i in range(len(source))]
-        write, decode = compile_writer(context, Decoding(self.beams, self.length_penalty, self.rule), "caption")
+        write, decode = compile_writer(context, self, "caption")
 
         def written(params, blind: bool) -> list[str]:
             texts = []

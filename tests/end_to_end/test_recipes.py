@@ -109,6 +109,7 @@ def test_recipe(name, tiny, captioner, tmp_path):
         assert set(EVALS[name]) == {k.split("/")[0] for k in found}
 
 
+@pytest.mark.slow
 def test_clips_begin_with_an_image_model(tiny, captioner, tmp_path):
     """A GIT of clips takes the captioner's encoder; its frames' vectors begin at zero and learn; it is evaluated."""
     data = {**tiny()["data"], "name": "scenes/clips_tiny"}
