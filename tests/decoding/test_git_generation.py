@@ -9,7 +9,6 @@ import pytest
 from conftest import assert_close
 from golden_git import Case
 
-from capvl.decoding.beam import RULES
 from capvl.decoding.generate import Decoding, generate, search
 from capvl.decoding.names import Names
 from capvl.errors import UserError
@@ -186,4 +185,3 @@ def test_bad_decoding(options, message):
 def test_more_beams_than_words():
     with pytest.raises(UserError, match="7 beams are more than the 4 words"):
         Decoding(beams=7).check(5)
-    assert set(RULES) == {"hugging_face", "official"}
