@@ -36,7 +36,7 @@ def start(tmp_path_factory, data_dir):
     return make
 
 
-def finish(process, timeout=180):
+def finish(process, timeout=400):
     out, _ = process.communicate(timeout=timeout)
     return process.returncode, out
 
@@ -46,7 +46,7 @@ def losses_of(workdir):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def wait_for(process, happened, timeout=120):
+def wait_for(process, happened, timeout=300):
     deadline = time.time() + timeout
     while not happened():
         assert time.time() < deadline
