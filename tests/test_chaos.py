@@ -73,7 +73,7 @@ def test_bad_arguments(tmp_path):
 @pytest.mark.parametrize(
     ("count", "options"),
     [
-        pytest.param(2, ["--kinds=saves_fail,fill_disk"], marks=pytest.mark.slow),
+        pytest.param(2, ["--kinds=saves_fail,fill_disk"], marks=pytest.mark.long),
         pytest.param(14, ["--seed=1"], marks=pytest.mark.slow),
         pytest.param(6, ["--kinds=kill,cut_file,fill_disk", "--processes=2"], marks=pytest.mark.slow),
     ],

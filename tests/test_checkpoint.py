@@ -59,6 +59,7 @@ def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return [f for f in folder.rglob("*") if f.is_file() and ("d" in f.parts[-2:-1] or f.parent.name == "meta")]
 
 
+@pytest.mark.long
 def test_round_trip_onto_another_mesh(tmp_path, state_of):
     _, state = state_of(make_mesh(MeshOptions(2, 2, 2)))
     save(tmp_path, state)

@@ -52,8 +52,9 @@ def one_host(start, tmp_path_factory):
 SAME = {"steps": 4, "mesh": {"replica": 2, "fsdp": 4}, "evals": {"perplexity": {"limit": 20}}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "devices"), [(2, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("count", "devices"), [pytest.param(2, 4, marks=pytest.mark.long), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, devices):
     for process in hosts(tmp_path, count, devices, **SAME):
         code, out = finish(process)
@@ -67,6 +68,7 @@ def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, device
     assert "Resumed after step 4" in out
 
 
+@pytest.mark.long
 def test_sigterm_to_one_host_stops_all_at_the_same_step(hosts, tmp_path):
     processes = hosts(tmp_path, 2, 2, **(LONG | {"checkpoint": {"every": 5000}}))
     assert wait_for(processes[0], first_loss(tmp_path))
@@ -80,7 +82,7 @@ def test_sigterm_to_one_host_stops_all_at_the_same_step(hosts, tmp_path):
     assert f"Stopped by a signal and saved after step {step}" in outs[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_host_ends_the_others_and_fewer_go_on_with_the_same_examples(hosts, start, tmp_path):
     changes = LONG | {"steps": 120}
     code, out = finish(start(tmp_path / "undisturbed", devices=2, **changes))

@@ -64,6 +64,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(start, tmp_pa
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_leaves_with_zero(start, tmp_path, undisturbed):
     process = start(tmp_path, checkpoint={"every": 100})
     assert wait_for(process, lambda: (tmp_path / "metrics.jsonl").exists() and losses_of(tmp_path))

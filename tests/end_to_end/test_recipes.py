@@ -83,7 +83,9 @@ EVALS = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [n if n in ("git", "probe") else pytest.param(n, marks=pytest.mark.long) for n in RECIPES]
+)
 def test_recipe(name, tiny, captioner, tmp_path):
     """It runs, the encoder begins as the captioner's was, only what should train does, and what is locked is kept in
     the activations' dtype without optimizer state."""
@@ -109,7 +111,7 @@ def test_recipe(name, tiny, captioner, tmp_path):
         assert set(EVALS[name]) == {k.split("/")[0] for k in found}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_clips_begin_with_an_image_model(tiny, captioner, tmp_path):
     """A GIT of clips takes the captioner's encoder; its frames' vectors begin at zero and learn; it is evaluated."""
     data = {**tiny()["data"], "name": "scenes/clips_tiny"}
@@ -142,7 +144,7 @@ def test_heads_of_a_probe_do_not_disturb_each_other(tiny, captioner, tmp_path):
         np.testing.assert_allclose(together[f"heads/{i}/linear/kernel"], kernel, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cached_embeddings_train_the_same(tiny, captioner, tmp_path, data_dir):
     """Without random crops the cached run has the losses of the run on images, to float16's precision."""
     values = RECIPES["lit"] | {"init_from": captioner, "model": TOWERS | {"pool": "map"}}

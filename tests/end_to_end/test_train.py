@@ -257,6 +257,7 @@ def test_tokenizer_that_is_not_there(tiny_recipe, data_dir, tmp_path):
         train.run(recipe, str(tmp_path / "b"))
 
 
+@pytest.mark.long
 def test_profile(tiny_recipe, tmp_path, capsys):
     train.run(tiny_recipe(steps=4, profile=(2, 2)), str(tmp_path))
     assert "Profile of steps 2 to 3" in capsys.readouterr().out

@@ -330,6 +330,7 @@ def test_other_sides_in_one_step(data_dir):
         assert np.isfinite(float(loss(params, batch | {"image": image})))
 
 
+@pytest.mark.long
 def test_self_critical_gradient(tmp_path):
     """The gradient is that of -(reward - greedy reward) * log-probability of what was sampled."""
     from capvl.data import frequencies
