@@ -76,3 +76,17 @@ def _silent(options):
 def _see_colors(params):
     params["encoder/stem/kernel"][:, :, range(3), range(3)] = 1 / 64
     params["encoder/norm/scale"][:] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """A tokenizer of letters; 1 is the end."""
+
+    path: str = "letters"
+    eos: int = 1
+    vocab: int = 40
+
+    def __call__(self, text, length):
+        text = text.decode() if isinstance(text, bytes) else text
+        ids = [ord(c) - ord("a") + 5 for c in text if c != " "][: length - 1]
+        return np.array([*ids, 1, *[0] * (length - 1 - len(ids))], np.int32)

@@ -219,10 +219,7 @@ def beam_search(
         # The best K that don't end go on.
         running_logp, running = jax.lax.top_k(jnp.where(ends, LOW, best_logp), beams)
         if rule.shares_places:
-            together = jnp.concatenate([done.scores, running_logp], axis=1)
-            least_B1 = jax.lax.top_k(together, beams)[0][:, -1:]
-            done = done._replace(scores=jnp.where(done.scores < least_B1, LOW, done.scores))
-            running_logp = jnp.where(running_logp < least_B1, LOW, running_logp)
+            done, running_logp = _share_places(done, running_logp)
         parent_BK = jnp.take_along_axis(beam, running, axis=1)
         flat = (jnp.arange(batch)[:, None] * beams + parent_BK).reshape(-1)
         cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
@@ -257,6 +254,14 @@ def _candidates(state: _State, logp_RV, given_B, first_B, per_beam: int):
     total = state.logp_BK[:, :, None] + jnp.where(given_B1[..., None], only_given, logp_BKV)
     best_logp, best = jax.lax.top_k(total.reshape(batch, -1), min(2 * beams, beams * vocab))
     return best_logp, best // vocab, (best % vocab).astype(jnp.int32), given_B1
+
+
+def _share_places(done: Texts, running_BK) -> tuple[Texts, jax.Array]:
+    """Of finished texts and those that go on only the K best are left."""
+    together = jnp.concatenate([done.scores, running_BK], axis=1)
+    least_B1 = jax.lax.top_k(together, running_BK.shape[1])[0][:, -1:]
+    done_BK, running_BK = (jnp.where(x < least_B1, LOW, x) for x in (done.scores, running_BK))
+    return done._replace(scores=done_BK), running_BK
 
 
 def _keep_best(kept: Texts, new: Texts) -> Texts:
