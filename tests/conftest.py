@@ -33,6 +33,7 @@ def _shared(variable: str, name: str) -> str:
 
 GOLDEN = _shared("CAPVL_GOLDEN", "golden")
 REAL_DATA = _shared("CAPVL_DATA", "data")
+CASES = _shared("CAPVL_CASES", "cases")
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,14 @@ def real_data(*parts: str) -> str:
     path = os.path.join(REAL_DATA, *parts)
     if not os.path.exists(path):
         pytest.skip(f"real data {path} is absent (set CAPVL_DATA)")
+    return path
+
+
+def case(*parts: str) -> str:
+    """Path of an odd input with a known answer; skips where it is absent."""
+    path = os.path.join(CASES, *parts)
+    if not os.path.exists(path):
+        pytest.skip(f"case {path} is absent (set CAPVL_CASES)")
     return path
 
 
