@@ -21,7 +21,7 @@ setuptools.setup(
     install_requires=[
         "absl-py",
         "array_record",
-        "av",
+        "av>=14",
         "etils[epath]",
         "flatbuffers",
         "flax>=0.12.8,<0.14",

@@ -405,7 +405,29 @@ def _encoded(image: Any) -> bytes:
         image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     if not isinstance(image, Image.Image):
         raise UserError(f"An image should be a PIL image, a uint8 array, bytes or a path, not {type(image).__name__}.")
-    buffer = io.BytesIO()
-    mode = image.mode if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else "RGB"
-    image.convert(mode).save(buffer, "PNG", compress_level=1)
+    return _as_png(image)
+
+
+def _as_png(image: Any) -> bytes:
+    """A PIL image upright, as a PNG that is read as the image is meant: 16 bits stay, transparency too.
+
+    Raises:
+      UserError: a mode whose values have no defined range, or that Pillow can't convert.
+    """
+    from PIL import Image, ImageOps
+
+    wide = image.mode == "I" and (image.getextrema()[0] < 0 or image.getextrema()[1] > 65535)
+    if image.mode == "F" or wide:
+        raise UserError(f"A PIL image of mode {image.mode!r} has no defined range of values; convert it to 8 bits.")
+    image, buffer = ImageOps.exif_transpose(image), io.BytesIO()
+    try:
+        if image.mode in ("PA", "La", "RGBa"):
+            image = image.convert("RGBA")
+        elif image.mode == "I":  # As Pillow itself held grey values of 16 bits.
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))
+        elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+            image = image.convert("RGB")
+        image.save(buffer, "PNG", compress_level=1)
+    except (ValueError, OSError) as e:
+        raise UserError(f"A PIL image of mode {image.mode!r} can't be read: {e}.") from e
     return buffer.getvalue()

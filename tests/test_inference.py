@@ -38,6 +38,22 @@ def hand_made(options, params):
     return model
 
 
+def test_pil_images_are_seen_upright_and_in_their_range(pair):
+    tags, stored = Image.Exif(), Image.new("RGB", (32, 16))
+    stored.paste((255, 255, 255), (0, 0, 16, 16))
+    tags[0x0112] = 6  # To be turned clockwise: white comes to the top.
+    buffer = io.BytesIO()
+    stored.save(buffer, "JPEG", exif=tags)
+    seen = pair.pixels([Image.open(buffer), buffer.getvalue()])
+    assert (seen[:, 2] > 200).all()
+    assert (seen[:, -3] < 50).all()
+    deep = Image.fromarray(np.full((16, 16), 32896, np.uint16))
+    assert (pair.pixels([deep, deep.convert("I")]) == 128).all()
+    for image in (Image.new("F", (16, 16), 0.5), Image.new("I", (16, 16), 70_000)):
+        with pytest.raises(UserError, match="no defined range"):
+            pair.pixels(image)
+
+
 def test_every_kind_of_image(pair, tmp_path):
     picture("green").save(tmp_path / "green.png")
     buffer = io.BytesIO()

@@ -1,49 +1,108 @@
-"""Image bytes -> uint8 RGB, JPEGs at reduced scale where the target is smaller.
+"""Image bytes -> upright uint8 RGB, JPEGs at reduced scale where the target is smaller.
 
 libjpeg can decode at 1/8 … 8/8 scale for less work (DCT scaling); the smallest scale that still
-covers the target is taken. Everything but plain JPEG goes through Pillow: CMYK, EXIF-rotated,
-PNG, WebP, palettes with transparency (onto white), 16 bits (scaled), animations (first frame).
+covers the target is taken. Everything but plain JPEG goes through Pillow: CMYK, PNG, WebP, palettes with
+transparency (onto white), 16 bits (scaled by the file's depth), animations (first frame).
+
+There is one size of an image, the upright one: what EXIF says of its orientation is carried out before anything else.
 """
 
 import io
+import re
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
-
-cv2.setNumThreads(1)
-Image.MAX_IMAGE_PIXELS = None  # `MAX_PIXELS` below is checked before anything is decoded.
+from PIL import Image
 
 MAX_PIXELS = 120_000_000
+_ORIENTATION = 0x0112
+_ERRORS = (ValueError, OSError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError, Warning)
 
 
 class BadImageError(ValueError):
     """The bytes are not an image that can be used; the message says why."""
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """A JPEG whose EXIF block, if any, is read by Pillow instead because it may rotate."""
-    return data[:3] == b"\xff\xd8\xff" and b"Exif\x00" not in data[:4096]
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the stored pixels, before any EXIF rotation.
+    """(height, width) of the upright image.
 
     Raises:
       BadImageError: not an image, or more than MAX_PIXELS.
     """
+    height, width, _ = _measure(data)
+    return height, width
+
+
+def _measure(data: bytes) -> tuple[int, int, int]:
+    """(height, width) of the upright image, and the orientation in which it is stored (`turn`)."""
     try:
-        if _is_plain_jpeg(data):
+        if _is_jpeg(data):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            orientation = _jpeg_orientation(data)
         else:
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
-    except (ValueError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+                orientation = _orientation(image, data)
+    except _ERRORS as e:
         raise BadImageError(f"not an image: {e}") from e
     if height * width > MAX_PIXELS:
         raise BadImageError(f"{width}x{height} pixels are a decompression bomb (more than {MAX_PIXELS})")
-    return height, width
+    return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """Orientation of a JPEG, from the headers before its pixels: of the EXIF block, else of the XMP block."""
+    place, xmp = 2, b""
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if marker == 0xFF:  # A byte of filling.
+            place += 1
+            continue
+        if marker == 0xDA:
+            break
+        if marker == 0xE1:
+            block = data[place + 4 : place + 2 + size]
+            if block.startswith(b"Exif\x00"):
+                exif = Image.Exif()
+                try:
+                    exif.load(block)
+                    return _valid(exif[_ORIENTATION])
+                except Exception:  # Pillow has many errors for broken EXIF, which then says nothing.
+                    pass
+            xmp = xmp or block
+        place += 2 + size
+    said = re.search(rb'tiff:Orientation(?:="|>)(\d)', xmp)
+    return _valid(int(said[1])) if said else 1
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Orientation of an image that Pillow opened; of a PNG only where it says anything, since that means decoding."""
+    if image.format == "PNG" and not re.search(rb"eXIf|Raw profile type|tiff:Orientation", data):
+        return 1
+    try:
+        return _valid(image.getexif().get(_ORIENTATION, 1)) if image.format != "TIFF" else 1  # Pillow turns TIFFs.
+    except Exception:  # As for JPEG.
+        return 1
+
+
+def _valid(orientation) -> int:
+    return orientation if orientation in range(1, 9) else 1
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (H, W, C) upright; orientation as EXIF has it (1 to 8)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def decode(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
@@ -55,20 +114,23 @@ def decode(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
         (or of full size where the image is smaller); 0 for full scale.
 
     Raises:
-      BadImageError: truncated, not an image, or too large.
+      BadImageError: truncated, not an image, too large, or without a defined range of values.
     """
-    if _is_plain_jpeg(data):
-        height, width = image_size(data)
+    height, width, orientation = _measure(data)
+    if _is_jpeg(data):
         try:
             factor = _dct_factor(height, width, min_height, min_width)
             if factor == 1:
-                return simplejpeg.decode_jpeg(data)
+                return turn(simplejpeg.decode_jpeg(data), orientation)
             small = -(-height // factor), -(-width // factor)
-            return simplejpeg.decode_jpeg(data, min_height=small[0], min_width=small[1], min_factor=1)
+            least = small[::-1] if orientation >= 5 else small
+            return turn(
+                simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1], min_factor=1), orientation
+            )
         except ValueError as e:
             if "truncated" in str(e).lower() or "premature" in str(e).lower():
                 raise BadImageError(f"truncated JPEG: {e}") from e
-    return _decode_any(data, min_height, min_width)
+    return turn(_decode_any(data, min_height, min_width), orientation)
 
 
 def _dct_factor(height: int, width: int, min_height: int, min_width: int) -> int:
@@ -86,23 +148,27 @@ def _dct_factor(height: int, width: int, min_height: int, min_width: int) -> int
 
 
 def _decode_any(data: bytes, min_height: int, min_width: int) -> np.ndarray:
-    image_size(data)
+    """As it is stored."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format == "JPEG" and min_height and min_width:
                 image.draft(None, (max(min_height, min_width),) * 2)
-            image = ImageOps.exif_transpose(image)
             return _to_rgb(image)
-    except (ValueError, OSError, SyntaxError, EOFError, IndexError, TypeError) as e:
+    except BadImageError:
+        raise
+    except _ERRORS as e:
         raise BadImageError(f"undecodable image: {e}") from e
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return np.repeat((np.clip(values / top, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    """(H, W, 3) uint8; the range is that of the file's bit depth, whatever the values are."""
+    # Pillow reads grey values of 16 bits as I;16, and some versions those of PNG and PGM as I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
+        return np.repeat(np.rint(values).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise BadImageError(f"values of 32 bits (mode {image.mode}), whose range nothing defines")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)

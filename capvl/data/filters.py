@@ -94,9 +94,9 @@ class Filters:
             raise RejectedError("another language")
 
     def hashes(self, pixels: np.ndarray, captions: list[str]) -> dict[str, str]:
-        """kind -> hash, of the kinds in `duplicates`."""
+        """kind -> hash, of the kinds in `duplicates`; an image whose hash would say nothing has none."""
         made = {"image": lambda: image_hash(pixels), "text": lambda: text_hash(captions)}
-        return {kind: made[kind]() for kind in self.duplicates}
+        return {kind: value for kind in self.duplicates if (value := made[kind]())}
 
 
 @functools.lru_cache
@@ -134,13 +134,15 @@ def _languages() -> frozenset[str]:
     return frozenset(str(code) for code, _ in py3langid.rank("a"))
 
 
-def image_hash(pixels: np.ndarray) -> str:
+def image_hash(pixels: np.ndarray) -> str | None:
     """Difference hash: signs of the 8 x 8 horizontal differences of the grey image at 9 x 8 pixels, as 16 hex digits.
 
-    The same for an image at another size or quality.
+    The same for an image at another size or quality. None where all signs are equal, as of every image of one colour
+    and of most gradients: pictures that have nothing in common would share it.
     """
     grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
-    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
+    rises = grey[:, 1:] > grey[:, :-1]
+    return np.packbits(rises).tobytes().hex() if rises.any() and not rises.all() else None
 
 
 def text_hash(captions: list[str]) -> str:

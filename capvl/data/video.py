@@ -1,4 +1,4 @@
-"""Frames of video files, decoded as a stream by PyAV: only those that are kept are ever held."""
+"""Frames of video files as a player shows them, decoded as a stream by PyAV: only those that are kept are ever held."""
 
 import io
 import os
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from capvl.data.decode import resize
 from capvl.errors import UserError
 
 SUFFIXES = ("mp4", "avi", "mkv", "mov", "webm", "m4v", "mpg", "mpeg", "gif")
@@ -36,7 +37,7 @@ def read_frames(video: str | os.PathLike | bytes, count: int) -> list[np.ndarray
     with _open(video, name) as container:
         for number, frame in enumerate(_decoded(container, name)):
             while len(frames) < count and wanted[len(frames)] == number:
-                frames.append(frame.to_ndarray(format="rgb24"))
+                frames.append(_shown(frame, _stream(container)))
             if len(frames) == count:
                 break
     if len(frames) < count:
@@ -51,19 +52,44 @@ def _open(video, name: str) -> Any:
         container = av.open(io.BytesIO(video) if isinstance(video, bytes) else os.fspath(video))
     except (av.FFmpegError, OSError, ValueError) as e:
         raise BadVideoError(f"{name} can't be read as a video: {e}") from e
-    if not container.streams.video:
+    if _stream(container) is None:
         container.close()
         raise BadVideoError(f"{name} has no pictures in it.")
     return container
 
 
+def _stream(container) -> Any:
+    """The first stream of pictures that is no cover of a sound file; None where there is none."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    return next((s for s in container.streams.video if not s.disposition & cover), None)
+
+
+def _shown(frame, stream) -> np.ndarray:
+    """A frame (H, W, 3) uint8 as a player shows it: with square pixels, turned and mirrored by its display matrix."""
+    pixels, shape = frame.to_ndarray(format="rgb24"), stream.sample_aspect_ratio
+    if shape and shape != 1:
+        height, width = pixels.shape[:2]
+        pixels = resize(pixels, height, max(1, round(width * shape)))
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return pixels
+    # Pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift.
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    pixels = pixels[::-1] if d < 0 else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if a < 0 else pixels)
+
+
 def _count(video, name: str) -> int:
-    """Frames of a video: its packets with pictures are counted, not decoded."""
+    """Frames that a player shows: packets are counted, not decoded; those that an edit list hides are not shown."""
     import av
 
     with _open(video, name) as container:
         try:
-            return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+            return sum(1 for p in container.demux(_stream(container)) if p.size and not p.is_discard)
         except av.FFmpegError as e:
             raise BadVideoError(f"{name} can't be read as a video: {e}") from e
 
@@ -71,7 +97,7 @@ def _count(video, name: str) -> int:
 def _decoded(container, name: str):
     import av
 
-    stream = container.streams.video[0]
+    stream = _stream(container)
     stream.thread_type = "AUTO"
     try:
         yield from container.decode(stream)

@@ -48,6 +48,21 @@ def test_sixteen_bits():
     assert np.abs(out[..., 0].astype(np.float32) - np.asarray(gradient(mode="L"), np.float32)).max() <= 1
 
 
+def test_the_range_is_the_files_whatever_its_values():
+    dark = np.arange(0, 256, dtype=np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF", "PPM"):
+        out = decode(encode(Image.fromarray(dark), kind))
+        assert out.max() == 1, kind  # 255 of 65,535 is nearly black.
+    bright = decode(encode(Image.fromarray(np.full((16, 16), 65535, np.uint16)), "PNG"))
+    assert (bright == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_values_without_a_range_are_refused(mode):
+    with pytest.raises(BadImageError, match="32 bits"):
+        decode(encode(gradient(mode="L").convert(mode), "TIFF"))
+
+
 def test_transparency_becomes_white():
     image = gradient().convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 64, 96))

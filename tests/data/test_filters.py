@@ -89,6 +89,14 @@ def test_blocklist_files(tmp_path):
         filters.read_blocklist(str(tmp_path / "none.txt"))
 
 
+def test_an_image_without_a_pattern_is_no_duplicate():
+    flat = [np.full((32, 32, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255), (255, 255, 255))]
+    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
+    asked = filters.Filters(duplicates=("image", "text"))
+    for pixels in (*flat, ramp, ramp[:, ::-1], ramp.swapaxes(0, 1)):
+        assert set(asked.hashes(np.ascontiguousarray(pixels), ["a"])) == {"text"}
+
+
 def test_the_same_image_at_another_size_and_quality():
     from capvl.data.decode import decode
 
