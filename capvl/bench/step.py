@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import chips, config
+from capvl.bench import costs
 from capvl.data import loader
 from capvl.main import config_arguments
 from capvl.parallel.mesh import make_mesh
@@ -36,17 +37,25 @@ def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
         if spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape, np.uint8)
         elif spec.dtype == np.bool_:
-            batch[name] = np.full(spec.shape, name == "mask")
+            batch[name] = np.full(spec.shape, name in ("mask", "seen"))
+        elif name != "text":  # Lengths of prompts, labels: none, and the first.
+            batch[name] = np.zeros(spec.shape, spec.dtype)
         else:
-            length = spec.shape[1]
-            lengths = rng.integers(max(1, tokens // 2), min(length, tokens + tokens // 2) + 1, spec.shape[0])
+            length = spec.shape[-1]
+            lengths = rng.integers(max(1, tokens // 2), min(length, tokens + tokens // 2) + 1, spec.shape[:-1])
             ids = rng.integers(2, recipe.model.vocab, spec.shape)
-            batch[name] = np.where(np.arange(length) < lengths[:, None], ids, 0).astype(np.int32)
+            batch[name] = np.where(np.arange(length) < lengths[..., None], ids, 0).astype(np.int32)
     return batch
 
 
-def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
+def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, float]:
     """Times of one recipe's step.
+
+    Args:
+      recipe: what to run.
+      tokens: mean length of the made-up texts.
+      steps: how many are timed.
+      show_costs: so many of the lines of source with the largest costs are printed.
 
     Returns:
       Median seconds a step, images/s, seconds until a dispatch returns and seconds of other host
@@ -63,7 +72,8 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
         batch = loader.to_device(host_batch, batch_sharding(mesh))
         update = step.jit(mesh)
         begin = time.perf_counter()
-        compiled = update.lower(state, batch).compile()
+        lowered = update.lower(state, batch)
+        compiled = lowered.compile()
         compile_seconds = time.perf_counter() - begin
         memory = compiled.memory_analysis()
         update(state, batch)[0].step.block_until_ready()
@@ -80,6 +90,8 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
             batch = loader.to_device(host_batch, batch_sharding(mesh))
             {k: float(v) for k, v in jax.device_get(metrics).items()}
             rest.append(time.perf_counter() - begin)
+        if show_costs:
+            _print_costs(lowered, state, batch, show_costs)
     seconds = float(np.median(times))
     work = recipe.objective.flops(recipe.model) * recipe.batch_size / seconds
     out = {
@@ -102,16 +114,32 @@ def measure(recipe, tokens: int, steps: int) -> dict[str, float]:
     return out
 
 
+def _print_costs(lowered, state, batch, count: int) -> None:
+    """Where the time of a step goes, by line of the source."""
+    # A GPU's recorded graphs hide the kernels inside them, so the step is compiled once more without.
+    gpu = jax.default_backend() == "gpu"
+    compiled = lowered.compile(compiler_options={"xla_gpu_enable_command_buffer": ""} if gpu else None)
+
+    def run():
+        nonlocal state
+        state, _ = jax.block_until_ready(compiled(state, batch))
+
+    run()
+    for cost in costs.measure(run, compiled.as_text(), times=3)[:count]:
+        print(f"{cost.share:6.1%} {cost.seconds * 1e3:9.3f} ms  {cost.where}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m capvl.bench step", allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--steps", type=int, default=10, help="steps to time")
     parser.add_argument("--tokens", type=int, default=16, help="mean length of the made-up texts")
+    parser.add_argument("--costs", type=int, default=0, help="print so many of the costliest lines of the source")
     parser.add_argument("--json", default="", help="also write the numbers to this file")
     args, overrides = config_arguments(parser, argv)
     recipe = config.load(args.config, overrides)
-    numbers = measure(recipe, min(args.tokens, recipe.model.length), args.steps)
+    numbers = measure(recipe, min(args.tokens, recipe.model.length), args.steps, args.costs)
     for name, value in numbers.items():
         print(f"{name:28s} {value:,.4f}" if value < 1e4 else f"{name:28s} {value:,.0f}")
     if args.json:
