@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
-from capvl.objectives import Objective
+from capvl.objectives import Mean, Objective
 from capvl.optim.optimizer import OptimizerOptions, apply, make_optimizer, split_trainable
 from capvl.optim.schedules import ScheduleOptions, make_schedule
 from capvl.parallel import compiler
@@ -171,7 +171,7 @@ class TrainStep:
         return (accepted >= SPIKE_WARMUP) & (norm > self.spike * mean)
 
     def _gradients(self, trainable, params, batch, key):
-        """Gradients and metrics, averaged over the micro-batches."""
+        """Gradients and metrics of the whole batch, gathered over the micro-batches."""
 
         def loss(trainable, batch, key):
             return self.objective.loss(self.blueprint.bind(params | trainable), batch, key)
@@ -179,7 +179,8 @@ class TrainStep:
         gradient = jax.grad(loss, has_aux=True)
         n = self.micro_batches
         if n == 1:
-            return gradient(trainable, batch, key)
+            grads, metrics = gradient(trainable, batch, key)
+            return grads, _means(metrics, 1)
         batch = jax.tree.map(lambda x: _micro_batches(x, n), batch)
 
         def add(total, xs):
@@ -189,8 +190,13 @@ class TrainStep:
 
         shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], batch), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(n), batch))
-        return jax.tree.map(lambda x: x / n, total)
+        (grads, metrics), _ = jax.lax.scan(add, zeros, (jnp.arange(n), batch))
+        return jax.tree.map(lambda x: x / n, grads), _means(metrics, n)
+
+
+def _means(metrics: dict[str, jax.Array | Mean], n: int) -> dict[str, jax.Array]:
+    """Metrics summed over n micro-batches -> those of the batch."""
+    return {name: value.value() if isinstance(value, Mean) else value / n for name, value in metrics.items()}
 
 
 def _micro_batches(x: jax.Array, n: int) -> jax.Array:

@@ -50,9 +50,11 @@ class Decoding:
         RULES[self.rule](self.length_penalty)  # Raises where the rule can't have the penalty.
 
     def check(self, vocab: int) -> None:
-        """Raises UserError where there are more beams than words."""
+        """Raises UserError where there are more beams than words, or top_k is above their number."""
         if self.beams > vocab - 1:
             raise UserError(f"{self.beams} beams are more than the {vocab - 1} words of the vocabulary.")
+        if self.top_k > vocab:
+            raise UserError(f"top_k={self.top_k} is more than the {vocab} words of the vocabulary; 0 is for all.")
 
 
 GREEDY = Decoding()

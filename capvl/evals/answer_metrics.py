@@ -15,14 +15,20 @@ def normalize(text: str) -> str:
 
 
 def exact(text: str, answers: Sequence[str]) -> float:
-    """1 where the text is one of the answers, but for case, punctuation and spaces."""
-    return float(any(normalize(text) == normalize(answer) for answer in answers))
+    """1 where the text is one of the answers, but for case, punctuation and spaces; nothing written is never right."""
+    return float(bool(text.strip()) and any(_same(text, answer) for answer in answers))
+
+
+def _same(text: str, answer: str) -> bool:
+    """Equal when normalised; where that leaves nothing, as of "?" and "!", equal as they stand."""
+    ours, theirs = normalize(text), normalize(answer)
+    return ours == theirs if ours or theirs else text.strip() == answer.strip()
 
 
 def contains(text: str, answers: Sequence[str]) -> float:
     """1 where an answer stands in the text as whole words (GIT, section 4.4)."""
     padded = f" {normalize(text)} "
-    return float(any(f" {normalize(answer)} " in padded for answer in answers))
+    return float(any(f" {bare} " in padded for answer in answers if (bare := normalize(answer))))
 
 
 def word(text: str, answers: Sequence[str]) -> float:
@@ -100,9 +106,10 @@ def vqa_normalize(text: str) -> str:
 
 @functools.cache
 def _contractions() -> dict[str, str]:
-    """Words as people write them without their apostrophe, and with it."""
+    """Words that lack one of their apostrophes, and the words; as in the official table, "somebody'd" loses its own."""
     words = importlib.resources.files("capvl.evals").joinpath("contractions.txt").read_text(encoding="utf-8").split()
-    return {word.replace("'", ""): word for word in words}
+    places = [(word, i) for word in words for i, letter in enumerate(word) if letter == "'"]
+    return {word[:i] + word[i + 1 :]: word for word, i in places} | {"somebody'd": "somebodyd"}
 
 
 METRICS = {"exact": exact, "contains": contains, "vqa": vqa, "anls": anls, "word": word}

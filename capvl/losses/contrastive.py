@@ -23,33 +23,36 @@ CHUNK = 1024
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def sigmoid_loss(image_BD, text_BD, scale, bias, chunk=CHUNK):
+def sigmoid_loss(image_BD, text_BD, scale, bias, chunk=CHUNK, mask_B=None):
     """Sum over all pairs of -log sigmoid(±(scale * image . text + bias)), + on the diagonal, divided by B.
 
     Args:
       image_BD, text_BD: normalised embeddings, float32, row i of both belonging together.
       scale, bias: float32 scalars; scale is the inverse temperature.
       chunk: texts of a block.
+      mask_B: bool; rows and columns that are False take no part, nor in B; None for none such.
 
     Returns:
       The scalar loss.
     """
-    return _sigmoid(image_BD, text_BD, scale, bias, chunk, False)[0]
+    return _sigmoid(image_BD, text_BD, scale, bias, chunk, mask_B, False)[0]
 
 
-def _sigmoid(image_BD, text_BD, scale, bias, chunk, with_gradient):
+def _sigmoid(image_BD, text_BD, scale, bias, chunk, mask_B, with_gradient):
     """(loss, gradients or None) in one turn of the ring."""
 
-    def local(image_ID, text_TD, scale, bias):
-        count, ring = _ring()
-        weight = 1.0 / (count * len(image_ID))
+    def local(image_ID, text_TD, scale, bias, mask_I):
+        _, ring = _ring()
+        each = 1.0 / jnp.maximum(_sum_over_devices(mask_I.sum().astype(jnp.float32)), 1.0)
 
-        def block(image_ID, text_CD, row, column, carry):
+        def block(image_ID, passing, row, column, carry):
+            text_CD, mask_C = passing
+            weight = jnp.where(mask_I[:, None] & mask_C[None], each, 0.0)
             dots_IC = image_ID @ text_CD.T
             logits_IC = scale * dots_IC + bias
             sign_IC = jnp.where(row[:, None] == column[None], 1.0, -1.0)
             total, dimage_ID, dscale, dbias = carry
-            total = total - weight * jax.nn.log_sigmoid(sign_IC * logits_IC).sum()
+            total = total - (weight * jax.nn.log_sigmoid(sign_IC * logits_IC)).sum()
             if not with_gradient:
                 return (total, dimage_ID, dscale, dbias), ()
             dlogits_IC = -weight * sign_IC * jax.nn.sigmoid(-sign_IC * logits_IC)
@@ -58,12 +61,13 @@ def _sigmoid(image_BD, text_BD, scale, bias, chunk, with_gradient):
             return (total, dimage_ID, dscale + (dlogits_IC * dots_IC).sum(), dbias + dlogits_IC.sum()), (dtext_CD,)
 
         zero = jnp.zeros((), jnp.float32)
-        travelling = (text_TD, _own_rows(len(text_TD)), *((jnp.zeros_like(text_TD),) if with_gradient else ()))
+        own = _own_rows(len(text_TD))
+        travelling = ((text_TD, mask_I), own, *((jnp.zeros_like(text_TD),) if with_gradient else ()))
 
         def visit(travelling, carry):
-            text_TD, column_T, *sums = travelling
-            carry, added = _chunks(block, image_ID, _own_rows(len(image_ID)), text_TD, column_T, carry, chunk)
-            return (text_TD, column_T, *(s + a for s, a in zip(sums, added, strict=True))), carry
+            passing, column_T, *sums = travelling
+            carry, added = _chunks(block, image_ID, own, passing, column_T, carry, chunk)
+            return (passing, column_T, *(s + a for s, a in zip(sums, added, strict=True))), carry
 
         (_, _, *dtext), (total, dimage_ID, dscale, dbias) = ring(
             visit, travelling, (zero, jnp.zeros_like(image_ID), zero, zero)
@@ -71,18 +75,18 @@ def _sigmoid(image_BD, text_BD, scale, bias, chunk, with_gradient):
         total, dscale, dbias = (_sum_over_devices(x) for x in (total, dscale, dbias))
         return total, (dimage_ID, dtext[0], dscale, dbias) if with_gradient else None
 
-    rows = _rows()
-    return _mapped(local, (rows, rows, P(), P()), (P(), (rows, rows, P(), P()) if with_gradient else None))(
-        image_BD, text_BD, scale, bias
+    rows, mask_B = _rows(), jnp.ones(len(image_BD), bool) if mask_B is None else mask_B
+    return _mapped(local, (rows, rows, P(), P(), rows), (P(), (rows, rows, P(), P()) if with_gradient else None))(
+        image_BD, text_BD, scale, bias, mask_B
     )
 
 
-def _sigmoid_forward(image_BD, text_BD, scale, bias, chunk):
-    return _sigmoid(image_BD, text_BD, scale, bias, chunk, True)
+def _sigmoid_forward(image_BD, text_BD, scale, bias, chunk, mask_B):
+    return _sigmoid(image_BD, text_BD, scale, bias, chunk, mask_B, True)
 
 
 def _sigmoid_backward(chunk, gradients, cotangent):
-    return tuple(cotangent * g for g in gradients)
+    return (*(cotangent * g for g in gradients), None)
 
 
 sigmoid_loss.defvjp(_sigmoid_forward, _sigmoid_backward)

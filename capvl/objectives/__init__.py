@@ -4,9 +4,10 @@ An objective is a frozen dataclass whose fields are its options (`config.objecti
 methods are the interface below. The loop knows nothing else about it.
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -20,6 +21,25 @@ OBJECTIVES = {
     "scst": "capvl.objectives.scst:Scst",
     "probe": "capvl.objectives.probe:Probe",
 }
+
+
+class Mean(NamedTuple):
+    """A metric that is a mean over something of which batches have more or less, such as tokens of one kind.
+
+    Attributes:
+      total: the sum over this (micro-)batch.
+      weight: how many; a metric without any is 0.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+
+    def value(self) -> jax.Array:
+        """The mean."""
+        return self.total / jnp.maximum(self.weight, 1.0)
+
+    def __float__(self) -> float:
+        return float(self.value())
 
 
 class Objective(Protocol):
@@ -51,10 +71,16 @@ class Objective(Protocol):
         Raises UserError where the objective doesn't train it."""
 
     def prepare(self, batch: Batch, *, train: bool) -> Batch:
-        """Device-side preparation of a whole batch: value range, flips, loss weights."""
+        """Device-side preparation of a whole batch: value range, flips, loss weights.
+
+        It sees the batch before it is split into micro-batches, so whatever a loss is divided by is found here."""
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean loss of a prepared (micro-)batch and scalar metrics, each a mean over examples."""
+        """Loss of a prepared (micro-)batch and metrics, scalars or `Mean`s.
+
+        Loss and scalar metrics are means over examples: the mean of those of equal micro-batches has to be that of the
+        whole batch. A mean over tokens is one when `prepare` divides the tokens' weights by their mean number an
+        example in the whole batch."""
 
     def flops(self, model_options: Any) -> float:
         """Matmul FLOPs of training on one example: forward and backward, no recomputation."""

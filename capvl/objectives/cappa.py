@@ -17,6 +17,7 @@ from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
 from capvl.models.text_decoder import shift_right
+from capvl.objectives import Mean
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import constrain, data_groups
 
@@ -155,7 +156,7 @@ class CapPa:
         counted_BL = (batch["weights"] > 0).astype(jnp.float32)
         for name, chosen_B in (("nll_cap", ~use_pa_B), ("nll_pa", use_pa_B)):
             chosen_B1 = chosen_B.astype(jnp.float32)[:, None]
-            metrics[name] = jnp.sum(nll_BL * chosen_B1) / jnp.maximum(jnp.sum(counted_BL * chosen_B1), 1.0)
+            metrics[name] = Mean(jnp.sum(nll_BL * chosen_B1), jnp.sum(counted_BL * chosen_B1))
         return loss, metrics
 
     def hidden_mixed(self, model: Captioner, text_BL, kv, use_pa_B, key) -> jax.Array:

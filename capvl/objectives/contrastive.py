@@ -120,7 +120,7 @@ class Contrastive:
         text, scale = model.embed_text(batch["text"]), model.scale()
         metrics = {"scale": scale}
         if self.loss_kind == "sigmoid":
-            loss = sigmoid_loss(image, text, scale, model.offset(), self.chunk)
+            loss = sigmoid_loss(image, text, scale, model.offset(), self.chunk, batch["mask"])
             metrics["offset"] = model.offset()
         else:
             loss, matched = softmax_loss(image, text, scale, batch["mask"], self.chunk)

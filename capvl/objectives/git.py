@@ -133,7 +133,11 @@ class Git:
         return self._prompts(model_options, tokenizer)(task, text)[0]
 
     def prepare(self, batch, *, train: bool):
-        """Images to [-1, 1] and flipped where asked; texts row by row (B T, L), and the loss weight of each token."""
+        """Images to [-1, 1] and flipped where asked; texts row by row (B T, L), and the loss weight of each token.
+
+        The weights of the tokens that are learned have the sum B T over the batch, so that the loss is a mean over
+        tokens however the batch is split (`capvl.objectives.Objective.loss`).
+        """
         text, image = batch["text"], unit_range(batch["image"], batch.get("flip") if train else None)
         if self.blind:
             image = jnp.zeros_like(image) if image.shape[-1] == 3 else image.at[..., :3].set(0.0)
@@ -142,10 +146,12 @@ class Git:
         learned = (text != 0) & (jnp.arange(length)[None] >= prompt[:, None])
         if "mask" in batch:
             learned = learned & jnp.repeat(batch["mask"], len(text) // len(image))[:, None]
+        learned = learned.astype(jnp.float32)
+        count = (self._hidden_count(learned) if self.kind == "masked" else learned.sum(axis=1)).sum()
         return {
             "image": image,
             "text": text,
-            "weights": learned.astype(jnp.float32),
+            "weights": learned * (len(text) / jnp.maximum(count, 1.0)),
             "seen": batch.get("seen", jnp.ones(len(image), bool)),
             "cut": batch.get("cut", jnp.zeros(len(image), bool)),
         }
@@ -163,23 +169,28 @@ class Git:
         total, _ = vocabulary_loss(
             hidden, batch["text"], weights, *model.decoder.output_layer(), self.smoothing, self.chunk
         )
-        nll = total / jnp.maximum(weights.sum(), 1.0)
+        nll = total / len(batch["text"])
         loss = nll - smoothed_entropy(self.smoothing, model.decoder.vocab)
         return loss, {"loss": loss, "nll": nll, "cut": batch["cut"].astype(jnp.float32).mean()}
 
     def _masked(self, model: git.Git, batch, kv, keys):
-        """Hidden states (B, L, D) that predict hidden tokens from all others, and which are hidden.
+        """Hidden states (B, L, D) that predict hidden tokens from all others, and the weights of the hidden ones.
 
         The start token is read in front of the text as ever, so position l + 1 of the decoder stands for token l.
         """
         text, weights = batch["text"], batch["weights"]
         rank = jnp.where(weights > 0, jax.random.uniform(keys[3], text.shape), -1.0)
-        count_B1 = jnp.maximum(jnp.round(self.mask_ratio * weights.sum(axis=1, keepdims=True)), 1).astype(jnp.int32)
+        count_B1 = self._hidden_count((weights > 0).astype(jnp.float32))[:, None].astype(jnp.int32)
         hidden_BL = (jnp.argsort(jnp.argsort(-rank, axis=1), axis=1) < count_B1) & (weights > 0)
         inputs = shift_right(jnp.pad(jnp.where(hidden_BL, self.mask_id, text), ((0, 0), (0, 1))), model.decoder.start)
         real = jnp.pad(text != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None]
         states = model.decoder(inputs, kv, mask=real, dtype=model.dtype, key=keys[2])
-        return states[:, 1:], hidden_BL.astype(jnp.float32)
+        return states[:, 1:], jnp.where(hidden_BL, weights, 0.0)
+
+    def _hidden_count(self, learned_BL) -> jax.Array:
+        """How many of each text's tokens are hidden, (B,) float32: a share of them, and at least one where any is."""
+        count_B = learned_BL.sum(axis=1)
+        return jnp.where(count_B > 0, jnp.maximum(jnp.round(self.mask_ratio * count_B), 1.0), 0.0)
 
     def flops(self, model_options: GitOptions) -> float:
         """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""

@@ -60,6 +60,17 @@ class OptimizerOptions:
                 )
         if self.lr < 0 or not 0 <= self.beta1 < 1 or not 0 <= self.beta2 <= 1 or not 0 <= self.ema < 1:
             raise UserError("optimizer: lr must not be negative, beta1 and ema must be in [0, 1), beta2 in [0, 1].")
+        for name in ("weight_decay", "clip_norm", "clip_rms"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} must not be negative, not {getattr(self, name)}.")
+        if self.eps <= 0:
+            raise UserError(f"optimizer.eps must be positive, not {self.eps}.")
+        for name in ("decay", "lr_mult"):
+            for pattern, value in getattr(self, name):
+                if value < 0:
+                    raise UserError(
+                        f"optimizer.{name}: the multiplier of {pattern!r} must not be negative, not {value}."
+                    )
         for pattern in (*self.frozen, *(p for p, _ in (*self.decay, *self.lr_mult))):
             try:
                 re.compile(pattern)

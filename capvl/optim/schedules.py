@@ -35,6 +35,8 @@ class ScheduleOptions:
         for name in ("warmup", "cooldown"):
             if getattr(self, name) < 0:
                 raise UserError(f"schedule.{name} must not be negative, not {getattr(self, name)}.")
+        if self.end < 0:
+            raise UserError(f"schedule.end must not be negative, not {self.end}.")
         if self.timescale <= 0:
             raise UserError(f"schedule.timescale must be positive, not {self.timescale}.")
 
