@@ -5,19 +5,24 @@ stands the blind control: the same model with a grey image, which shows what the
 """
 
 import dataclasses
+import functools
+import io
 
 import jax
 import numpy as np
+from PIL import Image
 
 from capvl.data import foils, lookup
-from capvl.data.decode import BadImageError
+from capvl.data.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
+from capvl.data.shards import Rejected
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.evals.encode import image_transform, over_rows, tokenize
 from capvl.evals.pairs import cosine_scores, pair_scores
 from capvl.evals.scoring import grey_image
 from capvl.objectives.images import unit_range
+from capvl.terminal import say
 
 GREY = ""
 
@@ -65,10 +70,23 @@ class Compositionality:
         if self.format == "order":
             questions = foils.of_captions(context.path(self.images), directory, context.recipe.seed)
         else:
-            questions = foils.read(self.format, context.path(self.file))
+            left = Rejected()
+            questions = foils.read(self.format, context.path(self.file), left)
+            for reason, (count, places) in left.items():
+                say(f"{count} rows of {self.file!r} are left out: {reason} (the first is {places[0]}).")
         questions = _limited(foils.plain(questions) if self.plain else questions, self.limit)
-        found = lookup.open_images(context.path(self.images), directory) if self.images else {}
-        present = [all(lookup.stem(name) in found for name in q.images) for q in questions]
+        images = lookup.open_images(context.path(self.images), directory) if self.images else lookup.Names()
+        named, why = images.find(name for q in questions for name in q.images)
+        if lookup.SEVERAL in why.values():
+            several = [name for name, reason in why.items() if reason == lookup.SEVERAL]
+            say(f"{len(several)} images are left out: several in {self.images!r} have that name, as {several[0]!r}.")
+        present = [all(name in named for name in q.images) for q in questions]
+        found = {
+            key: named[name] if q.box is None else functools.partial(cut, named[name], q.box)
+            for q, there in zip(questions, present, strict=True)
+            for key, name in zip(q.keys, q.images, strict=True)
+            if there
+        }
         if self.images and not any(present):
             wanted = questions[0].images[0]
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}; the first is {wanted!r}.")
@@ -78,7 +96,7 @@ class Compositionality:
             pairs = [(GREY, c) for q in questions for c in q.captions]
             for question, there in zip(questions, present, strict=True):
                 if there:
-                    pairs += [(lookup.stem(i), c) for i in question.images for c in question.captions]
+                    pairs += [(key, c) for key in question.keys for c in question.captions]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
             yield from results(questions, present, scores)
 
@@ -114,7 +132,7 @@ def results(questions: list[foils.Foil], present: list[bool], scores: dict[tuple
 
 def answers(question: foils.Foil, scores: dict[tuple[str, str], float]) -> tuple[bool, ...]:
     """(right,), or Winoground's (text, image, group)."""
-    names = [lookup.stem(i) for i in question.images]
+    names = question.keys
     if len(names) == 1:
         right, *wrong = (scores[names[0], c] for c in question.captions)
         return (all(right > w for w in wrong),)
@@ -122,6 +140,22 @@ def answers(question: foils.Foil, scores: dict[tuple[str, str], float]) -> tuple
     text = s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0]
     image = s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1]
     return text, image, text and image
+
+
+def cut(read, box: tuple[int, int, int, int]) -> bytes:
+    """PNG of a part of an image as PIL's `crop` makes it, with which ARO's code cuts: black outside of the image.
+
+    Args:
+      read: a function that reads the encoded image.
+      box: (left, top, right, bottom) in pixels.
+
+    Raises:
+      BadImageError: it can't be decoded.
+    """
+    part = Image.fromarray(decode(read())).crop(box)
+    buffer = io.BytesIO()
+    part.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def blind_answer(question: foils.Foil, scores: dict[tuple[str, str], float]) -> bool:
@@ -157,7 +191,7 @@ class PairScorer:
         Args:
           params: of the model.
           pairs: different pairs.
-          images: name -> a function that reads the encoded image.
+          images: image name -> a function that reads the encoded image.
 
         Raises:
           UserError: an image can't be decoded.
