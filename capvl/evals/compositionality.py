@@ -21,6 +21,7 @@ from capvl.evals import Context
 from capvl.evals.encode import image_transform, over_rows, tokenize
 from capvl.evals.pairs import cosine_scores, pair_scores
 from capvl.evals.scoring import grey_image
+from capvl.nn.padding import lengths
 from capvl.objectives.images import unit_range
 from capvl.terminal import say
 
@@ -225,7 +226,7 @@ class PairScorer:
             for (name, captions), row in zip(part, out, strict=True):
                 scores |= {(name, c): float(s) for c, s in zip(captions, row, strict=False)}
         if self._mean and self._likelihood:
-            lengths = {c: int((t != 0).sum()) for c, t in tokens.items()}
+            lengths = {c: int(lengths(t)) for c, t in tokens.items()}
             scores = {(name, c): s / lengths[c] for (name, c), s in scores.items()}
         return scores
 
