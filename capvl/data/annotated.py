@@ -23,6 +23,7 @@ from capvl.errors import UserError, nearest
 EACH = 1000
 REGION_SIDES = 2.0
 NO_CLASS = -1
+NAME_SHOWN = 200
 _ROW = re.compile(r"(.*\.tsv)#(\d+)", re.ASCII | re.DOTALL)
 
 
@@ -146,12 +147,12 @@ def write_part(part: str, items: list[tuple[Item, str, str]], frames: int, class
     try:
         for item, path, why in items:
             if why:
-                rejected.count(why, item.image)
+                rejected.count(why, item.image[:NAME_SHOWN])
                 continue
             try:
                 record = schema.serialize_example(schema.encode_example(_example(item, path, frames, classes)))
             except (BadImageError, video.BadVideoError) as e:
-                rejected.count(_reason(e), item.image)
+                rejected.count(_reason(e), item.image[:NAME_SHOWN])
                 continue
             writer.write(record)
             count, size = count + 1, size + len(record)

@@ -5,6 +5,7 @@ and yields (split, Item); images are named, not read. Rows that are not as they 
 partner (a caption of an unknown image), are left out and counted (`capvl.data.rows`). Ids match by what they say.
 """
 
+import os
 import pathlib
 import re
 from collections import defaultdict
@@ -84,7 +85,7 @@ class _CocoImage(Row):
 class _CocoCaption(Row):
     image_id: Id
     caption: Text
-    is_rejected: bool = False
+    is_rejected: bool | None = None
 
 
 def coco(split: str, left: Rejected, path: str) -> Items:
@@ -333,8 +334,14 @@ def folders(split: str, left: Rejected, path: str) -> Items:
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._"))
     if not files:
         raise UserError(f"Folder {path!r} has no images in it.")
+    deep = any(file.parent != root for file in files)
     for file in files:
-        yield split, Item(str(file), class_name=file.parent.name.replace("_", " "))
+        if deep and file.parent == root:
+            left.count("beside the classes' folders", str(file))
+        elif str(file) != os.fsdecode(str(file).encode("utf-8", "replace")):
+            left.count("name is not UTF-8", ascii(str(file)))
+        else:
+            yield split, Item(str(file), class_name=file.parent.name.replace("_", " "))
 
 
 class _TsvCaption(Row):

@@ -81,7 +81,10 @@ class Names:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    return tuple(p for p in pathlib.PurePosixPath(unicodedata.normalize("NFC", name)).parts if p != "/")
+    """A name's folders and file; Windows' \\ between them says the same as /."""
+    return tuple(
+        p for p in pathlib.PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/")).parts if p != "/"
+    )
 
 
 def _agreeing(own: tuple[str, ...], wanted: tuple[str, ...]) -> int:

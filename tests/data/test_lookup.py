@@ -30,6 +30,7 @@ def found(paths, wanted):
         (["/d/x_000000000042.jpg", "/d/y_000000000042.jpg"], ["42"], [SEVERAL]),
         (["/d/00123.jpg", "/d/7.jpg"], ["00123", "007"], ["/d/00123.jpg", MISSING]),
         (["/d/123.jpg", "/d/dog_5.jpg"], ["00123", "5", "²"], [MISSING, MISSING, MISSING]),
+        (["/d/a/1.jpg", "/d/b/1.jpg"], ["a\\1.jpg"], ["/d/a/1.jpg"]),
         (["/d/v1.2_clip.jpg"], ["v1.2_clip"], ["/d/v1.2_clip.jpg"]),
         (["/d/cafe\u0301.jpg"], ["caf\u00e9.jpg"], ["/d/cafe\u0301.jpg"]),
     ],

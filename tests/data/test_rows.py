@@ -159,6 +159,9 @@ ODD = [  # format, contents, what is left out, and the texts that stay
     ("coco", {"images": [{"id": 1.0, "file_name": "a"}, {"id": "1"}], "annotations": [{"image_id": 1, "caption": "x"}]},
      ["image id is there twice"], ["x"]),
     ("coco", {"images": [{"id": True}, {"id": 1}], "annotations": [{"image_id": 1, "caption": 5}]}, None, []),
+    ("coco", {"images": [{"id": 1}], "annotations": [
+        {"image_id": 1, "caption": text, "is_rejected": value} for text, value in (("a", None), ("b", 1), ("c", "?"))]},
+     None, ["a"]),
     ("karpathy", {"images": [{"filename": "a", "split": "val", "sentences": [{"raw": None}, {"raw": "x\r\n"}]},
                              {"filename": "b", "split": "val", "sentences": [{"raw": "y"}]}, {"filename": "c"}]},
      ["caption: is null", "sentences is missing"], ["x", "y"]),
@@ -231,3 +234,26 @@ def test_some_rows_have_no_class(tmp_path):
     annotated.prepare("d", "lines", {"val": [str(tmp_path / "x.jsonl")]}, str(tmp_path), str(tmp_path), workers=1)
     source = sources.open_source("d", "val", str(tmp_path), features=("class_name", "label"))
     assert [(source[i]["class_name"], source[i]["label"]) for i in range(3)] == [("cat", 1), ("", -1), ("7 8", 0)]
+
+
+def test_folders_of_classes(tmp_path):
+    """What stands beside the folders has no class; names on the disk need not be UTF-8."""
+    from test_annotations import picture
+
+    for name in ("cat/1.png", "big_dog/2.png", "stray.png", "cat/._1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    (pathlib.Path(os.fsdecode(os.fsencode(tmp_path / "cat") + b"/\xff.png"))).write_bytes(picture())
+    items, left = read("folders", str(tmp_path))
+    assert sorted(item.class_name for item in items) == ["big dog", "cat"]
+    assert left == Counter(["beside the classes' folders", "name is not UTF-8"])
+
+
+def test_reports_show_names_with_brackets(tmp_path, capsys):
+    from capvl.data.prepare import print_report
+
+    rejected = {"text: [/x] is null": {"count": 1, "first": ["[/zz].jpg", "[red]"]}}
+    (tmp_path / "report.json").write_text(json.dumps({"val": {"examples": 1, "rejected": rejected}}))
+    print_report(tmp_path)
+    shown = capsys.readouterr().out
+    assert "[/zz].jpg" in shown and "[red]" in shown
