@@ -6,7 +6,6 @@ SugarCrepe (arXiv 2306.14610), ARO (2210.01936) with its NegCLIP format, Winogro
 import ast
 import csv
 import dataclasses
-import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -65,7 +64,7 @@ def _rows(file: pathlib.Path, what: str) -> Iterator[tuple[str, dict]]:
 
 
 def _sugarcrepe(group: str, row: dict) -> Foil:
-    return Foil(row.get("subset", group), (row["filename"],), (row["caption"], row["negative_caption"]))
+    return Foil(row.get("subset") or group, (row["filename"],), (row["caption"], row["negative_caption"]))
 
 
 def _aro(group: str, row: dict) -> Foil:
@@ -87,8 +86,9 @@ def _box(row: dict) -> tuple[int, int, int, int] | None:
     if not any(key.startswith("bbox_") for key in row):
         return None
     values = [row[f"bbox_{key}"] for key in "xywh"]
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in values) or min(values[2:]) < 1:
-        raise ValueError("a box of finite numbers with a width and a height")
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1 << 20 for v in values)
+    if not numbers or min(values[2:]) < 1:
+        raise ValueError("a box of numbers of pixels with a width and a height")
     x, y, width, height = values
     return tuple(map(round, (x, y, x + width, y + height)))
 
@@ -99,7 +99,7 @@ def _negclip(group: str, row: dict) -> Foil | None:
     if isinstance(negatives, str) and negatives.lstrip().startswith("["):
         negatives = ast.literal_eval(negatives.strip())
     negatives = [negatives] if isinstance(negatives, str) else negatives
-    negatives = [n for n in negatives if not isinstance(n, str) or n.strip()]
+    negatives = [n for n in negatives if not isinstance(n, str) or n.strip() not in ("", "None", "nan")]
     if not negatives:
         return None
     return Foil(group, (row["filepath"],), (row.get("caption") or row["title"], *negatives))
@@ -107,7 +107,7 @@ def _negclip(group: str, row: dict) -> Foil | None:
 
 def _winoground(group: str, row: dict) -> Foil:
     images = tuple(name if "." in name else name + ".png" for name in (row["image_0"], row["image_1"]))
-    return Foil(row.get("collapsed_tag", group), images, (row["caption_0"], row["caption_1"]))
+    return Foil(row.get("collapsed_tag") or group, images, (row["caption_0"], row["caption_1"]))
 
 
 def _valse(group: str, row: dict) -> Foil | None:
@@ -201,10 +201,13 @@ def read(format: str, path: str, left: Rejected | None = None) -> list[Foil]:
             except UserError as e:
                 raise UserError(f"{str(file)!r}: {e}") from e
             except (KeyError, TypeError, ValueError, AttributeError, SyntaxError, RecursionError, MemoryError) as e:
-                raise UserError(f"Row {key} of {str(file)!r} is not of the format {format}: it lacks {e}.") from e
+                what = f"it lacks {e}" if isinstance(e, KeyError | ValueError) else f"{type(e).__name__} {e}"
+                raise UserError(f"Row {key} of {str(file)!r} is not of the format {format}: {what}.") from e
             if foil is None:
                 if left is not None:
-                    left.count("no foil", f"row {key} of {file.name}")
+                    left.count(
+                        "annotators did not agree" if format == "valse" else "no foil", f"row {key} of {file.name}"
+                    )
                 continue
             _check(foil, f"Row {key} of {str(file)!r}")
             foils.append(foil)
@@ -216,6 +219,8 @@ def read(format: str, path: str, left: Rejected | None = None) -> list[Foil]:
 def _check(foil: Foil, where: str) -> None:
     if not all(isinstance(c, str) and c.strip() for c in foil.captions):
         raise UserError(f"{where} has an empty caption.")
+    if not isinstance(foil.group, str):
+        raise UserError(f"{where} has no text for its group.")
     if len(foil.captions) < 2:
         raise UserError(f"{where} has a caption without a foil.")
     if not all(isinstance(name, str) and name for name in foil.images):

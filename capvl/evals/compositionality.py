@@ -99,7 +99,11 @@ class Compositionality:
                 if there:
                     pairs += [(key, c) for key in question.keys for c in question.captions]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
-            yield from results(questions, present, scores)
+            seen = [
+                there and all((k, q.captions[0]) in scores for k in q.keys)
+                for q, there in zip(questions, present, strict=True)
+            ]
+            yield from results(questions, seen, scores)
 
         return evaluate
 
@@ -151,9 +155,14 @@ def cut(read, box: tuple[int, int, int, int]) -> bytes:
       box: (left, top, right, bottom) in pixels.
 
     Raises:
-      BadImageError: it can't be decoded.
+      BadImageError: it can't be decoded, or the box is outside of it.
     """
-    part = Image.fromarray(decode(read())).crop(box)
+    pixels = decode(read())
+    height, width = pixels.shape[:2]
+    outside = min(box[2], width) <= max(box[0], 0) or min(box[3], height) <= max(box[1], 0)
+    if outside or (box[2] - box[0]) * (box[3] - box[1]) > 16 * width * height:
+        raise BadImageError(f"the box {box} is outside of {width}x{height} pixels")
+    part = Image.fromarray(pixels).crop(box)
     buffer = io.BytesIO()
     part.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -187,15 +196,13 @@ class PairScorer:
         )
 
     def __call__(self, params, pairs: list[tuple[str, str]], images) -> dict[tuple[str, str], float]:
-        """The score of each pair; the image name GREY stands for the grey image.
+        """The score of each pair; the image name GREY stands for the grey image. Pairs of images that can't be decoded
+        have none; how many images these are is said.
 
         Args:
           params: of the model.
           pairs: different pairs.
           images: image name -> a function that reads the encoded image.
-
-        Raises:
-          UserError: an image can't be decoded.
         """
         context = self._context
         tokens = dict(zip((texts := list(dict.fromkeys(c for _, c in pairs))), tokenize(context, texts), strict=True))
@@ -214,25 +221,33 @@ class PairScorer:
             for name, captions in grouped.items()
             for i in range(0, len(captions), self.TEXTS)
         ]
-        size = context.batch
+        size, bad = context.batch, {}
         for first in range(0, len(rows), size):
-            part = rows[first : first + size]
+            pixels = {name: self._pixels(name, images, bad) for name, _ in rows[first : first + size]}
+            part = [(name, captions) for name, captions in rows[first : first + size] if pixels[name] is not None]
+            if not part:
+                continue
             text = np.zeros((len(part), self.TEXTS, context.recipe.model.length), np.int32)
             for i, (_, captions) in enumerate(part):
                 for k in range(self.TEXTS):  # What is left over repeats the first, so that no row is empty.
                     text[i, k] = tokens[captions[k] if k < len(captions) else captions[0]]
-            image = np.stack([self._pixels(name, images) for name, _ in part])
+            image = np.stack([pixels[name] for name, _ in part])
             out = over_rows(context, {"image": image, "text": text}, self._score, params, "captions and images")
             for (name, captions), row in zip(part, out, strict=True):
                 scores |= {(name, c): float(s) for c, s in zip(captions, row, strict=False)}
+        if bad:
+            name, reason = next(iter(bad.items()))
+            say(f"{len(bad)} images can't be used and are left out; the first is {name!r}: {reason}.")
         if self._mean and self._likelihood:
-            lengths = {c: int(lengths(t)) for c, t in tokens.items()}
-            scores = {(name, c): s / lengths[c] for (name, c), s in scores.items()}
+            counts = {c: int(lengths(t)) for c, t in tokens.items()}
+            scores = {(name, c): s / counts[c] for (name, c), s in scores.items()}
         return scores
 
-    def _pixels(self, name: str, images) -> np.ndarray:
+    def _pixels(self, name: str, images, bad: dict[str, str]) -> np.ndarray | None:
+        """None where the image can't be used; `bad` is told why."""
         transform = image_transform(self._context)
         try:
             return transform.crop({"image": images[name]()}, Uniforms(0, 0))
-        except BadImageError as e:
-            raise UserError(f"Image {name!r} can't be used: {e}") from e
+        except (BadImageError, OSError) as e:
+            bad[name] = str(e)
+            return None

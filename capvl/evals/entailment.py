@@ -54,14 +54,15 @@ class Entailment:
         def evaluate(params):
             pairs = [(name, text) for image, text, _ in rows for name in (image, GREY)]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
-            blind = np.array([scores[GREY, text] for _, text, _ in rows])
-            seen = np.array([scores[image, text] for image, text, _ in rows])
-            labels = np.array([label for _, _, label in rows])
+            kept = [row for row in rows if row[:2] in scores]
+            blind = np.array([scores[GREY, text] for _, text, _ in kept])
+            seen = np.array([scores[image, text] for image, text, _ in kept])
+            labels = np.array([label for _, _, label in kept])
             for name, values in (("auc", seen - blind if likelihood else seen), ("blind", blind)):
                 for suffix, other in (("", "contradiction"), ("_neutral", "neutral")):
                     if (labels == other).any() and (labels == "entailment").any():
                         yield f"{name}{suffix}", auc(values[labels == "entailment"], values[labels == other])
-            yield "count", float(len(rows))
+            yield "count", float(len(kept))
 
         return evaluate
 

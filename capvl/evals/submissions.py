@@ -20,7 +20,8 @@ class Written(NamedTuple):
     text: str
 
 
-_NUMBER = re.compile(r"0|[1-9]\d*", re.ASCII)
+# COCO's files are named by their ids in twelve digits.
+_NUMBER = re.compile(r"0|[1-9]\d*|\d{12}", re.ASCII)
 
 
 def _ids(texts: Iterable[str]) -> list[int | str]:

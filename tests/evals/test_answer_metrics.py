@@ -95,6 +95,7 @@ def test_submissions(format, tmp_path):
         (("123", "00123"), ["123", "00123"]),
         (("1234567890123456", "0004c9478eeda995"), ["1234567890123456", "0004c9478eeda995"]),  # TextCaps
         (("²",), ["²"]),
+        (("000000000139", "42"), [139, 42]),  # COCO's names of files
     ],
 )
 def test_ids_are_numbers_where_all_of_them_are(texts, ids, tmp_path):

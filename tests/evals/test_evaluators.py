@@ -335,3 +335,28 @@ def test_two_parts_of_one_image_are_two_images(by_word, colors, mesh, tmp_path):
     )
     found = run(evaluator, two_towers, colors, mesh)
     assert found["vg/count"] == 2 and found["vg/accuracy"] == 1.0
+
+
+def test_images_that_can_not_be_decoded_are_left_out(by_word, colors, mesh, tmp_path, capsys):
+    """One bad file ends no evaluation; a box outside of its image is no image either."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (32, 32), color).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"nothing")
+    rows = [{"image_path": f"{n}.png", "true_caption": "red", "false_caption": "blue"} for n in ("red", "blue", "bad")]
+    rows.append(rows[0] | {"bbox_x": 40, "bbox_y": 0, "bbox_w": 5, "bbox_h": 5})
+    (tmp_path / "vg.json").write_text(json.dumps(rows))
+    evaluator = compositionality.Compositionality(
+        format="aro", file=str(tmp_path / "vg.json"), images=str(tmp_path / "images")
+    )
+    found = run(evaluator, two_towers, colors, mesh)
+    assert (found["vg/count"], found["vg/accuracy"]) == (2, 0.5)
+    assert "2 images can't be used and are left out; the first is 'bad.png'" in capsys.readouterr().out
+    pairs = [{"image_id": n, "hypothesis": "red", "label": "entailment"} for n in ("red", "bad")]
+    pairs.append({"image_id": "blue", "hypothesis": "red", "label": "contradiction"})
+    (tmp_path / "ve.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    evaluator = entailment.Entailment(file=str(tmp_path / "ve.jsonl"), images=str(tmp_path / "images"))
+    found = run(evaluator, two_towers, colors, mesh)
+    assert (found["auc"], found["count"]) == (1.0, 2)
