@@ -41,7 +41,7 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     except (OSError, ValueError) as e:
         raise UserError(f"{what} {os.fspath(path)!r} can't be read: {getattr(e, 'strerror', None) or e}.") from e
     for name, marks in _OTHERS.items():
-        if data.startswith(marks):
+        if data.startswith(marks) or (name == "UTF-16" and b"\0" in data[:2]):  # Also without its mark.
             raise UserError(f"{what} {os.fspath(path)!r} is {name}; save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")

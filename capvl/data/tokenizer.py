@@ -26,6 +26,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from capvl.data.lines import read_text, split
 from capvl.errors import UserError
 from capvl.nn.padding import lengths
 
@@ -166,7 +167,7 @@ def clean(text: str) -> str:
 
 def _word_piece(path: str) -> tokenizers.Tokenizer:
     """BERT's tokenizer of lower-case text: [CLS] pieces [SEP]."""
-    vocabulary = tokenizers.models.WordPiece.read_file(path)
+    vocabulary = {piece: i for i, piece in enumerate(split(read_text(path, "Vocabulary")))}
     model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -181,8 +182,8 @@ _CLIP_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     """CLIP's byte-pair tokenizer (arXiv 2103.00020, section 2.4) from its file of merges."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    with gzip.open(path) as file:
+        lines = split(file.read().decode("utf-8-sig"))[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     if any(len(pair) != 2 for pair in merges):
         raise ValueError("it should hold two pieces a line")

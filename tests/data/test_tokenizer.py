@@ -193,6 +193,18 @@ def test_a_piece_of_id_0_is_no_padding():
     assert tokenizer.decode(ids).replace(" ", "") == "wow!'&!adog"
 
 
+def test_vocabularies_end_lines_as_all_files_do(tmp_path):
+    """A mark at the beginning, Windows' ends, and pieces that are separators elsewhere move no id."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\x85", "\u2028", "a", "dog"]
+    (tmp_path / "v.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(pieces).encode() + b"\r\n")
+    tokenizer = tokenizers.load(str(tmp_path / "v.txt"))
+    assert tokenizer.vocab == len(pieces)
+    np.testing.assert_array_equal(tokenizer("a dog", 5), [2, 6, 7, 3, 0])
+    (tmp_path / "w.txt").write_bytes("\n".join(pieces).encode("utf-16"))
+    with pytest.raises(UserError, match="is UTF-16"):
+        tokenizers.load(str(tmp_path / "w.txt"))
+
+
 SPECIALS = ["[SEP]", "[MASK]", "<|endoftext|>", "</s>", "<s>", "[PAD]"]
 
 
