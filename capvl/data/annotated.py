@@ -1,6 +1,7 @@
 """Images or clips with an annotation file (`capvl.data.annotations`) -> a tfds data set in ArrayRecord files."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -85,6 +86,7 @@ def prepare(
         raise UserError(
             f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
         )
+    items = {split: _identified(rows) for split, rows in items.items()}
     paths = _paths(items, files, frames)
     classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
     parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
@@ -169,7 +171,7 @@ def _reason(error: Exception) -> str:
 
 def _example(item: Item, path: str, frames: int, classes: Sequence[str]) -> dict:
     example = {
-        "image_id": item.id or pathlib.PurePosixPath(item.image).stem,
+        "image_id": item.id,
         "text": list(item.text),
         "questions": [q._asdict() | {"answers": json.dumps(q.answers, ensure_ascii=False)} for q in item.questions],
     }
@@ -208,6 +210,20 @@ def around(data: bytes, region: tuple[float, float, float, float]) -> bytes:
     more_x, more_y = ((b - a) * (REGION_SIDES - 1) / 2 for a, b in ((x0, x1), (y0, y1)))
     left, top = (max(0, int(v)) for v in (x0 - more_x, y0 - more_y))
     return shards.encode_jpeg(pixels[top : round(y1 + more_y), left : round(x1 + more_x)])
+
+
+def _identified(items: list[Item]) -> list[Item]:
+    """Items with ids: those that have none get their file's name, with its folders where two would have the same."""
+    stems: dict[str, set[str]] = {}
+    for item in items:
+        stems.setdefault(pathlib.PurePosixPath(item.image).stem, set()).add(item.image)
+    plain = {stem for stem, names in stems.items() if len(names) == 1}
+
+    def name(item: Item) -> str:
+        stem = pathlib.PurePosixPath(item.image).stem
+        return stem if stem in plain else item.image
+
+    return [item if item.id else dataclasses.replace(item, id=name(item)) for item in items]
 
 
 def _paths(items: dict[str, list[Item]], folder: str, frames: int) -> dict[str, tuple[str, str]]:

@@ -17,9 +17,9 @@ import pydantic
 from capvl.data.asked import gqa, textvqa, vizwiz, vqa
 from capvl.data.lines import parse_json
 from capvl.data.rows import (
-    Answers,
     Asked,
     FormatError,
+    Given,
     Id,
     Item,
     Items,
@@ -205,7 +205,7 @@ def _video_name(value: Any) -> Any:
 class _VideoQuestion(Row):
     video_id: Annotated[Text, pydantic.BeforeValidator(_video_name)]
     question: Text
-    answer: Answers = ()
+    answers: Given = ()
     id: Id
 
 
@@ -223,7 +223,7 @@ def msrvtt(split: str, left: Rejected, path: str, questions: str = "") -> Items:
     for place, row in rows.of(_VideoQuestion, rows.listed(), "question") if questions else ():
         if row.video_id not in videos:
             left.count("question of an unknown video", place)
-        asked[row.video_id].append(Asked(row.id, row.question, row.answer, row.question.split()[0]))
+        asked[row.video_id].append(Asked(row.id, row.question, row.answers, row.question.split()[0]))
     for name, row in videos.items():
         own = {"validate": "val", None: split}.get(row.split, row.split)
         yield own, Item(name, name, tuple(texts[name]), tuple(asked[name]))
@@ -260,8 +260,7 @@ def vatex(split: str, left: Rejected, path: str) -> Items:
 class _LineQuestion(Row):
     id: Id | None = None
     question: Text
-    answers: Answers = ()
-    answer: Answers = ()
+    answers: Given = ()
     kind: Kind = ""
 
 
@@ -299,7 +298,7 @@ def lines(split: str, left: Rejected, path: str) -> Items:
         texts, asked = rows.texts(row.text, place, "text"), []
         for i, value in enumerate(row.questions or ()):
             if (q := rows.one(_LineQuestion, value, f"{place}, question {i}")) is not None:
-                asked.append(Asked(q.id or f"{number}-{i}", q.question, q.answers or q.answer, q.kind))
+                asked.append(Asked(q.id or f"{number}-{i}", q.question, q.answers, q.kind))
         if (row.text and not texts) or (row.questions and not asked):
             continue
         item = Item(row.image or row.video, row.id, texts, tuple(asked), row.class_name)
@@ -351,8 +350,7 @@ class _TsvCaption(Row):
 class _TsvQuestion(Row):
     question_id: Id
     question: Text
-    answers: Answers = ()
-    answer: Answers = ()
+    answers: Given = ()
 
 
 def tsv(split: str, left: Rejected, images: str, captions: str, questions: str = "") -> Items:
@@ -373,7 +371,7 @@ def tsv(split: str, left: Rejected, images: str, captions: str, questions: str =
         if found is None or said is None:
             continue
         captions_of = Rows(captions, left).texts((row.caption for row in found), f"row {i}")
-        questions_of = tuple(Asked(r.question_id, r.question, r.answers or r.answer) for r in said)
+        questions_of = tuple(Asked(r.question_id, r.question, r.answers) for r in said)
         yield split, Item(f"{images}#{i}", key, captions_of, questions_of)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pydantic
 
-from capvl.data.rows import Answers, Asked, Id, Item, Items, Kind, Row, Rows, Text
+from capvl.data.rows import Asked, Given, Id, Item, Items, Kind, Row, Rows, Text
 from capvl.data.shards import Rejected
 
 
@@ -25,7 +25,7 @@ class _VqaQuestion(Row):
 
 class _VqaAnswers(Row):
     question_id: Id
-    answers: Answers
+    answers: Given
     answer_type: Kind = ""
 
 
@@ -67,7 +67,7 @@ class _TextVqa(Row):
     file_name: Text | None = None
     question: Text
     question_id: Id
-    answers: Answers = ()
+    answers: Given = ()
 
     @pydantic.model_validator(mode="after")
     def _named(self):
@@ -90,7 +90,7 @@ def textvqa(split: str, left: Rejected, path: str) -> Items:
 class _VizWiz(Row):
     image: Text
     question: Text
-    answers: Answers = ()
+    answers: Given = ()
     answer_type: Kind = ""
 
 
@@ -110,7 +110,7 @@ class _Gqa(Row):
     id: Text
     imageId: Id
     question: Text
-    answer: Answers = ()
+    answers: Given = ()
     types: _GqaTypes | None = None
 
 
@@ -122,6 +122,6 @@ def gqa(split: str, left: Rejected, path: str) -> Items:
         value = value | {"id": key} if isinstance(value, dict) else value
         if (row := rows.one(_Gqa, value, rows.place(f"question {key}"))) is not None:
             kind = row.types.structural if row.types else ""
-            asked[row.imageId].append(Asked(row.id, row.question, row.answer, kind))
+            asked[row.imageId].append(Asked(row.id, row.question, row.answers, kind))
     for image, of_image in asked.items():
         yield split, Item(image, image, questions=tuple(of_image))

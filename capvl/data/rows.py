@@ -91,6 +91,8 @@ Answer = Annotated[_String, pydantic.BeforeValidator(_as_answer), pydantic.After
 """A text, a number, or {"answer": …}."""
 Answers = Annotated[tuple[Answer, ...], pydantic.BeforeValidator(_as_list)]
 """Several, or a single one."""
+Given = Annotated[Answers, pydantic.Field(validation_alias=pydantic.AliasChoices("answers", "answer"))]
+"""A row's answers, under either name."""
 Kind = Annotated[_String, pydantic.BeforeValidator(lambda value: "" if value is None else value)]
 Number = Annotated[pydantic.FiniteFloat, pydantic.Strict()]
 Length = Annotated[Number, pydantic.Field(gt=0)]

@@ -223,6 +223,25 @@ def test_marks_at_the_beginning_and_windows_ends(tmp_path):
     assert [i.image for i in read("coco", str(tmp_path / "y"))[0]] == ["1"]
 
 
+@pytest.mark.parametrize("name", ["answers", "answer"])
+def test_answers_under_either_name(tmp_path, name):
+    row = {"question_id": 5, "image_id": "i", "image": "i", "video_id": "i", "question": "q", "id": 5, name: "red"}
+    files = {
+        "vqa": ({"questions": [row]}, {"annotations": [row]}),
+        "textvqa": ({"data": [row]},),
+        "vizwiz": ([row],),
+        "gqa": ({"5": row | {"imageId": "i"}},),
+        "msrvtt": ({"videos": [{"video_id": "i"}]}, [row]),
+        "lines": ({"image": "i", "questions": [row]},),
+    }
+    for format, values in files.items():
+        paths = [str(tmp_path / str(i)) for i in range(len(values))]
+        for path, value in zip(paths, values, strict=True):
+            pathlib.Path(path).write_text(json.dumps(value))
+        (item,), left = read(format, *paths)
+        assert [q.answers for q in item.questions] == [("red",)] and not left, format
+
+
 def test_some_rows_have_no_class(tmp_path):
     """A row without a class is none of the others; before, it ended everything."""
     from test_annotations import picture
@@ -257,3 +276,22 @@ def test_reports_show_names_with_brackets(tmp_path, capsys):
     print_report(tmp_path)
     shown = capsys.readouterr().out
     assert "[/zz].jpg" in shown and "[red]" in shown
+
+
+def test_the_same_name_in_two_folders(tmp_path):
+    """Two images, each with its own id and pixels; a name without its folder stands for neither."""
+    from test_annotations import picture
+
+    for place, color in (("a", 10), ("b", 90)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "1.png").write_bytes(picture((color, 0, 0)))
+    rows = [{"image": name, "text": "x"} for name in ("a/1.png", "b/1.png", "1.png")]
+    (tmp_path / "x.jsonl").write_text(lines(*rows))
+    folder = annotated.prepare(
+        "e", "lines", {"val": [str(tmp_path / "x.jsonl")]}, str(tmp_path), str(tmp_path), workers=1
+    )
+    source = sources.open_source("e", "val", str(tmp_path))
+    assert [source[i]["image"] for i in range(len(source))] == [picture((10, 0, 0)), picture((90, 0, 0))]
+    assert [sources.name_of(source, i) for i in range(2)] == ["a/1.png", "b/1.png"]
+    report = json.loads((folder / "report.json").read_text())["val"]["rejected"]
+    assert report == {"several files of that name": {"count": 1, "first": ["1.png"]}}
