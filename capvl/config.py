@@ -6,7 +6,6 @@ stand where it is used. `config.variants` maps short names to keys, for
 `configs/cappa_l16.py:res=384,batch=16k` (k is 1,024).
 """
 
-import ast
 import dataclasses
 import importlib.util
 import json
@@ -19,6 +18,7 @@ import typing
 from typing import Any
 
 from capvl.errors import UserError, nearest
+from capvl.values import Typed, convert, parse, unquoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def resolve(values: dict) -> Recipe:
     from capvl.parallel.mesh import MeshOptions
 
     values = dict(values)
-    objective_values = dict(values.pop("objective", {}))
+    objective_values = _section(values.pop("objective", {}), "objective")
     objective_class = _named(OBJECTIVES, objective_values.pop("name", None), "objective.name")
     parts = {
         "objective": build(objective_class, objective_values, "objective"),
@@ -192,8 +192,8 @@ def resolve(values: dict) -> Recipe:
         "checkpoint": build(CheckpointOptions, values.pop("checkpoint", {}), "checkpoint"),
         "evals": {},
     }
-    for name, options in dict(values.pop("evals", {})).items():
-        options = dict(options)
+    for name, options in _section(values.pop("evals", {}), "evals").items():
+        options = _section(options, f"evals.{name}")
         kind = _named(EVALUATORS, options.pop("type", name), f"evals.{name}.type")
         parts["evals"][name] = build(kind, options, f"evals.{name}")
     recipe = build(Recipe, values, "", given=parts)
@@ -249,9 +249,7 @@ def build(cls: type, values: Any, where: str, given: dict | None = None) -> Any:
     Raises:
       UserError: an unknown key or a value of the wrong type, by its full name.
     """
-    dot = where + "." if where else ""
-    if not isinstance(values, dict):
-        raise UserError(f"{where or 'config'} should be a section of keys, not {values!r}.")
+    dot, values = where + "." if where else "", _section(values, where or "config")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     known = [n for n in fields if n != "source" and n not in (given or {})]
@@ -259,7 +257,7 @@ def build(cls: type, values: Any, where: str, given: dict | None = None) -> Any:
     for key, value in values.items():
         if key not in known:
             raise UserError(f"Unknown key {dot + key!r}." + nearest(key, [*known, *(given or {})]))
-        arguments[key] = _convert(value, hints[key], dot + key)
+        arguments[key] = convert(value, hints[key], dot + key)
     for name in known:
         required = fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING
         if name not in arguments and required:
@@ -267,46 +265,10 @@ def build(cls: type, values: Any, where: str, given: dict | None = None) -> Any:
     return cls(**arguments)
 
 
-_SUFFIX = {"k": 1024, "K": 1024, "M": 1024**2}
-
-
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _wrong(key, "a list", value)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))
-        if len(arguments) != len(value):
-            raise _wrong(key, f"{len(arguments)} values", value)
-        return tuple(_convert(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
-    if hint is int and isinstance(value, str) and (m := re.fullmatch(r"(\d+)([kKM])", value)):
-        return int(m[1]) * _SUFFIX[m[2]]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if hint is str and not isinstance(value, str | list | tuple | dict) and value is not None:
-        return str(value)
-    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", dict: "a section"}
-        raise _wrong(key, words.get(hint, hint.__name__), value)
-    return value
-
-
-def _wrong(key: str, wanted: str, value: Any) -> UserError:
-    return UserError(f"{key} should be {wanted}, not {value!r}.")
-
-
-def _parse(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def _section(values: Any, where: str) -> dict:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} should be a section of keys, not {values!r}.")
+    return dict(values)
 
 
 def _as_tuple(value: Any) -> tuple:
@@ -318,7 +280,7 @@ def _sections() -> list[str]:
 
 
 def set_key(values: dict, key: str, text: str) -> None:
-    """Sets a dotted key of nested values to what the text stands for.
+    """Sets a dotted key of nested values to a text, which means what the key's type says (`Typed`).
 
     Raises:
       UserError: there is no such section.
@@ -336,11 +298,14 @@ def set_key(values: dict, key: str, text: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise UserError(f"Unknown key {key!r}: {section!r} is a value, not a section.")
-    node[last] = _parse(text)
+    hint = typing.get_type_hints(Recipe).get(last)
+    whole = sections == ["evals"] or (not sections and (hint in (Any, dict) or dataclasses.is_dataclass(hint)))
+    node[last] = parse(text) if whole else Typed(text)
 
 
 def _named(registry: dict[str, str], name: Any, key: str) -> type:
     """The class of a name, or of "module:Class" of the user's own."""
+    name = unquoted(name) if isinstance(name, Typed) else name
     if name not in registry and ":" not in str(name):
         raise UserError(f"{key}={name!r} is unknown." + nearest(str(name), registry))
     module, _, attribute = registry.get(name, str(name)).partition(":")

@@ -13,6 +13,7 @@ import psutil
 from etils import epath
 
 from capvl import storage
+from capvl.data.lines import split
 
 BUCKETS = ("start_up", "compile", "data_wait", "step", "evaluation", "checkpoint")
 
@@ -99,7 +100,7 @@ def describe(seconds: dict[str, float]) -> str:
 def _sessions(path: epath.Path) -> list[list[dict]]:
     """The lines of each process, in order; an unfinished last line is left out."""
     sessions = []
-    for text in path.read_text().splitlines():
+    for text in split(path.read_text()):
         try:
             line = json.loads(text)
         except ValueError:

@@ -37,6 +37,7 @@ from capvl.evals.scoring import Scorer
 from capvl.evals.zeroshot import class_vectors
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
+from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
 MOST = 64
@@ -203,7 +204,7 @@ class LoadedModel:
         rows = [objective.prompt(self.options, self.tokenizer, task, text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             whole = self.tokenizer(text, 4096) if text else row
-            if ((whole != 0) & (whole != self.tokenizer.eos)).sum() > len(row):
+            if (real(whole) & (whole != self.tokenizer.eos)).sum() > len(row):
                 warnings.warn(f"The question {text!r} is too long for the model and was cut at its end.", stacklevel=3)
         width = max(map(len, rows))
         return np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.int32)

@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from capvl import chips, storage, trackers
+from capvl.data.lines import split
 from capvl.errors import UserError
 from capvl.goodput import Ledger
 
@@ -86,7 +87,7 @@ def read(workdir: epath.Path) -> list[dict]:
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"Workdir {str(workdir)!r} has no metrics.jsonl; train there first.")
-    return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) < math.inf]
+    return [json.loads(line) for line in split(path.read_text()) if _step_of(line) < math.inf]
 
 
 class Clock:

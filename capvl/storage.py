@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from etils import epath
 
+from capvl.data.lines import split
 from capvl.errors import UserError
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -160,7 +161,7 @@ class Lines:
         """
         self._path, self._text, self._waiting, self._written = path, "", False, time.monotonic()
         if keep or in_bucket(path):
-            lines = path.read_text().splitlines() if path.exists() else []
+            lines = split(path.read_text()) if path.exists() else []
             self._text = "".join(line + "\n" for line in lines if keep is None or keep(line))
             replace_text(path, self._text)
 

@@ -43,6 +43,53 @@ def test_variants_and_overrides():
     assert recipe.data.crop_scale == (0.5, 1.0)
 
 
+TEXTS = ["2017_01", "1.10", "2024_05", "00123", "1e5", "True", "None", "0x10", "(a)", "{}", "~/a b", "'2017_01'"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_should_be_text_stays_text(text, tmp_path):
+    """By the type of the key, in overrides and in variants; quotes around a whole text are none of it."""
+    meant = text.strip("'")
+    keys = ("wandb", "data.name", "data.tokenizer", "evals.perplexity.split")
+    recipe = config.load(DEMO, [(key, text) for key in keys])
+    found = (recipe.wandb, recipe.data.name, recipe.data.tokenizer, recipe.evals["perplexity"].split)
+    assert found == (meant,) * 4 and all(type(value) is str for value in found)
+    assert config.resolve(recipe.source) == recipe
+    assert config.load(f"{DEMO}:wandb={text}").wandb == meant
+
+
+def test_texts_in_lists():
+    shown = config.load(DEMO, [("init_only", "(1.10, '2017_01', cifar-10)"), ("optimizer.decay", "[['a', 1]]")])
+    assert shown.init_only == ("1.10", "2017_01", "cifar-10")
+    assert shown.optimizer.decay == (("a", 1.0),)
+    assert config.load(DEMO, [("evals", "{}")]).evals == {}
+
+
+def test_types_of_ones_own_evaluator(tmp_path, monkeypatch):
+    """Options of "module:Class" get the types of that class."""
+    (tmp_path / "mine_evals.py").write_text(
+        "import dataclasses\nfrom typing import Any, Literal\n@dataclasses.dataclass(frozen=True)\nclass Mine:\n"
+        "  a: str = ''\n  b: str | None = 'x'\n  c: int | None = None\n  d: Any = 0\n  e: dict[str, str] = None\n"
+        "  f: list[str] = ()\n  g: Literal['1.10', 'b'] = 'b'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = {"type": "mine_evals:Mine", "a": "1.10", "b": "2017_01", "c": "5", "d": "1.10", "e": "{1.10: 2_0}"}
+    texts |= {"f": "[1.10, b]", "g": "1.10"}
+    pairs = [("evals", "{'perplexity': {}}"), *((f"evals.perplexity.{key}", text) for key, text in texts.items())]
+    mine = config.load(DEMO, pairs).evals["perplexity"]
+    assert (mine.a, mine.b, mine.c, mine.d, mine.g) == ("1.10", "2017_01", 5, 1.1, "1.10")
+    assert mine.e == {"1.10": "2_0"} and mine.f == ["1.10", "b"]
+    assert config.load(DEMO, [*pairs, ("evals.perplexity.b", "None")]).evals["perplexity"].b is None
+
+
+def test_numbers_for_texts_in_a_file_are_named(tiny):
+    """A file's 2017_01 is a number to Python, whose text is another."""
+    with pytest.raises(UserError, match="data.name should be a text, not the number 201701; put it in quotes"):
+        config.resolve(tiny(data__name=2017_01))
+    with pytest.raises(UserError, match="objective should be a section of keys, not 'cappa'"):
+        config.resolve(tiny(objective="cappa"))
+
+
 @pytest.mark.parametrize(
     "spec, overrides, words",
     [
@@ -68,7 +115,9 @@ def test_variants_and_overrides():
         (DEMO, [("schedule.kind", "cosin")], ["'cosine'"]),
         (DEMO, [("batch_size", "0")], ["batch_size must be at least 1"]),
         (DEMO, [("optimizer.decay", "[['(', 1.0]]")], ["not a regular expression"]),
-        (DEMO, [("data.crop_scale", "(0.5,)")], ["data.crop_scale should be 2 values"]),
+        (DEMO, [("data.crop_scale", "(0.5,)")], ["data.crop_scale should be 2 values, not (0.5,)"]),
+        (DEMO, [("data.crop_scale", "(0.5, x)")], ["data.crop_scale[1] should be a number, not 'x'"]),
+        (DEMO, [("init_only", "cider")], ["init_only should be a list, not 'cider'"]),
     ],
 )
 def test_what_is_mistyped_is_named(spec, overrides, words):

@@ -15,6 +15,7 @@ from capvl.data import tokenizer as tokenizers
 from capvl.data.lines import read_lines
 from capvl.decoding.likelihood import log_likelihood
 from capvl.evals.scoring import NODES, Scorer
+from capvl.nn.padding import lengths
 
 
 def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
@@ -37,7 +38,7 @@ def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
         "tree": flops.encoder(options) + kv + len(scorer.trees) * tree,
         "nodes": float(len(scorer.trees) * len(one.inputs)),
         "trees": float(len(scorer.trees)),
-        "tokens": float((tokens != 0).sum()),
+        "tokens": float(lengths(tokens).sum()),
     }
 
 

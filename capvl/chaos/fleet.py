@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from capvl.data.lines import split
 from capvl.errors import UserError
 
 LONGEST = 600.0
@@ -118,7 +119,7 @@ class Fleet:
         """Loss of every logged step."""
         path = self.workdir / "metrics.jsonl"
         lines = {}
-        for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        for text in split(path.read_text(errors="replace")) if path.exists() else []:
             try:
                 line = json.loads(text)
             except ValueError:

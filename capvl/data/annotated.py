@@ -1,6 +1,7 @@
 """Images or clips with an annotation file (`capvl.data.annotations`) -> a tfds data set in ArrayRecord files."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from capvl import storage
-from capvl.data import annotations, shards, video
+from capvl.data import annotations, lookup, shards, video
 from capvl.data.annotations import Item
 from capvl.data.decode import BadImageError, decode, image_size
 from capvl.data.publish import VERSION, Shard, publish
@@ -22,6 +23,9 @@ from capvl.errors import UserError, nearest
 
 EACH = 1000
 REGION_SIDES = 2.0
+NO_CLASS = -1
+NAME_SHOWN = 200
+_ROW = re.compile(r"(.*\.tsv)#(\d+)", re.ASCII | re.DOTALL)
 
 
 def features(frames: int, classes: Sequence[str]):
@@ -73,25 +77,35 @@ def prepare(
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
     items: dict[str, list[Item]] = {}
+    left: dict[str, shards.Rejected] = {}
     for split, paths in splits.items():
-        for own, item in annotations.read(format, paths, split):
+        read = left.setdefault(split, shards.Rejected())
+        for own, item in annotations.read(format, paths, split, read):
             items.setdefault(own, []).append(item)
-    found = Files(files)
+    if "all" in items:
+        raise UserError(
+            f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
+        )
+    items = {split: _identified(rows) for split, rows in items.items()}
+    paths = _paths(items, files, frames)
     classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
     parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
     parts.mkdir(parents=True)
     try:
-        made, report = _write(items, found, parts, frames, classes, workers)
+        made, report = _write(items, paths, parts, frames, classes, workers)
+        for split, rejected in left.items():
+            report.setdefault(split, shards.Rejected()).add(rejected)
         for split, rows in made.items():
             if not any(shard.examples for shard in rows):
                 rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in report[split].items()) or "nothing"
                 raise UserError(f"Split {split!r} of {name!r} has no example; left out: {rejected}.")
         shown = {
             split: {
-                "examples": sum(shard.examples for shard in made[split]),
-                "rejected": {k: {"count": n, "first": first} for k, (n, first) in report[split].items()},
+                "examples": sum(shard.examples for shard in made.get(split, ())),
+                "rejected": {k: {"count": n, "first": first} for k, (n, first) in rejected.items()},
             }
-            for split in made
+            for split, rejected in report.items()
+            if split in made or rejected
         }
         text = f"{format} annotations with their images, prepared by capvl."
         publish(folder, name, features(frames, classes), made, text, {"report.json": json.dumps(shown, indent=1)})
@@ -100,7 +114,7 @@ def prepare(
     return folder
 
 
-def _write(items, found: "Files", parts, frames: int, classes, workers: int):
+def _write(items, paths: dict[str, tuple[str, str]], parts, frames: int, classes, workers: int):
     """(split -> shards, split -> what was left out); parts are made in processes."""
     jobs = [
         (split, number, rows[first : first + EACH])
@@ -113,7 +127,7 @@ def _write(items, found: "Files", parts, frames: int, classes, workers: int):
     with concurrent.futures.ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs) or 1), spawn) as pool:
         calls = []
         for split, number, rows in jobs:
-            named = [(item, found.path(item.image)) for item in rows]
+            named = [(item, *paths[item.image]) for item in rows]
             calls.append(pool.submit(write_part, str(parts / f"{split}-{number:05d}"), named, frames, classes))
         for (split, number, _), call in zip(jobs, calls, strict=True):
             examples, size, rejected = call.result()
@@ -122,8 +136,8 @@ def _write(items, found: "Files", parts, frames: int, classes, workers: int):
     return made, report
 
 
-def write_part(part: str, items: list[tuple[Item, str]], frames: int, classes: Sequence[str]):
-    """Writes the records of some items whose files are known ("" where they are missing).
+def write_part(part: str, items: list[tuple[Item, str, str]], frames: int, classes: Sequence[str]):
+    """Writes the records of some items, each with its file and why there is none ("" where there is one).
 
     Returns:
       (examples, bytes, what was left out).
@@ -133,11 +147,14 @@ def write_part(part: str, items: list[tuple[Item, str]], frames: int, classes: S
     schema, rejected, count, size = features(frames, classes), shards.Rejected(), 0, 0
     writer = ArrayRecordWriter(part, "group_size:1")
     try:
-        for item, path in items:
+        for item, path, why in items:
+            if why:
+                rejected.count(why, item.image[:NAME_SHOWN])
+                continue
             try:
                 record = schema.serialize_example(schema.encode_example(_example(item, path, frames, classes)))
             except (BadImageError, video.BadVideoError) as e:
-                rejected.count(_reason(e, path), item.image)
+                rejected.count(_reason(e), item.image[:NAME_SHOWN])
                 continue
             writer.write(record)
             count, size = count + 1, size + len(record)
@@ -146,31 +163,26 @@ def write_part(part: str, items: list[tuple[Item, str]], frames: int, classes: S
     return count, size, dict(rejected)
 
 
-def _reason(error: Exception, path: str) -> str:
-    if not path:
-        return "file missing"
+def _reason(error: Exception) -> str:
     if "region" in str(error):
         return "region outside"
     return "too few frames" if "are needed" in str(error) else "undecodable"
 
 
 def _example(item: Item, path: str, frames: int, classes: Sequence[str]) -> dict:
-    if not path:
-        raise BadImageError(f"no file for {item.image!r}")
     example = {
-        "image_id": item.id or pathlib.PurePosixPath(item.image).stem,
+        "image_id": item.id,
         "text": list(item.text),
         "questions": [q._asdict() | {"answers": json.dumps(q.answers, ensure_ascii=False)} for q in item.questions],
     }
     if classes:
-        example["label"] = item.class_name
+        example["label"] = item.class_name or NO_CLASS
     if frames:
         return example | {"frames": [shards.encode_jpeg(f) for f in video.read_frames(path, frames)]}
-    if "#" in path:
-        file, _, row = path.rpartition("#")
-        data = Tsv(file).image(int(row))
-    else:
-        data = pathlib.Path(path).read_bytes()
+    try:
+        data = Tsv(row[1]).image(int(row[2])) if (row := _ROW.fullmatch(path)) else pathlib.Path(path).read_bytes()
+    except (UserError, OSError) as e:
+        raise BadImageError(f"{path!r} can't be read: {e}") from e
     image_size(data)
     return example | {"image": data if item.region is None else around(data, item.region)}
 
@@ -200,37 +212,50 @@ def around(data: bytes, region: tuple[float, float, float, float]) -> bytes:
     return shards.encode_jpeg(pixels[top : round(y1 + more_y), left : round(x1 + more_x)])
 
 
-class Files:
-    """Paths of images and videos by the names that annotations give them."""
+def _identified(items: list[Item]) -> list[Item]:
+    """Items with ids: those that have none get their file's name, with its folders where two would have the same."""
+    stems: dict[str, set[str]] = {}
+    for item in items:
+        stems.setdefault(pathlib.PurePosixPath(item.image).stem, set()).add(item.image)
+    plain = {stem for stem, names in stems.items() if len(names) == 1}
 
-    def __init__(self, folder: str):
-        """folder: of the files; "" for none.
+    def name(item: Item) -> str:
+        stem = pathlib.PurePosixPath(item.image).stem
+        return stem if stem in plain else item.image
 
-        Raises:
-          UserError: it does not exist.
-        """
-        self.folder = pathlib.Path(folder)
-        if folder and not self.folder.is_dir():
-            raise UserError(f"Folder {folder!r} does not exist.")
-        known = (*annotations.IMAGE_SUFFIXES, *(f".{s}" for s in video.SUFFIXES))
-        files = (p for p in self.folder.rglob("*") if p.suffix.lower() in known) if folder else ()
-        self._stems: dict[str, str] = {}
-        self._numbers: dict[int, str] = {}
-        for file in sorted(files):
-            self._stems.setdefault(file.stem, str(file))
-            if number := re.search(r"(\d+)$", file.stem):
-                self._numbers.setdefault(int(number[1]), str(file))
+    return [item if item.id else dataclasses.replace(item, id=name(item)) for item in items]
 
-    def path(self, name: str) -> str:
-        """Where a file is: by its name in the folder, its name without folders and suffix, or the number at its end
-        (COCO's); "" where it isn't."""
-        if "#" in name and name.rpartition("#")[0].endswith(".tsv"):
-            return name
-        for place in (self.folder / name, pathlib.Path(name)):
+
+def _paths(items: dict[str, list[Item]], folder: str, frames: int) -> dict[str, tuple[str, str]]:
+    """(file, why there is none) by the name that annotations give it: its path, from the folder or not, or see
+    `capvl.data.lookup.Names`.
+
+    Raises:
+      UserError: the folder does not exist.
+    """
+    root = pathlib.Path(folder)
+    if folder and not root.is_dir():
+        raise UserError(f"Folder {folder!r} does not exist.")
+    suffixes = tuple(f".{s}" for s in video.SUFFIXES) if frames else annotations.IMAGE_SUFFIXES
+    known = lookup.Names(suffixes)
+    for file in lookup.files(root.resolve(), suffixes) if folder else ():
+        known.add(str(file), str(file))
+    wanted = dict.fromkeys(item.image for rows in items.values() for item in rows)
+    found = {name: path for name in wanted if (path := _as_it_stands(root, name))}
+    others, why = known.find(name for name in wanted if name not in found)
+    return {name: (path, "") for name, path in (found | others).items()} | {
+        n: ("", reason) for n, reason in why.items()
+    }
+
+
+def _as_it_stands(root: pathlib.Path, name: str) -> str:
+    """A name that is a path; "" where it is none."""
+    if _ROW.fullmatch(name):
+        return name
+    for place in (root / name, pathlib.Path(name)):
+        try:
             if place.is_file():
                 return str(place)
-        stem = pathlib.PurePosixPath(name).stem
-        suffix = pathlib.PurePosixPath(name).suffix.lower()
-        whole = name if suffix not in (*annotations.IMAGE_SUFFIXES, *(f".{s}" for s in video.SUFFIXES)) else stem
-        found = self._stems.get(pathlib.PurePosixPath(whole).name, "")
-        return found or (self._numbers.get(int(whole), "") if whole.isdigit() else "")
+        except (OSError, ValueError):  # Longer than a file's name can be.
+            continue
+    return ""

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from capvl.data.decode import BadImageError, decode, image_size
+from capvl.data.lines import read_text, split
 from capvl.errors import UserError, nearest
 
 DUPLICATES = ("image", "text")
@@ -112,11 +113,7 @@ def read_blocklist(path: str) -> tuple[str, ...]:
     Raises:
       UserError: it can't be read.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"Blocklist {path!r} can't be read: {e}.") from e
+    lines = [line.strip() for line in split(read_text(path, "Blocklist"))]
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 

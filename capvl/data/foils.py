@@ -3,8 +3,9 @@
 SugarCrepe (arXiv 2306.14610), ARO (2210.01936) with its NegCLIP format, Winoground (2204.03162), VALSE (2112.07566).
 """
 
+import ast
+import csv
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from capvl.data import lookup, sources
+from capvl.data.lines import parse_json, read_json, read_text, split
+from capvl.data.shards import Rejected
 from capvl.errors import UserError, nearest
 
 
@@ -24,24 +27,35 @@ class Foil:
       group: kind of difference, such as "swap_att".
       images: file names of its images; Winoground has two, the others one.
       captions: the right one first (for Winoground, caption i belongs to image i).
+      box: (left, top, right, bottom) in pixels of the part of the image that is meant; None for the whole.
     """
 
     group: str
     images: tuple[str, ...]
     captions: tuple[str, ...]
+    box: tuple[int, int, int, int] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What tells its images from others: two parts of an image are two images."""
+        return tuple(name if self.box is None else f"{name}{list(self.box)}" for name in self.images)
 
 
 def _rows(file: pathlib.Path, what: str) -> Iterator[tuple[str, dict]]:
-    """(id, row) of a JSON object, a JSON list, or JSON lines."""
+    """(id, row) of a JSON object, a JSON list, JSON lines, or a table with a header and tabs or commas."""
+    label = f"The {what} file"
     try:
-        text = file.read_text(encoding="utf-8")
-        values = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if file.suffix == ".jsonl"
-            else json.loads(text)
-        )
-    except (ValueError, OSError) as e:
-        raise UserError(f"The {what} file {str(file)!r} can't be read as JSON: {e}") from e
+        if file.suffix == ".jsonl":
+            values: Any = [parse_json(line) for line in split(read_text(file, label)) if line.strip()]
+        elif file.suffix in (".tsv", ".csv"):
+            lines = (line + "\n" for line in split(read_text(file, label)))
+            values = list(csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
+        else:
+            values = read_json(file, label)
+    except (ValueError, csv.Error) as e:
+        raise UserError(f"{label} {str(file)!r} can't be read: {e}.") from e
+    if not isinstance(values, dict | list):
+        raise UserError(f"{label} {str(file)!r} should be a list or an object of rows.")
     rows = values.items() if isinstance(values, dict) else enumerate(values)
     for key, row in rows:
         if not isinstance(row, dict):
@@ -50,31 +64,55 @@ def _rows(file: pathlib.Path, what: str) -> Iterator[tuple[str, dict]]:
 
 
 def _sugarcrepe(group: str, row: dict) -> Foil:
-    return Foil(row.get("subset", group), (row["filename"],), (row["caption"], row["negative_caption"]))
+    return Foil(row.get("subset") or group, (row["filename"],), (row["caption"], row["negative_caption"]))
 
 
 def _aro(group: str, row: dict) -> Foil:
     if "true_caption" in row:
-        return Foil(group, (row["image_path"],), (row["true_caption"], row["false_caption"]))
+        return Foil(group, (row["image_path"],), (row["true_caption"], row["false_caption"]), _box(row))
+    if isinstance(row.get("caption"), list):
+        raise UserError(
+            "The captions of ARO's order tests have no foils in the file, as its code makes them when it runs: prepare "
+            "the captions as a data set and take format='order', or a file with caption_options."
+        )
     captions = row.get("caption_options") or row["captions"]
+    if isinstance(captions, str):
+        raise ValueError("several captions")
     return Foil(group, (row.get("image_path") or row["image"],), tuple(captions))
 
 
-def _negclip(group: str, row: dict) -> Foil:
+def _box(row: dict) -> tuple[int, int, int, int] | None:
+    """ARO cuts images to a row's box before anything else."""
+    if not any(key.startswith("bbox_") for key in row):
+        return None
+    values = [row[f"bbox_{key}"] for key in "xywh"]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1 << 20 for v in values)
+    if not numbers or min(values[2:]) < 1:
+        raise ValueError("a box of numbers of pixels with a width and a height")
+    x, y, width, height = values
+    return tuple(map(round, (x, y, x + width, y + height)))
+
+
+def _negclip(group: str, row: dict) -> Foil | None:
+    """NegCLIP's table has Python's lists in its cells; a row without negatives asks nothing."""
     negatives = row.get("negative_captions") or row["neg_caption"]
-    negatives = json.loads(negatives) if isinstance(negatives, str) and negatives.startswith("[") else negatives
+    if isinstance(negatives, str) and negatives.lstrip().startswith("["):
+        negatives = ast.literal_eval(negatives.strip())
     negatives = [negatives] if isinstance(negatives, str) else negatives
+    negatives = [n for n in negatives if not isinstance(n, str) or n.strip() not in ("", "None", "nan")]
+    if not negatives:
+        return None
     return Foil(group, (row["filepath"],), (row.get("caption") or row["title"], *negatives))
 
 
 def _winoground(group: str, row: dict) -> Foil:
     images = tuple(name if "." in name else name + ".png" for name in (row["image_0"], row["image_1"]))
-    return Foil(row.get("collapsed_tag", group), images, (row["caption_0"], row["caption_1"]))
+    return Foil(row.get("collapsed_tag") or group, images, (row["caption_0"], row["caption_1"]))
 
 
 def _valse(group: str, row: dict) -> Foil | None:
     """Kept where at least two of three annotators chose the caption, as in the paper."""
-    votes = row.get("mturk", {}).get("caption", 3)
+    votes = (row.get("mturk") or {}).get("caption", 3)
     return Foil(group, (row["image_file"],), (row["caption"], row["foil"])) if votes >= 2 else None
 
 
@@ -85,6 +123,10 @@ FORMATS: dict[str, Callable[[str, dict[str, Any]], Foil | None]] = {
     "winoground": _winoground,
     "valse": _valse,
 }
+
+
+SUFFIXES = (".json", ".jsonl", ".tsv", ".csv")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def plain(questions: list[Foil]) -> list[Foil]:
@@ -111,7 +153,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
       UserError: the data set is not there.
     """
     dataset, _, split = name.partition(":")
-    source = sources.open_source(dataset, split or "val", data_dir, features=("text", "key", "json"))
+    source = sources.open_source(dataset, split or "val", data_dir, features=("text", *lookup.NAMED_BY))
     questions = []
     for i in range(len(source)):
         record = source[i]
@@ -132,8 +174,13 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
     return questions
 
 
-def read(format: str, path: str) -> list[Foil]:
-    """All questions of a file, or of all .json and .jsonl files of a folder; a file's name is their group.
+def read(format: str, path: str, left: Rejected | None = None) -> list[Foil]:
+    """All questions of a file, or of all .json, .jsonl, .tsv and .csv files of a folder; a file's name is their group.
+
+    Args:
+      format: a key of FORMATS.
+      path: of the file or folder.
+      left: is told of rows that ask nothing.
 
     Raises:
       UserError: unknown format, missing file, or a row that isn't of this format.
@@ -141,7 +188,7 @@ def read(format: str, path: str) -> list[Foil]:
     if format not in FORMATS:
         raise UserError(f"The format {format!r} of a compositionality test is unknown." + nearest(format, FORMATS))
     place = pathlib.Path(path)
-    files = sorted(p for p in place.iterdir() if p.suffix in (".json", ".jsonl")) if place.is_dir() else [place]
+    files = sorted(p for p in place.iterdir() if p.suffix in SUFFIXES) if place.is_dir() else [place]
     if not files or not files[0].exists():
         raise UserError(
             f"The {format} file {path!r} is missing; it should be that test's file, or a folder with its .json files."
@@ -151,12 +198,32 @@ def read(format: str, path: str) -> list[Foil]:
         for key, row in _rows(file, format):
             try:
                 foil = FORMATS[format](file.stem, row)
-            except (KeyError, TypeError, ValueError) as e:
-                raise UserError(f"Row {key} of {str(file)!r} is not of the format {format}: it lacks {e}.") from e
-            if foil and not all(isinstance(c, str) and c.strip() for c in foil.captions):
-                raise UserError(f"Row {key} of {str(file)!r} has an empty caption.")
-            if foil:
-                foils.append(foil)
+            except UserError as e:
+                raise UserError(f"{str(file)!r}: {e}") from e
+            except (KeyError, TypeError, ValueError, AttributeError, SyntaxError, RecursionError, MemoryError) as e:
+                what = f"it lacks {e}" if isinstance(e, KeyError | ValueError) else f"{type(e).__name__} {e}"
+                raise UserError(f"Row {key} of {str(file)!r} is not of the format {format}: {what}.") from e
+            if foil is None:
+                if left is not None:
+                    left.count(
+                        "annotators did not agree" if format == "valse" else "no foil", f"row {key} of {file.name}"
+                    )
+                continue
+            _check(foil, f"Row {key} of {str(file)!r}")
+            foils.append(foil)
     if not foils:
         raise UserError(f"The {format} file {path!r} has no rows.")
     return foils
+
+
+def _check(foil: Foil, where: str) -> None:
+    if not all(isinstance(c, str) and c.strip() for c in foil.captions):
+        raise UserError(f"{where} has an empty caption.")
+    if not isinstance(foil.group, str):
+        raise UserError(f"{where} has no text for its group.")
+    if len(foil.captions) < 2:
+        raise UserError(f"{where} has a caption without a foil.")
+    if not all(isinstance(name, str) and name for name in foil.images):
+        raise UserError(f"{where} names no image.")
+    if any(_SURROGATE.search(text) for text in (*foil.captions, *foil.images)):
+        raise UserError(f"{where} has half of a surrogate pair in a text.")

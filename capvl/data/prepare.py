@@ -16,6 +16,7 @@ import shlex
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from capvl.data import annotated, annotations, corpus, filters, sources
 from capvl.errors import UserError, nearest
@@ -99,7 +100,8 @@ def print_report(folder: pathlib.Path) -> None:
     for split, entry in report.items():
         table.add_row(split, "examples", str(entry["examples"]), "")
         for reason, rejected in sorted(entry["rejected"].items()):
-            table.add_row(split, f"rejected: {reason}", str(rejected["count"]), " ".join(rejected["first"]))
+            first = Text(" ".join(rejected["first"]))  # Names have brackets that are no markup.
+            table.add_row(split, Text(f"rejected: {reason}"), str(rejected["count"]), first)
     console.print(table)
 
 

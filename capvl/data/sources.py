@@ -124,11 +124,11 @@ class Source:
             example |= {key: _get(rest, path) for key, path in self._rest.items()}
         if self._label_names is not None:
             label = int(example["class_name"])
-            if not 0 <= label < len(self._label_names):
+            if not -1 <= label < len(self._label_names):
                 raise UserError(
                     f"Data set {self.name!r} has the label {label}, and {len(self._label_names)} class names."
                 )
-            example["class_name"] = self._label_names[label]
+            example["class_name"] = self._label_names[label] if label >= 0 else ""
         return example
 
     def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from capvl.data.sources import as_text
 from capvl.data.transforms import Crop
 from capvl.errors import UserError, nearest
+from capvl.nn.padding import real
 
 TASKS = ("caption", "classify", "answer")
 FEATURES = {"caption": "text", "classify": "class_name", "answer": "questions"}
@@ -155,5 +156,5 @@ class TextPrompts:
         if not text.strip():
             return np.zeros(0, np.int32), False
         tokens = self.tokenizer(text, self.room + 2)
-        tokens = tokens[(tokens != 0) & (tokens != self.tokenizer.eos)]
+        tokens = tokens[real(tokens) & (tokens != self.tokenizer.eos)]
         return tokens[: self.room].astype(np.int32), len(tokens) > self.room

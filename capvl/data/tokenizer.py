@@ -4,7 +4,10 @@
     python -m capvl.data.tokenizer --data=flickr8k --vocab=4000 --kind=wordpiece --out=flickr8k.txt
 
 A text becomes `length` ids: the pieces, then the end-of-sentence id, then 0. The end is
-"sticky": where the text is too long it is cut and still ends with the end-of-sentence id.
+"sticky": where the text is too long it is cut and still ends with the end-of-sentence id. Zeros behind the end are
+padding; a zero before it is a piece, where a vocabulary has one of id 0 (`capvl.nn.padding`).
+
+The names of special tokens are plain text where a caption has them: "[SEP]" ends nothing.
 
 Files of other frameworks are read by the `tokenizers` library: tokenizer.json of Hugging Face, BERT's vocab.txt
 and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start id that the model was trained with.
@@ -13,15 +16,19 @@ and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start i
 import argparse
 import functools
 import gzip
+import html
 import io
 import os
 import pathlib
 
+import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
 
+from capvl.data.lines import read_text, split
 from capvl.errors import UserError
+from capvl.nn.padding import lengths
 
 PAD, EOS, UNK = 0, 1, 2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -74,10 +81,7 @@ class Tokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text up to the end of sentence or padding."""
-        ids = np.asarray(ids).tolist()
-        for stop in (self.eos, PAD):
-            if stop in ids:
-                ids = ids[: ids.index(stop)]
+        ids = _until(self.eos, ids)
         return self._model.decode([i for i in ids if i < self.vocab])
 
 
@@ -95,6 +99,7 @@ class SubwordTokenizer:
           UserError: it is missing or not such a file.
         """
         self.path, self.start = os.fspath(path), start
+        self.cleans = self.path.endswith(".gz")
         if not os.path.isfile(self.path):
             raise UserError(f"Tokenizer {self.path!r} is missing.")
         try:
@@ -106,6 +111,7 @@ class SubwordTokenizer:
                 self._model = _word_piece(self.path)
             self._model.no_padding()
             self._model.no_truncation()
+            self._model.encode_special_tokens = True  # What stands in a text is no special token.
         except Exception as e:  # The library raises bare Exceptions.
             raise UserError(f"Tokenizer {self.path!r} can't be read: {e}") from e
         ends = self._model.encode("").ids
@@ -129,7 +135,8 @@ class SubwordTokenizer:
         """(length,) int32 ids: start, pieces, end, padding."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
-        ids = self._model.encode(text[:MAX_CHARACTERS]).ids[self._first :]
+        text = text[:MAX_CHARACTERS]
+        ids = self._model.encode(clean(text) if self.cleans else text).ids[self._first :]
         ids = ids if len(ids) <= length else [*ids[: length - 1], self.eos]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
@@ -138,16 +145,29 @@ class SubwordTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         """The text up to the end or padding."""
         ids = np.asarray(ids).tolist()
-        begin = 1 if ids[:1] and ids[0] in self._starts else 0  # CLIP's padding is its end.
-        for stop in (self.eos, PAD):
-            if stop in ids[begin:]:
-                ids = ids[: ids.index(stop, begin)]
+        begin = 1 if ids[:1] and ids[0] in self._starts else 0  # OPT's start is its end.
+        ids = _until(self.eos, ids[begin:])
         return self._model.decode([i for i in ids if i not in self._starts]).strip()
+
+
+def _until(end: int, ids) -> list[int]:
+    """The ids before the first end, without padding."""
+    ids = np.asarray(ids).tolist()
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return ids[: int(lengths(np.array(ids, np.int32)))]
+
+
+def clean(text: str) -> str:
+    """A text as CLIP's code cleans it before it is split: broken encodings and typographic forms are mended by ftfy,
+    HTML entities become characters, twice, blanks single spaces, and letters small (Python's way: a final sigma)."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # Nothing is mended in those.
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
 
 
 def _word_piece(path: str) -> tokenizers.Tokenizer:
     """BERT's tokenizer of lower-case text: [CLS] pieces [SEP]."""
-    vocabulary = tokenizers.models.WordPiece.read_file(path)
+    vocabulary = {piece: i for i, piece in enumerate(split(read_text(path, "Vocabulary")))}
     model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -162,8 +182,8 @@ _CLIP_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     """CLIP's byte-pair tokenizer (arXiv 2103.00020, section 2.4) from its file of merges."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    with gzip.open(path) as file:
+        lines = split(file.read().decode("utf-8-sig"))[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     if any(len(pair) != 2 for pair in merges):
         raise ValueError("it should hold two pieces a line")

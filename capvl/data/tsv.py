@@ -9,12 +9,12 @@ will do. Images are base64 in the second column, captions and questions JSON.
 import argparse
 import base64
 import binascii
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from capvl.data.lines import parse_json, read_text
 from capvl.errors import UserError
 
 
@@ -42,7 +42,9 @@ class Tsv:
             )
         try:
             binary = index.suffix == ".8b"
-            self.offsets = np.fromfile(index, "<i8") if binary else np.array(index.read_text().split(), np.int64)
+            self.offsets = (
+                np.fromfile(index, "<i8") if binary else np.array(read_text(index, "The index").split(), np.int64)
+            )
         except ValueError as e:
             raise UserError(f"{str(index)!r} is not an index of byte offsets.") from e
         size = file.stat().st_size
@@ -59,7 +61,11 @@ class Tsv:
         with open(self.path, "rb") as file:
             file.seek(int(self.offsets[number]))
             line = file.readline()
-        return line.decode("utf-8").rstrip("\r\n").split("\t")
+        try:
+            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+        except UnicodeDecodeError as e:
+            raise UserError(f"Row {number} of {self.path!r} is not UTF-8.") from e
+        return text.removesuffix("\n").removesuffix("\r").split("\t")
 
     def image(self, number: int) -> bytes:
         """The decoded second column."""
@@ -73,7 +79,7 @@ class Tsv:
         """The second column as JSON."""
         row = self[number]
         try:
-            return json.loads(row[1])
+            return parse_json(row[1])
         except (IndexError, ValueError) as e:
             raise UserError(f"Row {number} of {self.path!r} has no JSON in its second column.") from e
 

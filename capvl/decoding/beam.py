@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from capvl.errors import UserError
+from capvl.nn.padding import lengths
 
 LOW = -1e9
 
@@ -195,7 +196,7 @@ def beam_search(
       most: tokens, start included, that the official rule holds possible; 0 for L and the start.
     """
     batch, length = forced_BL.shape
-    prefix_B, own = (forced_BL != 0).sum(axis=1), int(start is not None)
+    prefix_B, own = lengths(forced_BL), int(start is not None)
     most = most or length + own
 
     def body(state: _State) -> _State:
@@ -203,7 +204,9 @@ def beam_search(
         last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start or 0)
         logp_RV, cache = step(last_BK.reshape(-1), state.cache, index, state.tokens_BKL.reshape(-1, length))
         first_B = prefix_B == index
-        best_logp, beam, token, given_B1 = _candidates(state, logp_RV, forced_BL[:, index], first_B, rule.per_beam)
+        best_logp, beam, token, given_B1 = _candidates(
+            state, logp_RV, forced_BL[:, index], index < prefix_B, first_B, rule.per_beam
+        )
         rows = jnp.take_along_axis(state.tokens_BKL, beam[:, :, None], axis=1)
         ends = (token == eos) | jnp.logical_and(rule.cuts_last(), index == length - 1)
         ends = ends & ~given_B1
@@ -238,14 +241,14 @@ def beam_search(
     return _keep_best(state.done, Texts(state.tokens_BKL, scores, state.logp_BK))
 
 
-def _candidates(state: _State, logp_RV, given_B, first_B, per_beam: int):
+def _candidates(state: _State, logp_RV, given_B, is_given_B, first_B, per_beam: int):
     """The best 2 K continuations: summed log-probability, beam, token (B, C); and whether the token is given (B, 1).
 
     At most `per_beam` of a beam, unless it is the first token, which only one beam goes on with.
     """
     batch, beams = state.logp_BK.shape
     vocab = logp_RV.shape[1]
-    given_B1 = (given_B != 0)[:, None]
+    given_B1 = is_given_B[:, None]
     only_given = jnp.where(jnp.arange(vocab)[None, None] == given_B[:, None, None], 0.0, LOW)
     logp_BKV = jnp.maximum(logp_RV.astype(jnp.float32), LOW).reshape(batch, beams, vocab)
     if per_beam:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from capvl.decoding.beam import LOW, RULES, Texts, beam_search
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
+from capvl.nn.padding import lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def image_rows(image_kv) -> int:
 def without_prompt(tokens_BL, prompt_BP) -> jax.Array:
     """What was written moves to the front of its row."""
     length = tokens_BL.shape[1]
-    index_BL = jnp.arange(length)[None] + (prompt_BP != 0).sum(axis=1)[:, None]
+    index_BL = jnp.arange(length)[None] + lengths(prompt_BP)[:, None]
     written_BL = jnp.take_along_axis(tokens_BL, jnp.minimum(index_BL, length - 1), axis=1)
     return jnp.where(index_BL < length, written_BL, 0)
 
@@ -148,12 +149,12 @@ def _stepper(model, image_kv, forced_RL, decoding: Decoding, names: Names | None
     Log-probabilities are the model's own, LOW where a token must not be written.
     """
     decoder, dtype = model.decoder, model.dtype
-    length = forced_RL.shape[1]
+    length, given_R = forced_RL.shape[1], lengths(forced_RL)
 
     def step(token_R, cache, index, tokens_RL):
         logits_RV, kept = decoder.step(token_R, image_kv, cache[0], index, dtype=dtype)
         vocab = logits_RV.shape[1]
-        was_written = (index > 0) & (forced_RL[:, jnp.maximum(index - 1, 0)] == 0)
+        was_written = index > given_R
         if decoding.repetition_penalty != 1:
             logits_RV = _penalise(logits_RV, tokens_RL, decoding.repetition_penalty)
         banned = jnp.arange(vocab)[None] == 0  # Padding is never written.
@@ -183,6 +184,7 @@ def _penalise(logits_RV, tokens_RL, penalty: float) -> jax.Array:
 def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key, names):
     batch, length = forced_BL.shape
     step, cache = _stepper(model, image_kv, forced_BL, decoding, names)
+    prompt_B = lengths(forced_BL)
 
     def body(carry):
         index, tokens_BL, last_B, done_B, logp_B, cache = carry
@@ -193,11 +195,12 @@ def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key, names)
             scaled = _likeliest(logits_BV / decoding.temperature, decoding.top_k, decoding.top_p)
             next_B = jax.random.categorical(jax.random.fold_in(key, index), scaled)
         given_B = forced_BL[:, index]
-        next_B = jnp.where(given_B != 0, given_B, jnp.where(done_B, 0, next_B.astype(jnp.int32)))
+        is_given_B = index < prompt_B
+        next_B = jnp.where(is_given_B, given_B, jnp.where(done_B, 0, next_B.astype(jnp.int32)))
         chosen = jnp.take_along_axis(log_probs, jnp.maximum(next_B, 1)[:, None], axis=1)[:, 0]
-        logp_B = logp_B + jnp.where(done_B | (given_B != 0), 0.0, chosen)
+        logp_B = logp_B + jnp.where(done_B | is_given_B, 0.0, chosen)
         tokens_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, next_B[:, None], index, axis=1)
-        done_B = done_B | ((next_B == eos) & (given_B == 0))
+        done_B = done_B | ((next_B == eos) & ~is_given_B)
         return index + 1, tokens_BL, next_B, done_B, logp_B, cache
 
     def unfinished(carry):

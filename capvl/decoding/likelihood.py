@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from capvl.losses.vocabulary import vocabulary_loss
+from capvl.nn.padding import real
 
 
 def log_likelihood(model, image_BRRC, text_BL, *, parallel: bool = False) -> jax.Array:
@@ -27,6 +28,6 @@ def log_likelihood_of_kv(model, image_kv, text_BL, *, parallel: bool = False) ->
         hidden = decoder.parallel(length, image_kv, dtype=dtype)
     else:
         hidden = decoder.causal(text_BL, image_kv, dtype=dtype)
-    weights = (text_BL != 0).astype(jnp.float32)
+    weights = real(text_BL).astype(jnp.float32)
     _, nll_BL = vocabulary_loss(hidden, text_BL, weights, *model.decoder.output_layer())
     return -nll_BL.sum(axis=1)

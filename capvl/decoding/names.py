@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.errors import UserError
+from capvl.nn.padding import real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Names:
         sequences: dict[tuple[int, ...], str] = {}
         for name in names:
             ids = np.asarray(tokenizer(name, 4096))
-            sequence = tuple(int(i) for i in ids[ids != 0])
+            sequence = tuple(int(i) for i in ids[real(ids)])
+            if 0 in sequence:
+                raise UserError(f"The name {name!r} has the piece of id 0 in it, which a model never writes.")
             if len(sequence) < 2:
                 raise UserError(f"The name {name!r} has no token; names must have a word in them.")
             if sequence in sequences:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from capvl.nn.padding import lengths
+
 # Logits that are held at a time, over all images and nodes.
 LOGITS = 1 << 25
 
@@ -50,7 +52,7 @@ def build(sequences: np.ndarray, nodes: int = 0, edges: int = 0, count: int = 0)
     edge_of: dict[tuple, int] = {}
     edge_parents, edge_tokens, paths = [], [], []
     for row in sequences:
-        length = int((row != 0).sum())
+        length = int(lengths(row))
         path = []
         for i in range(length):
             key = tuple(int(t) for t in row[: i + 1])
@@ -94,7 +96,7 @@ def split(sequences: np.ndarray, most: int) -> tuple[list[TokenTree], np.ndarray
     groups, group, known = [], [], set()
     for index in order:
         row = sequences[index]
-        own = {tuple(row[:i]) for i in range(int((row != 0).sum()))}
+        own = {tuple(row[:i]) for i in range(int(lengths(row)))}
         if group and len(known | own) > most:
             groups.append(group)
             group, known = [], set()
@@ -116,7 +118,7 @@ def log_likelihoods(model, image_kv, tree: TokenTree | dict) -> jax.Array:
     """
     t = {k: jnp.asarray(v) for k, v in (tree if isinstance(tree, dict) else arrays(tree)).items()}
     decoder, batch = model.decoder, image_kv[0].shape[1]
-    inputs_M = jnp.where(t["inputs"] == 0, decoder.start, t["inputs"])
+    inputs_M = jnp.where(t["depths"] == 0, decoder.start, t["inputs"])
     inputs_BM = jnp.broadcast_to(inputs_M[None], (batch, len(inputs_M)))
     hidden_BMD = decoder(inputs_BM, image_kv, mask=t["visible"][None, None], places_L=t["depths"], dtype=model.dtype)
     total_BM = _log_totals(decoder, hidden_BMD)

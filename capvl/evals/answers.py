@@ -17,6 +17,7 @@ from capvl.evals import Confusion, Context, answer_metrics, submissions
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform, over_rows
 from capvl.evals.names import class_names
+from capvl.nn.padding import real
 from capvl.terminal import say
 
 SHOWN = 16
@@ -157,7 +158,7 @@ def _prompts(recipe, task: str, rows: list[Row]) -> np.ndarray:
     for row in rows:
         tokens = recipe.objective.prompt(recipe.model, tokenizer, task, row.question)
         whole = tokenizer(row.question, 4096) if row.question else tokens
-        words = int(((whole != 0) & (whole != tokenizer.eos)).sum())
+        words = int((real(whole) & (whole != tokenizer.eos)).sum())
         cut += words > len(tokens)
         prompts.append(tokens)
     if cut:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 
 from capvl.errors import UserError, nearest
@@ -29,12 +30,36 @@ def check(metrics: tuple[str, ...]) -> None:
 
 
 def tokenize(texts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Texts by key as the Penn Treebank tokenizer splits them, lower case and without punctuation."""
+    """Texts by key as the Penn Treebank tokenizer splits them, lower case and without punctuation.
+
+    The tokenizer reads a text a line and writes a line a text, so what it takes for a line's end becomes a space.
+
+    Raises:
+      UserError: it can't be run, or gives another number of lines.
+    """
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    rows = {key: [{"caption": text.replace("\n", " ")} for text in values] for key, values in texts.items()}
-    with _quiet():
-        return PTBTokenizer().tokenize(rows)
+    rows = {key: [{"caption": _one_line(text)} for text in values] for key, values in texts.items()}
+    # Behind all texts stands one that is known: it comes out there only where none before it made two lines or none.
+    rows[_LAST] = [{"caption": _LAST}]
+    try:
+        with _quiet():
+            tokens = PTBTokenizer().tokenize(rows)
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"The caption metrics' tokenizer can't be run: {e}.") from e
+    if tokens.pop(_LAST, None) != [_LAST] or any(len(tokens.get(k, ())) != len(v) for k, v in texts.items()):
+        raise UserError(
+            f"The caption metrics' tokenizer did not give a line for each of {len(rows) - 1:,} images' texts."
+        )
+    return tokens
+
+
+_LAST = "endofallcaptions"
+_ENDS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+def _one_line(text: str) -> str:
+    return _ENDS.sub(" ", text).encode("utf-8", "replace").decode()
 
 
 @contextlib.contextmanager

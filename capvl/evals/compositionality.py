@@ -5,19 +5,25 @@ stands the blind control: the same model with a grey image, which shows what the
 """
 
 import dataclasses
+import functools
+import io
 
 import jax
 import numpy as np
+from PIL import Image
 
 from capvl.data import foils, lookup
-from capvl.data.decode import BadImageError
+from capvl.data.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
+from capvl.data.shards import Rejected
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
 from capvl.evals.encode import image_transform, over_rows, tokenize
 from capvl.evals.pairs import cosine_scores, pair_scores
 from capvl.evals.scoring import grey_image
+from capvl.nn.padding import lengths
 from capvl.objectives.images import unit_range
+from capvl.terminal import say
 
 GREY = ""
 
@@ -65,10 +71,23 @@ class Compositionality:
         if self.format == "order":
             questions = foils.of_captions(context.path(self.images), directory, context.recipe.seed)
         else:
-            questions = foils.read(self.format, context.path(self.file))
+            left = Rejected()
+            questions = foils.read(self.format, context.path(self.file), left)
+            for reason, (count, places) in left.items():
+                say(f"{count} rows of {self.file!r} are left out: {reason} (the first is {places[0]}).")
         questions = _limited(foils.plain(questions) if self.plain else questions, self.limit)
-        found = lookup.open_images(context.path(self.images), directory) if self.images else {}
-        present = [all(lookup.stem(name) in found for name in q.images) for q in questions]
+        images = lookup.open_images(context.path(self.images), directory) if self.images else lookup.Names()
+        named, why = images.find(name for q in questions for name in q.images)
+        if lookup.SEVERAL in why.values():
+            several = [name for name, reason in why.items() if reason == lookup.SEVERAL]
+            say(f"{len(several)} images are left out: several in {self.images!r} have that name, as {several[0]!r}.")
+        present = [all(name in named for name in q.images) for q in questions]
+        found = {
+            key: named[name] if q.box is None else functools.partial(cut, named[name], q.box)
+            for q, there in zip(questions, present, strict=True)
+            for key, name in zip(q.keys, q.images, strict=True)
+            if there
+        }
         if self.images and not any(present):
             wanted = questions[0].images[0]
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}; the first is {wanted!r}.")
@@ -78,9 +97,13 @@ class Compositionality:
             pairs = [(GREY, c) for q in questions for c in q.captions]
             for question, there in zip(questions, present, strict=True):
                 if there:
-                    pairs += [(lookup.stem(i), c) for i in question.images for c in question.captions]
+                    pairs += [(key, c) for key in question.keys for c in question.captions]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
-            yield from results(questions, present, scores)
+            seen = [
+                there and all((k, q.captions[0]) in scores for k in q.keys)
+                for q, there in zip(questions, present, strict=True)
+            ]
+            yield from results(questions, seen, scores)
 
         return evaluate
 
@@ -114,7 +137,7 @@ def results(questions: list[foils.Foil], present: list[bool], scores: dict[tuple
 
 def answers(question: foils.Foil, scores: dict[tuple[str, str], float]) -> tuple[bool, ...]:
     """(right,), or Winoground's (text, image, group)."""
-    names = [lookup.stem(i) for i in question.images]
+    names = question.keys
     if len(names) == 1:
         right, *wrong = (scores[names[0], c] for c in question.captions)
         return (all(right > w for w in wrong),)
@@ -122,6 +145,27 @@ def answers(question: foils.Foil, scores: dict[tuple[str, str], float]) -> tuple
     text = s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0]
     image = s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1]
     return text, image, text and image
+
+
+def cut(read, box: tuple[int, int, int, int]) -> bytes:
+    """PNG of a part of an image as PIL's `crop` makes it, with which ARO's code cuts: black outside of the image.
+
+    Args:
+      read: a function that reads the encoded image.
+      box: (left, top, right, bottom) in pixels.
+
+    Raises:
+      BadImageError: it can't be decoded, or the box is outside of it.
+    """
+    pixels = decode(read())
+    height, width = pixels.shape[:2]
+    outside = min(box[2], width) <= max(box[0], 0) or min(box[3], height) <= max(box[1], 0)
+    if outside or (box[2] - box[0]) * (box[3] - box[1]) > 16 * width * height:
+        raise BadImageError(f"the box {box} is outside of {width}x{height} pixels")
+    part = Image.fromarray(pixels).crop(box)
+    buffer = io.BytesIO()
+    part.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def blind_answer(question: foils.Foil, scores: dict[tuple[str, str], float]) -> bool:
@@ -152,15 +196,13 @@ class PairScorer:
         )
 
     def __call__(self, params, pairs: list[tuple[str, str]], images) -> dict[tuple[str, str], float]:
-        """The score of each pair; the image name GREY stands for the grey image.
+        """The score of each pair; the image name GREY stands for the grey image. Pairs of images that can't be decoded
+        have none; how many images these are is said.
 
         Args:
           params: of the model.
           pairs: different pairs.
-          images: name -> a function that reads the encoded image.
-
-        Raises:
-          UserError: an image can't be decoded.
+          images: image name -> a function that reads the encoded image.
         """
         context = self._context
         tokens = dict(zip((texts := list(dict.fromkeys(c for _, c in pairs))), tokenize(context, texts), strict=True))
@@ -179,25 +221,33 @@ class PairScorer:
             for name, captions in grouped.items()
             for i in range(0, len(captions), self.TEXTS)
         ]
-        size = context.batch
+        size, bad = context.batch, {}
         for first in range(0, len(rows), size):
-            part = rows[first : first + size]
+            pixels = {name: self._pixels(name, images, bad) for name, _ in rows[first : first + size]}
+            part = [(name, captions) for name, captions in rows[first : first + size] if pixels[name] is not None]
+            if not part:
+                continue
             text = np.zeros((len(part), self.TEXTS, context.recipe.model.length), np.int32)
             for i, (_, captions) in enumerate(part):
                 for k in range(self.TEXTS):  # What is left over repeats the first, so that no row is empty.
                     text[i, k] = tokens[captions[k] if k < len(captions) else captions[0]]
-            image = np.stack([self._pixels(name, images) for name, _ in part])
+            image = np.stack([pixels[name] for name, _ in part])
             out = over_rows(context, {"image": image, "text": text}, self._score, params, "captions and images")
             for (name, captions), row in zip(part, out, strict=True):
                 scores |= {(name, c): float(s) for c, s in zip(captions, row, strict=False)}
+        if bad:
+            name, reason = next(iter(bad.items()))
+            say(f"{len(bad)} images can't be used and are left out; the first is {name!r}: {reason}.")
         if self._mean and self._likelihood:
-            lengths = {c: int((t != 0).sum()) for c, t in tokens.items()}
-            scores = {(name, c): s / lengths[c] for (name, c), s in scores.items()}
+            counts = {c: int(lengths(t)) for c, t in tokens.items()}
+            scores = {(name, c): s / counts[c] for (name, c), s in scores.items()}
         return scores
 
-    def _pixels(self, name: str, images) -> np.ndarray:
+    def _pixels(self, name: str, images, bad: dict[str, str]) -> np.ndarray | None:
+        """None where the image can't be used; `bad` is told why."""
         transform = image_transform(self._context)
         try:
             return transform.crop({"image": images[name]()}, Uniforms(0, 0))
-        except BadImageError as e:
-            raise UserError(f"Image {name!r} can't be used: {e}") from e
+        except (BadImageError, OSError) as e:
+            bad[name] = str(e)
+            return None

@@ -1,16 +1,20 @@
 """Visual entailment: does an image entail a sentence, contradict it, or neither (SNLI-VE, arXiv 1901.06706)?"""
 
 import dataclasses
-import json
 import pathlib
+from typing import Literal
 
 import numpy as np
+import pydantic
 
 from capvl.data import lookup
+from capvl.data.lines import parse_json, read_text, split
+from capvl.data.rows import Id, Row, Text
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.evals.compositionality import GREY, PairScorer
 
+UNDECIDED = "-"
 LABELS = ("entailment", "neutral", "contradiction")
 
 
@@ -24,8 +28,9 @@ class Entailment:
     length and in how likely they are by themselves. A two-tower model's is the cosine.
 
     Attributes:
-      file: JSON lines with `hypothesis`, `label`, and the image as `image_id` or `key`; {data_dir} is where prepared
-        data sets are.
+      file: JSON lines with `hypothesis`, `label`, and the image as `image_id` or `key`, or SNLI-VE's own (`sentence2`,
+        `gold_label`, `Flickr30K_ID` or `captionID`; those without a gold label, "-", are left out); {data_dir} is where
+        prepared data sets are.
       images: a folder of image files, or a prepared data set.
       limit: pairs; 0 for all.
     """
@@ -38,7 +43,8 @@ class Entailment:
         """See `capvl.evals`."""
         context.require("a text tower or a decoder", "entailment")
         rows = read_pairs(context.path(self.file))[: self.limit or None]
-        found = lookup.open_images(context.path(self.images), context.recipe.data.directory())
+        images = lookup.open_images(context.path(self.images), context.recipe.data.directory())
+        found, _ = images.find(image for image, _, _ in rows)
         rows = [r for r in rows if r[0] in found]
         if not rows:
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}.")
@@ -48,16 +54,32 @@ class Entailment:
         def evaluate(params):
             pairs = [(name, text) for image, text, _ in rows for name in (image, GREY)]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
-            blind = np.array([scores[GREY, text] for _, text, _ in rows])
-            seen = np.array([scores[image, text] for image, text, _ in rows])
-            labels = np.array([label for _, _, label in rows])
+            kept = [row for row in rows if row[:2] in scores]
+            blind = np.array([scores[GREY, text] for _, text, _ in kept])
+            seen = np.array([scores[image, text] for image, text, _ in kept])
+            labels = np.array([label for _, _, label in kept])
             for name, values in (("auc", seen - blind if likelihood else seen), ("blind", blind)):
                 for suffix, other in (("", "contradiction"), ("_neutral", "neutral")):
                     if (labels == other).any() and (labels == "entailment").any():
                         yield f"{name}{suffix}", auc(values[labels == "entailment"], values[labels == other])
-            yield "count", float(len(rows))
+            yield "count", float(len(kept))
 
         return evaluate
+
+
+class _Pair(Row):
+    """SNLI-VE names the image, and before "#" in the caption's id."""
+
+    image: Id = pydantic.Field(
+        validation_alias=pydantic.AliasChoices("image_id", "Flickr30K_ID", "image", "key", "captionID")
+    )
+    text: Text = pydantic.Field(validation_alias=pydantic.AliasChoices("hypothesis", "sentence2"))
+    label: Literal[*LABELS, UNDECIDED] = pydantic.Field(validation_alias=pydantic.AliasChoices("label", "gold_label"))
+
+    @pydantic.field_validator("image")
+    @classmethod
+    def _of_caption(cls, value: str) -> str:
+        return value.partition("#")[0]
 
 
 def read_pairs(path: str) -> list[tuple[str, str, str]]:
@@ -73,15 +95,16 @@ def read_pairs(path: str) -> list[tuple[str, str, str]]:
             f"({', '.join(LABELS)}) and image_id."
         )
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(split(read_text(path, "The file of entailment pairs")), 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-            image, text, label = row.get("image_id") or row["key"], row["hypothesis"], row["label"]
-        except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise UserError(f"Line {number} of {path!r} is no entailment pair: {e}") from e
-        if label not in LABELS or not text.strip():
-            raise UserError(f"Line {number} of {path!r} has the label {label!r} or an empty sentence.")
-        rows.append((lookup.stem(str(image)), text, label))
+            row = _Pair.model_validate(parse_json(line))
+        except ValueError as e:
+            first = e.errors()[0]["msg"] if isinstance(e, pydantic.ValidationError) else e
+            raise UserError(f"Line {number} of {path!r} is no entailment pair: {first}.") from e
+        if row.label != UNDECIDED:
+            rows.append((row.image, row.text, row.label))
     return rows
 
 

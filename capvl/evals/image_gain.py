@@ -8,6 +8,7 @@ import numpy as np
 from capvl.data import loader
 from capvl.evals import Context, to_host
 from capvl.evals.perplexity import compile_scores, open_pairs, require_modes
+from capvl.nn.padding import lengths
 from capvl.parallel.rules import batch_sharding
 
 Z_95 = 1.959963984540054
@@ -48,7 +49,7 @@ class ImageGain:
                 if count < 2:
                     continue
                 other = take(batch["image"], next_real(mask))
-                tokens = (text != 0).sum(axis=1)[mask]
+                tokens = lengths(text)[mask]
                 for mode in self.modes:
                     own = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
                     swapped = to_host(score[mode](params, other, batch["text"]))[mask]

@@ -10,6 +10,7 @@ from capvl.data.transforms import Crop, ImageText
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, to_host
+from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
 
@@ -48,8 +49,9 @@ class Perplexity:
                 mask = to_host(batch["mask"])
                 examples += int(mask.sum())
                 text = to_host(batch["text"])[mask]
-                tokens += int((text != 0).sum())
-                unigram_total -= float(log_frequency[text[text != 0]].sum())
+                there = real(text)
+                tokens += int(there.sum())
+                unigram_total -= float(log_frequency[text[there]].sum())
                 for mode in self.modes:
                     totals[mode] -= float(to_host(score[mode](params, batch["image"], batch["text"]))[mask].sum())
             for mode, total in totals.items():
@@ -86,7 +88,7 @@ def unigram(context: Context) -> np.ndarray:
         for i in range(min(len(source), UNIGRAM_EXAMPLES)):
             for text in source[i]["text"]:
                 tokens = tokenizer(text, recipe.model.length)
-                counts += np.bincount(tokens[tokens != 0], minlength=len(counts))
+                counts += np.bincount(tokens[real(tokens)], minlength=len(counts))
     return np.log(counts / counts.sum())
 
 

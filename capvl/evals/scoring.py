@@ -13,6 +13,7 @@ from capvl.evals import Context, to_host
 from capvl.evals.encode import compile_images, over_images, tokenize
 from capvl.evals.names import class_names
 from capvl.evals.zeroshot import accuracies
+from capvl.nn.padding import lengths
 
 NODES = 256
 
@@ -75,7 +76,7 @@ class Scorer:
         self._stacked = {k: np.stack([trie.arrays(t)[k] for t in trees]) for k in trie.arrays(trees[0])}
         self._count = [int((t.paths[:, 0] < len(t.tokens)).sum()) for t in trees]
         self._back = np.argsort(order)
-        self._lengths = (tokens != 0).sum(axis=1).astype(np.float32)
+        self._lengths = lengths(tokens).astype(np.float32)
         self._mean = mean
 
     def __call__(self, model, image_BRRC) -> jax.Array:

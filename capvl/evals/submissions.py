@@ -2,7 +2,8 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +20,23 @@ class Written(NamedTuple):
     text: str
 
 
-def _number(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+# COCO's files are named by their ids in twelve digits.
+_NUMBER = re.compile(r"0|[1-9]\d*|\d{12}", re.ASCII)
+
+
+def _ids(texts: Iterable[str]) -> list[int | str]:
+    """COCO's and VQA's ids are numbers. Where one of a file is none ("00123", TextCaps' hexadecimal ones), they are
+    texts, all of them."""
+    texts = list(texts)
+    return [int(t) for t in texts] if all(_NUMBER.fullmatch(t) for t in texts) else texts
 
 
 def _coco(rows: Sequence[Written]) -> Any:
-    return [{"image_id": _number(r.image), "caption": r.text} for r in rows]
+    return [{"image_id": i, "caption": r.text} for i, r in zip(_ids(r.image for r in rows), rows, strict=True)]
 
 
 def _vqa(rows: Sequence[Written]) -> Any:
-    return [{"question_id": _number(r.question), "answer": r.text} for r in rows]
+    return [{"question_id": i, "answer": r.text} for i, r in zip(_ids(r.question for r in rows), rows, strict=True)]
 
 
 def _vizwiz(rows: Sequence[Written]) -> Any:
@@ -78,12 +86,15 @@ def write(folder, name: str, format: str, rows: Sequence[Written]) -> None:
         raise UserError(f"The submission {name!r} can't be written to {str(place)!r}: {e.strerror or e}.") from e
 
 
+_KEY = re.compile("[\t\r\n]")
+
+
 def _tsv(rows: Sequence[Written]) -> str:
-    lines = []
+    lines, numbers = [], iter(_ids(row.question for row in rows if row.question))
     for row in rows:
         if row.question:
-            value: Any = {"answer": row.text, "question_id": _number(row.question)}
+            value: Any = {"answer": row.text, "question_id": next(numbers)}
         else:
             value = [{"caption": row.text}]
-        lines.append(f"{row.image}\t{json.dumps(value, ensure_ascii=False)}\n")
+        lines.append(f"{_KEY.sub(' ', row.image)}\t{json.dumps(value, ensure_ascii=False)}\n")
     return "".join(lines)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from capvl.nn.padding import lengths, real
+
 ORDERS = 4
 BUCKETS = 1 << 20
 SIGMA = 6.0
@@ -21,12 +23,13 @@ _PRIME, _SEED = 0x01000193, 0x811C9DC5
 def n_grams(tokens_XL, n: int) -> tuple[jax.Array, jax.Array]:
     """Hash (X, L) uint32 of the n tokens that begin at each position, and whether there are so many; 0 is padding."""
     hashed = jnp.full(tokens_XL.shape, _SEED + n, jnp.uint32)
-    real = jnp.ones(tokens_XL.shape, bool)
+    there = real(tokens_XL)
+    whole = jnp.ones(tokens_XL.shape, bool)
     for i in range(n):
         shifted = jnp.pad(tokens_XL[:, i:], ((0, 0), (0, i)))
         mixed = (hashed ^ shifted.astype(jnp.uint32)) * jnp.uint32(_PRIME)
-        hashed, real = mixed ^ (mixed >> 15), real & (shifted != 0)
-    return hashed, real
+        hashed, whole = mixed ^ (mixed >> 15), whole & jnp.pad(there[:, i:], ((0, 0), (0, i)))
+    return hashed, whole
 
 
 def count_documents(documents: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
@@ -39,8 +42,8 @@ def count_documents(documents: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
     hash_all = jax.jit(lambda tokens: [n_grams(tokens, n + 1) for n in range(ORDERS)])
     for tokens in documents:
         number += 1
-        for n, (hashed, real) in enumerate(hash_all(jnp.asarray(tokens))):
-            counts[n, np.unique(np.asarray(hashed)[np.asarray(real)] % BUCKETS)] += 1
+        for n, (hashed, whole) in enumerate(hash_all(jnp.asarray(tokens))):
+            counts[n, np.unique(np.asarray(hashed)[np.asarray(whole)] % BUCKETS)] += 1
     return counts, number
 
 
@@ -54,7 +57,7 @@ def cider_d(candidates_XL, references_XRL, counts, documents: float) -> jax.Arra
     """
     x, r, length = references_XRL.shape
     flat = references_XRL.reshape(x * r, length)
-    there_XR = (references_XRL != 0).any(axis=2)
+    there_XR = lengths(references_XRL) > 0
     total_XR = jnp.zeros((x, r))
     # The reference implementation takes the number of bigrams for the length.
     lengths_X, lengths_XR = n_grams(candidates_XL, 2)[1].sum(1), n_grams(flat, 2)[1].sum(1).reshape(x, r)

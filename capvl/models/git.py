@@ -22,6 +22,7 @@ from capvl.models.vit import Padded, ViTOptions
 from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, SelfAttention, attend, attend_jointly
 from capvl.nn.layers import Dense, LayerNorm, Mlp, drop
+from capvl.nn.padding import real
 from capvl.nn.stack import layer_of, part_of, scan, scan_outputs, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
@@ -252,7 +253,7 @@ class GitDecoder(nnx.Module):
         x = self.project_image(x)
         if context_BC is not None:
             x = jnp.concatenate([x, self.embed(context_BC).astype(x.dtype)], axis=1)
-            seen = jnp.concatenate([seen, context_BC != 0], axis=1)
+            seen = jnp.concatenate([seen, real(context_BC)], axis=1)
         x = constrain(x, "batch", None, None)
         if self.crosses:
             kernel = self.cross_kv[...].astype(x.dtype)

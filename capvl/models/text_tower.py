@@ -8,6 +8,7 @@ from capvl.models.sizes import Size
 from capvl.models.vit import EncoderBlock, MapHead
 from capvl.nn import weights
 from capvl.nn.layers import Dense, LayerNorm
+from capvl.nn.padding import real
 from capvl.nn.stack import scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
@@ -66,7 +67,7 @@ class TextTower(nnx.Module):
 
     def hidden(self, text_BL, *, dtype=jnp.float32) -> jax.Array:
         """Token states (B, L, D) after the final LN, of texts of at most `length` tokens."""
-        real_BL = text_BL != 0
+        real_BL = real(text_BL)
         ids_BL = jnp.where(real_BL, text_BL, self.pad)
         x = self.tokens[...][ids_BL] + self.positions[...][None, : text_BL.shape[1]]
         x = constrain(x.astype(dtype), "batch", None, None)
@@ -86,7 +87,7 @@ class TextTower(nnx.Module):
         if self.pool_kind == "mean":
             if not self.hide_padding:
                 return hidden_BLD.mean(axis=1)
-            real_BL1 = (text_BL != 0).astype(hidden_BLD.dtype)[..., None]
+            real_BL1 = real(text_BL).astype(hidden_BLD.dtype)[..., None]
             return (hidden_BLD * real_BL1).sum(axis=1) / jnp.maximum(real_BL1.sum(axis=1), 1)
         if self.pool_kind == "argmax":
             place_B11 = jnp.argmax(text_BL, axis=1)[:, None, None]

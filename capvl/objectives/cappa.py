@@ -17,6 +17,7 @@ from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
 from capvl.models.text_decoder import shift_right
+from capvl.nn.padding import real
 from capvl.objectives import Mean
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import constrain, data_groups
@@ -108,7 +109,7 @@ class CapPa:
 
     def token_weights(self, text_BL, mask_B=None, token_mask_BL=None) -> jax.Array:
         """Weights (B, L) whose weighted sum of token losses, divided by B, is the loss."""
-        weights = (text_BL != 0).astype(jnp.float32)
+        weights = real(text_BL).astype(jnp.float32)
         if mask_B is not None:
             weights = weights * mask_B.astype(jnp.float32)[:, None]
         if token_mask_BL is not None:

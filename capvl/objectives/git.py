@@ -23,6 +23,7 @@ from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models import git, sizes
 from capvl.models.git import GitOptions
 from capvl.models.text_decoder import shift_right
+from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
 
@@ -143,7 +144,7 @@ class Git:
             image = jnp.zeros_like(image) if image.shape[-1] == 3 else image.at[..., :3].set(0.0)
         length = text.shape[-1]
         text, prompt = text.reshape(-1, length), batch["prompt"].reshape(-1)
-        learned = (text != 0) & (jnp.arange(length)[None] >= prompt[:, None])
+        learned = real(text) & (jnp.arange(length)[None] >= prompt[:, None])
         if "mask" in batch:
             learned = learned & jnp.repeat(batch["mask"], len(text) // len(image))[:, None]
         learned = learned.astype(jnp.float32)
@@ -183,8 +184,8 @@ class Git:
         count_B1 = self._hidden_count((weights > 0).astype(jnp.float32))[:, None].astype(jnp.int32)
         hidden_BL = (jnp.argsort(jnp.argsort(-rank, axis=1), axis=1) < count_B1) & (weights > 0)
         inputs = shift_right(jnp.pad(jnp.where(hidden_BL, self.mask_id, text), ((0, 0), (0, 1))), model.decoder.start)
-        real = jnp.pad(text != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None]
-        states = model.decoder(inputs, kv, mask=real, dtype=model.dtype, key=keys[2])
+        there = jnp.pad(real(text), ((0, 0), (1, 0)), constant_values=True)[:, None, None]
+        states = model.decoder(inputs, kv, mask=there, dtype=model.dtype, key=keys[2])
         return states[:, 1:], jnp.where(hidden_BL, weights, 0.0)
 
     def _hidden_count(self, learned_BL) -> jax.Array:

@@ -20,6 +20,7 @@ from capvl.errors import UserError
 from capvl.losses.cider import cider_d
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.git import Git, GitOptions
+from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
 
@@ -111,7 +112,7 @@ class Scst:
         baseline_B = rewards(greedy, batch["references"])
         reward_X = rewards(sampled, jnp.repeat(batch["references"], self.samples, axis=0))
         advantage_X = reward_X - jnp.repeat(baseline_B, self.samples)
-        weights_XL = jnp.where(sampled != 0, advantage_X[:, None], 0.0)
+        weights_XL = jnp.where(real(sampled), advantage_X[:, None], 0.0)
         hidden = decoder.causal(sampled, kv, dtype=model.dtype)
         total, _ = vocabulary_loss(hidden, sampled, weights_XL, *decoder.output_layer(), 0.0, self.chunk)
         return total / len(sampled), {

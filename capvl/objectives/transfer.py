@@ -21,6 +21,7 @@ from capvl.data.transforms import Crop
 from capvl.errors import UserError
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
+from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
 
@@ -92,7 +93,7 @@ class Transfer:
         """Images to [-1, 1], and the loss weight of each token of the targets."""
         image = unit_range(batch["image"], batch.get("flip") if train else None)
         text = batch["text"]
-        weights = (text != 0) & (jnp.arange(text.shape[1])[None] >= batch["prompt"][:, None])
+        weights = real(text) & (jnp.arange(text.shape[1])[None] >= batch["prompt"][:, None])
         weights = weights.astype(jnp.float32)
         return {"image": image, "text": text, "weights": weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)}
 
@@ -132,7 +133,7 @@ class TaskTokens:
             return np.array([first], np.int32), False
         room = max(2, self.length // 2 - 1)
         tokens = self.tokenizer(question, room + 1)
-        tokens = tokens[tokens != 0]
+        tokens = tokens[real(tokens)]
         cut = len(tokens) > room
         tokens = self.tokenizer(question, room) if cut else tokens
         return np.concatenate([[first], tokens]).astype(np.int32), cut

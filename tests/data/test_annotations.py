@@ -276,6 +276,7 @@ def write(path, text):
         ("coco", "{", "is not JSON"),
         ("coco", "{}", "is not of the format 'coco'"),
         ("msvd", "name\n", "Line 1 of .* a clip's name and a caption"),
+        ("words", "a.png,\n", "Line 1 of .* an image's name and a word"),
         ("lines", "{}\n", "is not of the format 'lines'"),
         ("words", "name\n", "an image's name and a word"),
     ],

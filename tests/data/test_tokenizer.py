@@ -121,3 +121,110 @@ def test_tokenizer_json_and_bad_files(tmp_path):
         tokenizers.load(str(tmp_path / "bad.json"))
     with pytest.raises(UserError, match="is missing"):
         tokenizers.load(str(tmp_path / "none.json"))
+
+
+CLIP = ("tokenizers", "bpe_simple_vocab_16e6.txt.gz")
+# As CLIP's users write them: entities, broken encodings, typographic quotes, ligatures, control characters.
+ODD = [
+    ("salt &amp; pepper", "salt & pepper"),
+    ("salt &amp;amp; pepper", "salt & pepper"),
+    ("it’s a “cafÃ©”", 'it\'s a "café"'),
+    ("ﬁne ＡＢＣ", "fine abc"),
+    ("a\u2028dog\x0c runs\u00a0\r\n", "a dog runs"),
+    ("&lt;b&gt;&nbsp;x", "<b> x"),
+    ("ΑΣ", "ας"),
+    ("a\x00b \x1b[36mblue", "ab blue"),
+]  # fmt: skip
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("text, plain", ODD)
+def test_clip_texts_are_cleaned(text, plain):
+    tokenizer = tokenizers.load(real_data(*CLIP))
+    np.testing.assert_array_equal(tokenizer(text, 24), tokenizer(plain, 24))
+
+
+def test_clean_texts_stay():
+    """The short way around ftfy gives what ftfy gives."""
+    import ftfy
+
+    printable = "".join(map(chr, range(32, 127))).replace("&", "")
+    for text in (printable, printable[::-1], 'A "dog"  isn\'t <b>here</b>'):
+        assert tokenizers.clean(text) == " ".join(ftfy.fix_text(text).split()).lower()
+
+
+@pytest.mark.realdata
+@pytest.mark.torch
+def test_clip_ids_are_those_of_transformers():
+    """The library's tokenizer doesn't clean, so it gets cleaned texts, one by one and of random characters."""
+    import gzip
+    import html
+    import random
+
+    import ftfy
+
+    transformers = pytest.importorskip("transformers")
+    path = real_data(*CLIP)
+    tokenizer = tokenizers.load(path)
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    vocabulary = tokenizer._model.get_vocab()
+    other = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)
+    rng = random.Random(0)
+    letters = "abc XYZ!?.,'&;<>#|_-0123éßĞ½²数🌍\u00a0\u2028\t’“ﬁ"
+    texts = [text for text, _ in ODD] + ["".join(rng.choices(letters, k=rng.randint(1, 30))) for _ in range(300)]
+    for text in texts:
+        cleaned = html.unescape(html.unescape(ftfy.fix_text(text))).lower()
+        ids = other(cleaned)["input_ids"]
+        assert list(tokenizer(text, len(ids))) == ids, text
+
+
+@pytest.mark.realdata
+def test_a_piece_of_id_0_is_no_padding():
+    """CLIP's id 0 is "!": inside a text it is read, counted and decoded; what stands behind the end is padding."""
+    from capvl.nn import padding
+
+    tokenizer = tokenizers.load(real_data(*CLIP))
+    ids = tokenizer("wow!'&! a dog", 16)
+    end = int(np.flatnonzero(ids == tokenizer.eos)[0])
+    assert 0 in ids[:end]
+    assert padding.lengths(ids) == end + 1
+    np.testing.assert_array_equal(padding.real(ids), np.arange(16) <= end)
+    assert tokenizer.decode(ids).replace(" ", "") == "wow!'&!adog"
+
+
+def test_vocabularies_end_lines_as_all_files_do(tmp_path):
+    """A mark at the beginning, Windows' ends, and pieces that are separators elsewhere move no id."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\x85", "\u2028", "a", "dog"]
+    (tmp_path / "v.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(pieces).encode() + b"\r\n")
+    tokenizer = tokenizers.load(str(tmp_path / "v.txt"))
+    assert tokenizer.vocab == len(pieces)
+    np.testing.assert_array_equal(tokenizer("a dog", 5), [2, 6, 7, 3, 0])
+    (tmp_path / "w.txt").write_bytes("\n".join(pieces).encode("utf-16"))
+    with pytest.raises(UserError, match="is UTF-16"):
+        tokenizers.load(str(tmp_path / "w.txt"))
+
+
+SPECIALS = ["[SEP]", "[MASK]", "<|endoftext|>", "</s>", "<s>", "[PAD]"]
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+def test_special_tokens_in_a_caption_are_plain_text(special, tmp_path, data_dir):
+    """Neither is a vocabulary's own name of them taken for the token, nor does it end the text."""
+    import tokenizers as library
+
+    ends = ("[CLS]", "[SEP]") if special.startswith("[") else ("<s>", special if special != "<s>" else "</s>")
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "a": 3, "dog": 4}
+    for name in (*ends, special):
+        vocabulary.setdefault(name, len(vocabulary))
+    model = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    model.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    model.add_special_tokens([name for name in vocabulary if not name.isalpha()])
+    model.post_processor = library.processors.TemplateProcessing(
+        single=f"{ends[0]} $A {ends[1]}", special_tokens=[(name, vocabulary[name]) for name in ends]
+    )
+    model.save(str(tmp_path / "tokenizer.json"))
+    for tokenizer in (tokenizers.load(str(tmp_path / "tokenizer.json")), Tokenizer(prepare.scenes_tokenizer(data_dir))):
+        ids = list(tokenizer(f"a {special} dog", 24))
+        assert ids.count(tokenizer.eos) == 1 and 0 not in ids[: ids.index(tokenizer.eos)]
+        assert vocabulary[special] not in ids[1 : ids.index(tokenizer.eos)] or isinstance(tokenizer, Tokenizer)

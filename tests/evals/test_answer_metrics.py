@@ -74,8 +74,8 @@ def test_edit_distance(a, b, distance):
 
 ROWS = [Written("7", "70", "yes"), Written("img_8", "q8", "nö")]
 FILES = {
-    "coco": [{"image_id": 7, "caption": "yes"}, {"image_id": "img_8", "caption": "nö"}],
-    "vqa": [{"question_id": 70, "answer": "yes"}, {"question_id": "q8", "answer": "nö"}],
+    "coco": [{"image_id": "7", "caption": "yes"}, {"image_id": "img_8", "caption": "nö"}],
+    "vqa": [{"question_id": "70", "answer": "yes"}, {"question_id": "q8", "answer": "nö"}],
     "vizwiz": [{"image": "7", "answer": "yes"}, {"image": "img_8", "answer": "nö"}],
     "gqa": [{"questionId": "70", "prediction": "yes"}, {"questionId": "q8", "prediction": "nö"}],
     "clips": {"7": "yes", "img_8": "nö"},
@@ -86,6 +86,22 @@ FILES = {
 def test_submissions(format, tmp_path):
     submissions.write(tmp_path, "a/val", format, ROWS)
     assert json.loads((tmp_path / "submissions" / "val.json").read_text()) == FILES[format]
+
+
+@pytest.mark.parametrize(
+    "texts, ids",
+    [
+        (("7", "80"), [7, 80]),
+        (("123", "00123"), ["123", "00123"]),
+        (("1234567890123456", "0004c9478eeda995"), ["1234567890123456", "0004c9478eeda995"]),  # TextCaps
+        (("²",), ["²"]),
+        (("000000000139", "42"), [139, 42]),  # COCO's names of files
+    ],
+)
+def test_ids_are_numbers_where_all_of_them_are(texts, ids, tmp_path):
+    for format, key in (("coco", "image_id"), ("vqa", "question_id")):
+        submissions.write(tmp_path, "val", format, [Written(text, text, "x") for text in texts])
+        assert [row[key] for row in json.loads((tmp_path / "submissions" / "val.json").read_text())] == ids
 
 
 def test_tsv_submission(tmp_path):

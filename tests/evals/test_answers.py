@@ -31,7 +31,7 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     assert found["free/exact/prior"] == pytest.approx(1 / 3)
     assert found["closed/exact"] == pytest.approx(2 / 3)
     rows = json.loads((tmp_path / "submissions" / "colors_test.json").read_text())
-    assert [row["caption"] for row in rows[:3]] == NAMES and rows[1]["image_id"] == 1
+    assert [row["caption"] for row in rows[:3]] == NAMES and rows[1]["image_id"] == "000000001"
     shown = json.loads((tmp_path / "samples" / "3.json").read_text())
     (matrix,) = shown["free"]
     assert matrix["names"][-1] == "other" and sum(map(sum, matrix["counts"])) == 12

@@ -65,6 +65,41 @@ def test_meteor(case):
     assert corpus["METEOR"] == pytest.approx(expected["scores"]["METEOR"], abs=1e-9)
 
 
+ENDS = ["\r\n", "\r", "\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+
+
+@pytest.mark.parametrize("where", ["{}a dog runs", "a dog{}runs", "a dog runs{}"])
+def test_each_text_stays_on_its_line(where):
+    """Whatever ends a line somewhere, an empty text, and one of blanks: each key has its own texts' tokens."""
+    texts = {str(i): [where.format(end), f"number {i}"] for i, end in enumerate(ENDS)}
+    texts |= {"empty": ["", " ", "\ud83d"], "odd": ["日本 café 🌍 dog"], "last": [""]}
+    found = caption_metrics.tokenize(texts)
+    for i in range(len(ENDS)):
+        assert found[str(i)] == ["a dog runs", f"number {i}"]
+    assert (found["empty"][:2], found["odd"], found["last"]) == (["", ""], ["日本 café dog"], [""])
+    assert found.keys() == texts.keys()
+
+
+def test_windows_ends_change_no_score():
+    written = {"1": "a dog runs on the beach", "2": "two cats sleep here"}
+    plain = caption_metrics.scores({k: [v, "x"] for k, v in written.items()}, written, ("bleu", "cider"))
+    ends = caption_metrics.scores({k: [v + "\r\n", "x\r\n"] for k, v in written.items()}, written, ("bleu", "cider"))
+    assert ends == plain and plain[0]["Bleu_4"] == pytest.approx(1.0)
+
+
+def test_a_line_more_or_less_is_noticed(monkeypatch):
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    tokenize = PTBTokenizer.tokenize
+
+    def splitting(self, rows):
+        return tokenize(self, {k: [{"caption": v["caption"].replace("|", "\r")} for v in vs] for k, vs in rows.items()})
+
+    monkeypatch.setattr(PTBTokenizer, "tokenize", splitting)
+    with pytest.raises(UserError, match="did not give a line for each of 2 images' texts"):
+        caption_metrics.tokenize({"1": ["a|b"], "2": ["c"]})
+
+
 def test_unknown_metric():
     with pytest.raises(UserError, match="'cidr' is unknown. Did you mean 'cider'"):
         caption_metrics.check(("cidr",))

@@ -143,12 +143,12 @@ def captioner_bias():
 
 def test_winoground_scores():
     question = foils.Foil("w", ("a.png", "b.png"), ("x", "y"))
-    scores = {("a", "x"): 2.0, ("a", "y"): 1.0, ("b", "x"): 3.0, ("b", "y"): 4.0}
+    scores = {("a.png", "x"): 2.0, ("a.png", "y"): 1.0, ("b.png", "x"): 3.0, ("b.png", "y"): 4.0}
     assert compositionality.answers(question, scores) == (True, False, False)
-    assert compositionality.answers(question, scores | {("b", "x"): 0.0}) == (True, True, True)
+    assert compositionality.answers(question, scores | {("b.png", "x"): 0.0}) == (True, True, True)
     single = foils.Foil("s", ("a.png",), ("x", "y"))
     assert compositionality.answers(single, scores) == (True,)
-    assert compositionality.answers(single, scores | {("a", "y"): 2.0}) == (False,)  # A tie is no answer.
+    assert compositionality.answers(single, scores | {("a.png", "y"): 2.0}) == (False,)  # A tie is no answer.
 
 
 FORMATS = {
@@ -314,3 +314,49 @@ def test_images_that_are_not_there(by_word, colors, mesh, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps([{"filename": "x"}]))
     with pytest.raises(UserError, match="Row 0 of .* is not of the format sugarcrepe: it lacks 'caption'"):
         foils.read("sugarcrepe", str(tmp_path / "bad.json"))
+
+
+def test_two_parts_of_one_image_are_two_images(by_word, colors, mesh, tmp_path):
+    """ARO's rows are about a box: of a picture that is red on the left and blue on the right, each half is its own."""
+    from PIL import Image
+
+    picture = Image.new("RGB", (64, 32), (255, 0, 0))
+    picture.paste((0, 0, 255), (32, 0, 64, 32))
+    (tmp_path / "images").mkdir()
+    picture.save(tmp_path / "images" / "two.png")
+    row = {"image_path": "two.png", "bbox_y": 0, "bbox_w": 32, "bbox_h": 32}
+    rows = [
+        row | {"bbox_x": 0, "true_caption": "red", "false_caption": "blue"},
+        row | {"bbox_x": 32, "true_caption": "blue", "false_caption": "red"},
+    ]
+    (tmp_path / "vg.json").write_text(json.dumps(rows))
+    evaluator = compositionality.Compositionality(
+        format="aro", file=str(tmp_path / "vg.json"), images=str(tmp_path / "images")
+    )
+    found = run(evaluator, two_towers, colors, mesh)
+    assert found["vg/count"] == 2 and found["vg/accuracy"] == 1.0
+
+
+def test_images_that_can_not_be_decoded_are_left_out(by_word, colors, mesh, tmp_path, capsys):
+    """One bad file ends no evaluation; a box outside of its image is no image either."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (32, 32), color).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"nothing")
+    rows = [{"image_path": f"{n}.png", "true_caption": "red", "false_caption": "blue"} for n in ("red", "blue", "bad")]
+    rows.append(rows[0] | {"bbox_x": 40, "bbox_y": 0, "bbox_w": 5, "bbox_h": 5})
+    (tmp_path / "vg.json").write_text(json.dumps(rows))
+    evaluator = compositionality.Compositionality(
+        format="aro", file=str(tmp_path / "vg.json"), images=str(tmp_path / "images")
+    )
+    found = run(evaluator, two_towers, colors, mesh)
+    assert (found["vg/count"], found["vg/accuracy"]) == (2, 0.5)
+    assert "2 images can't be used and are left out; the first is 'bad.png'" in capsys.readouterr().out
+    pairs = [{"image_id": n, "hypothesis": "red", "label": "entailment"} for n in ("red", "bad")]
+    pairs.append({"image_id": "blue", "hypothesis": "red", "label": "contradiction"})
+    (tmp_path / "ve.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    evaluator = entailment.Entailment(file=str(tmp_path / "ve.jsonl"), images=str(tmp_path / "images"))
+    found = run(evaluator, two_towers, colors, mesh)
+    assert (found["auc"], found["count"]) == (1.0, 2)
