@@ -15,7 +15,8 @@ _MAGIC = re.compile(r"[*?\[]")
 
 
 def expand(pattern: str) -> list[str]:
-    """Files of a pattern, each once; those of a glob sorted, those of braces in the order in which they are written.
+    """Files of a pattern, each once; those of a glob sorted, those of braces in the order in which they are written,
+    inner ones first.
 
     A file that is there by the very name that was given is itself, whatever signs its name has in it, and so is every
     folder on the way. Names out of braces that are not there stay, so that missing shards are noticed by who reads.
@@ -59,6 +60,8 @@ def _alternatives(pattern: str) -> Iterator[str]:
 def _matches(pattern: str) -> list[str]:
     """Files of a glob. Folders that are there by the name as it stands are no globs; brackets mean one of the signs in
     them only where nothing has the brackets themselves in its name."""
+    if epath.Path(pattern).exists():
+        return [pattern]
     parts = pattern.split("/")
     plain = 0
     while not _MAGIC.search(parts[plain]) or epath.Path("/".join(parts[: plain + 1])).exists():

@@ -74,11 +74,31 @@ def key_and_suffix(name: str) -> tuple[str, str] | None:
     return (str(path.parent / stem), suffix.lower()) if stem else None
 
 
+class _Member(tarfile.TarInfo):
+    """Says so where an archive ends before its end: tarfile takes any header that it can't read for the end, and a
+    first end for the last one, though archives may be put one behind the other."""
+
+    @classmethod
+    def fromtarfile(cls, archive):
+        """The next member."""
+        ended, archive.ended = getattr(archive, "ended", False), False
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            archive.ended = True
+            raise
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as e:
+            if ended:  # Whatever fills up the file.
+                raise tarfile.EmptyHeaderError(str(e)) from e
+            raise tarfile.ReadError(str(e)) from e
+
+
 def _tar(path: str, max_bytes: int, count: Count) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Unsafe paths and oversized members are left out before they are read."""
     key, members, bad = None, {}, ""
+    options = {"mode": "r|*", "ignore_zeros": True, "tarinfo": _Member}
     try:
-        with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, **options) as archive:
             for member in archive:
                 if not member.isfile():
                     continue
