@@ -16,7 +16,7 @@ import shlex
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from capvl.data import annotated, annotations, corpus, filters, sources
 from capvl.data.samples import Names
@@ -97,7 +97,8 @@ def print_report(folder: pathlib.Path) -> None:
     """How many examples a prepared data set has, and what was rejected and why."""
     console = Console()
     report = json.loads((folder / "report.json").read_text())
-    table = Table("split", "what", "count", "first", "files", title=escape(str(folder)))
+    headings = ("split", "what", "count", "first", "files")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():
         table.add_row(split, "examples", str(entry["examples"]), "", "")
         for what, column in entry.get("columns", {}).items():

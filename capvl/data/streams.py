@@ -148,17 +148,26 @@ class Stream:
             raise UserError(f"data.readers={options.readers} must be a multiple of the {host.count} hosts.")
 
     def check(self) -> None:
-        """Raises UserError where none of the first samples can be used."""
+        """Raises UserError where none of the first samples of one of this host's readers can be used."""
+        for reader in self._readers():
+            self._check(self.files[reader :: self.options.readers])
+
+    def _check(self, files: list[str]) -> None:
         reasons: collections.Counter[str] = collections.Counter()
-        own = self.files[self.host.index :: self.host.count]
-        for item in (item for path in own for item in self._read(path)):
+        for item in (item for path in files for item in self._read(path)):
             if not isinstance(item, LeftOut):
                 return
             reasons[item.reason] += 1
             if reasons.total() == CHECKED:
                 break
-        left_out = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(TOLD)) or "there are none"
-        raise UserError(f"No sample of {self.pattern!r} can be used (of the first {CHECKED}): {left_out}.")
+        left_out = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(TOLD)) or "there is none"
+        which = repr(files[0]) + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
+        raise UserError(f"No sample of {which} can be used: {left_out}.")
+
+    def _readers(self) -> range:
+        """Of this host."""
+        readers, host = self.options.readers, self.host
+        return range(host.index * readers // host.count, (host.index + 1) * readers // host.count)
 
     def batches(self, batch: int, position: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless batches of this host from example `position` on.
@@ -173,7 +182,7 @@ class Stream:
             raise UserError(
                 f"batch_size={batch} and the position {position} must be multiples of data.readers={readers}."
             )
-        own = range(self.host.index * readers // self.host.count, (self.host.index + 1) * readers // self.host.count)
+        own = self._readers()
         numbered = {r: _with_next(self._records(r, skip=position // readers), self._ahead()) for r in own}
         of_batch = getattr(self.transform, "for_batch", None)
         with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:
