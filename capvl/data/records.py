@@ -122,7 +122,7 @@ def read(members: dict[str, bytes], text: str = "") -> Record:
     """What a sample says.
 
     Args:
-      members: suffix -> bytes.
+      members: suffix -> bytes; `cls` is a label, as WebDataset's examples have it.
       text: the member, else the key of the JSON, that holds the captions; "" for `captions` of the JSON, else the first
         of TEXT_NAMES that says anything, members before keys.
 
@@ -130,7 +130,7 @@ def read(members: dict[str, bytes], text: str = "") -> Record:
       RejectedError: with the reason.
     """
     meta = _json(members.get("json", b""))
-    schema = _validated(meta)
+    schema = _validated(_class(members) | meta)
     captions = _named(members, meta, text) if text else schema.captions
     if not text and not any(captions):
         found = (texts for name in _places(members, meta) if any(texts := _named(members, meta, name)))
@@ -171,6 +171,12 @@ def _json(data: bytes) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise RejectedError("unreadable JSON")
     return meta
+
+
+def _class(members: dict[str, bytes]) -> dict[str, Any]:
+    """The label in WebDataset's member `cls`, for who has none in the JSON."""
+    said = members.get("cls", b"").strip()
+    return {"label": int(said) if re.fullmatch(rb"\d{1,20}", said) else said} if said else {}
 
 
 def _validated(meta: dict[str, Any]) -> Schema:

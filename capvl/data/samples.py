@@ -217,7 +217,7 @@ def _parquet(path: str, max_bytes: int, count: Count, names: Names) -> Iterator[
                         continue
                     yield key, members
     except UserError as e:
-        count(str(e), path)
+        count(str(e).rstrip("."), path)
     except (pyarrow.ArrowException, OSError, ValueError) as e:
         if storage.passes(e):
             raise

@@ -279,7 +279,7 @@ class Stream:
                 else:
                     yield example
         except UserError as e:  # Of this file; the others may be as they should.
-            count(str(e), path)
+            count(str(e).rstrip("."), path)
         yield from waiting
 
     def _examples(self, path: str, count: Count) -> Iterator[dict]:

@@ -130,6 +130,14 @@ def test_what_fits_is_kept():
     assert read({"labels": ["cat"], "category_names": "x"}).schema.labels == []
 
 
+def test_label_of_its_own_member():
+    assert read({}, cls=b"5\n").schema.label == 5
+    assert read({"label": 3}, cls=b"5").schema.label == 3
+    assert read({}, cls=b"").schema.label == -1
+    with pytest.raises(RejectedError, match="label is no whole number"):
+        read({}, cls=b"dog")
+
+
 def test_image_of_a_sample():
     assert records.image({"txt": b"", "png": b"x"}) == b"x"
     assert records.image({"jpg": b"x", "mask.png": b"y"}) == b"x"
