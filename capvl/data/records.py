@@ -10,7 +10,16 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictStr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import from_json
 
 from capvl.data.filters import RejectedError
@@ -59,7 +68,7 @@ def _chain(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Texts = Annotated[list[str], BeforeValidator(_texts)]
+Texts = Annotated[list[str], PlainValidator(_texts)]
 Label = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=-1, lt=2**63)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Box = Annotated[tuple[Finite, Finite, Finite, Finite], AfterValidator(_corners)]

@@ -69,9 +69,13 @@ def key_and_suffix(name: str) -> tuple[str, str] | None:
     Returns:
       None for hidden files, such as the ._NAME that macOS puts beside every file.
     """
-    path = pathlib.PurePosixPath(name)
-    stem, _, suffix = path.name.partition(".")
-    return (str(path.parent / stem), suffix.lower()) if stem else None
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    if not stem:
+        return None
+    if folder:
+        folder = str(pathlib.PurePosixPath(folder))
+    return (stem if folder in ("", ".") else f"{folder}/{stem}"), suffix.lower()
 
 
 class _Member(tarfile.TarInfo):
@@ -102,10 +106,11 @@ def _tar(path: str, max_bytes: int, count: Count) -> Iterator[tuple[str, dict[st
             for member in archive:
                 if not member.isfile():
                     continue
-                # Bytes that are not UTF-8 would be half characters, which nothing can write.
-                name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                place = pathlib.PurePosixPath(name)
-                if place.is_absolute() or ".." in place.parts:
+                name = member.name
+                if not name.isascii():
+                    # Bytes that are not UTF-8 are half characters here, which nothing can write.
+                    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                if name.startswith("/") or ".." in name.split("/"):
                     count("path climbs out", name)
                     continue
                 found = key_and_suffix(name)
