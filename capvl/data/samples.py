@@ -248,6 +248,8 @@ def _row_members(row: dict, chosen: Columns, image: str) -> dict[str, bytes]:
         if value:
             members[suffix] = value
     rest = {name: value for name, value in row.items() if value is not None}
+    if isinstance(rest.get(chosen.text), str):
+        members["txt"] = rest[chosen.text].encode()
     return members | {"json": json.dumps(rest, ensure_ascii=False, default=_plain).encode()}
 
 
