@@ -19,6 +19,7 @@ import numpy as np
 from capvl import config, terminal
 from capvl.convert.load import initial_state
 from capvl.data import loader, sources
+from capvl.data.publish import check_name
 from capvl.data.randomness import Uniforms
 from capvl.data.transforms import Crop
 from capvl.errors import UserError
@@ -45,6 +46,7 @@ def write(recipe: config.Recipe, out: str, views: int, split: str) -> str:
     """
     import tensorflow_datasets as tfds
 
+    check_name(out)
     if not getattr(recipe.objective, "locked", False) or not hasattr(recipe.model, "text_pool"):
         raise UserError(
             "Embeddings are cached for recipes with objective.name='contrastive' and objective.locked=True."

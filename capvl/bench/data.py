@@ -21,7 +21,7 @@ from rich.table import Table
 
 from capvl import config
 from capvl.chips import CHIPS, Chip
-from capvl.data import corpus, prepare, sources, streams
+from capvl.data import corpus, patterns, prepare, sources, streams
 from capvl.data.loader import DataOptions, Host, Order, TrainBatch, TrainLoader, stack
 from capvl.data.randomness import Uniforms
 from capvl.data.transforms import ImageText, random_crop
@@ -38,7 +38,7 @@ def upscale(pattern: str, short_side: int, count: int, folder: pathlib.Path) -> 
     out = folder / "00000.tar"
     written = 0
     with tarfile.open(out, "w") as archive:
-        for path in streams.expand(pattern):
+        for path in patterns.expand(pattern):
             for sample in streams.tar_samples(path):
                 if "jpg" not in sample or written == count:
                     continue

@@ -17,7 +17,7 @@ from capvl import storage
 from capvl.data import annotations, lookup, shards, video
 from capvl.data.annotations import Item
 from capvl.data.decode import BadImageError, decode, image_size
-from capvl.data.publish import VERSION, Shard, publish
+from capvl.data.publish import VERSION, Shard, check_name, publish
 from capvl.data.tsv import Tsv
 from capvl.errors import UserError, nearest
 
@@ -67,6 +67,7 @@ def prepare(
     Raises:
       UserError: bad annotations, none of the images, or a data set of that name.
     """
+    check_name(name)
     if format not in annotations.FORMATS:
         raise UserError(f"The format {format!r} is unknown." + nearest(format, annotations.FORMATS))
     if not splits:

@@ -16,7 +16,7 @@ def _write(job_and_source, plan: corpus.Plan):
     """One shard; yields (identity, (order of the shard, number of the record)) of its records."""
     order, job, source = job_and_source
     part = plan.part(job)
-    shards.write_shard(source, part, plan.filters, plan.frames)
+    shards.write_shard(source, part, plan.filters, plan.frames, plan.names)
     for number, row in enumerate(shards.read_rows(part)):
         for place, identity in enumerate(corpus.identities(job[0], row)):
             yield identity, (order, number, place)

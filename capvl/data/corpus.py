@@ -19,8 +19,9 @@ from etils import epath
 from capvl import storage
 from capvl.data import shards
 from capvl.data.filters import Filters
-from capvl.data.publish import VERSION, Shard, publish
-from capvl.data.streams import expand
+from capvl.data.patterns import expand
+from capvl.data.publish import VERSION, Shard, check_name, publish
+from capvl.data.samples import NO_NAMES, Names, columns, is_parquet
 from capvl.errors import UserError
 
 Job = tuple[str, int]  # Split, and number of the shard in it.
@@ -37,6 +38,7 @@ class Plan:
       parts: folder of what is unfinished.
       filters: what is let in.
       frames: of each clip; 0 for images.
+      names: of what holds the image and the captions.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Plan:
     parts: epath.Path
     filters: Filters
     frames: int = 0
+    names: Names = NO_NAMES
 
     def part(self, job: Job) -> str:
         """Path of a shard's records."""
@@ -62,6 +65,7 @@ def prepare(
     *,
     filters: Filters | None = None,
     frames: int = 0,
+    names: Names = NO_NAMES,
     workers: int = 0,
     beam: list[str] | None = None,
 ) -> epath.Path:
@@ -73,6 +77,7 @@ def prepare(
       data_dir: where prepared data sets are; with Beam also a bucket.
       filters: what is let in.
       frames: of clips, of which so many are kept; 0 for images.
+      names: of what holds the image and the captions, where their own names don't say it.
       workers: processes; 0 for one a core.
       beam: options of Apache Beam, to run there instead; None for here.
 
@@ -80,8 +85,10 @@ def prepare(
       The data set's folder; it holds `report.json` and `card.md`.
 
     Raises:
-      UserError: no files, no examples, or a data set of that name made from other files.
+      UserError: a name that a data set can't have, no files, columns that don't say what they are, no examples, or a
+        data set of that name made from other files.
     """
+    check_name(name)
     filters = filters or Filters()
     filters.check()
     if beam is not None and not importlib.util.find_spec("apache_beam"):
@@ -90,7 +97,8 @@ def prepare(
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
     sources = {(split, i): path for split, p in splits.items() for i, path in enumerate(expand(p))}
-    plan = Plan(name, sources, folder, storage.folder(data_dir) / name / "incomplete", filters, frames)
+    plan = Plan(name, sources, folder, storage.folder(data_dir) / name / "incomplete", filters, frames, names)
+    taken = _columns(plan)
     _claim(plan)
     if beam is None:
         run_here(plan, workers)
@@ -98,8 +106,26 @@ def prepare(
         from capvl.data.beam import run_on_beam
 
         run_on_beam(plan, beam)
-    _finish(plan)
+    _finish(plan, taken)
     return folder
+
+
+def _columns(plan: Plan) -> dict[str, dict[str, str]]:
+    """split -> what is taken from which column, by the first of its parquet files that can be read."""
+    taken: dict[str, dict[str, str]] = {}
+    for (split, _), path in plan.sources.items():
+        if split in taken or not is_parquet(path):
+            continue
+        try:
+            found = columns(path, plan.names)
+        except UserError:
+            raise
+        except Exception:  # Who reads it counts it, with its reason.
+            continue
+        if not found.text:
+            raise UserError(f"{path!r} has no column that is called as captions are; name it with --text=COLUMN.")
+        taken[split] = {"image": found.image or ", ".join(found.films), "text": found.text}
+    return taken
 
 
 def _claim(plan: Plan) -> None:
@@ -107,6 +133,7 @@ def _claim(plan: Plan) -> None:
     text = json.dumps(
         [[f"{s}-{i}", path] for (s, i), path in plan.sources.items()]
         + [[*dataclasses.astuple(plan.filters), *((plan.frames,) if plan.frames else ())]]
+        + ([dataclasses.astuple(plan.names)] if plan.names != NO_NAMES else [])
     )
     file = plan.parts / "plan.json"
     if file.exists() and file.read_text() != text:
@@ -122,7 +149,10 @@ def run_here(plan: Plan, workers: int = 0) -> None:
     parts = [(source, plan.part(job)) for job, source in plan.sources.items()]
     missing = [p for p in parts if not storage.folder(p[1] + ".json").exists()]
     _in_processes(
-        "preparing", [(shards.write_shard, *p, plan.filters, plan.frames) for p in missing], len(parts), workers
+        "preparing",
+        [(shards.write_shard, *p, plan.filters, plan.frames, plan.names) for p in missing],
+        len(parts),
+        workers,
     )
     dropped = find_duplicates(plan)
     thin = [(shards.thin_shard, plan.part(job), numbers) for job, numbers in dropped.items()]
@@ -145,8 +175,11 @@ def _in_processes(title: str, calls: list[tuple[Callable, ...]], total: int, wor
 
 
 def identities(split: str, row: shards.Row) -> list[tuple[str, str, str]]:
-    """(split, kind, value) of everything by which a record may be the same as another; the first kind is the reason."""
-    return [(split, "key", row.key), *((split, kind, value) for kind, value in row.hashes.items())]
+    """(split, kind, value) of everything by which a record may be the same as another; the first kind is the reason.
+
+    Keys are unique within a file only: another file may have the same ones for other samples, as img2dataset's have.
+    """
+    return [(split, "key", f"{row.key} {row.content}"), *((split, kind, value) for kind, value in row.hashes.items())]
 
 
 def find_duplicates(plan: Plan) -> dict[Job, dict[int, str]]:
@@ -162,7 +195,7 @@ def find_duplicates(plan: Plan) -> dict[Job, dict[int, str]]:
     return dict(dropped)
 
 
-def _finish(plan: Plan) -> None:
+def _finish(plan: Plan, taken: dict[str, dict[str, str]]) -> None:
     """Gives shards their final names, writes tfds' metadata, report and card, and shows the folder."""
     files = {job: shards.final(plan.part(job)) for job in plan.sources}
     reports = {job: shards.read_report(str(file)) for job, file in files.items()}
@@ -171,10 +204,13 @@ def _finish(plan: Plan) -> None:
         if not total["examples"]:
             rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in total["rejected"].items()) or "nothing"
             raise UserError(f"Split {split!r} of {plan.name!r} has no example left; rejected: {rejected}.")
+    files_of = {split: _files_of(plan, reports, split) for split in totals}
     report = {
         split: {
             "examples": t["examples"],
             "rejected": {k: {"count": n, "first": f} for k, (n, f) in t["rejected"].items()},
+            **({"files": files_of[split]} if files_of[split] else {}),
+            **({"columns": taken[split]} if split in taken else {}),
         }
         for split, t in totals.items()
     }
@@ -191,6 +227,16 @@ def _finish(plan: Plan) -> None:
         {"report.json": json.dumps(report, indent=1), "card.md": card(plan, totals)},
     )
     plan.parts.rmtree()
+
+
+def _files_of(plan: Plan, reports: dict[Job, dict], split: str) -> dict[str, list[str]]:
+    """reason -> the first files of a split of which something was left out for it."""
+    files: dict[str, list[str]] = collections.defaultdict(list)
+    for job, report in reports.items():
+        for reason in report["rejected"] if job[0] == split else ():
+            if len(files[reason]) < shards.NAMED_PER_REASON:
+                files[reason].append(plan.sources[job])
+    return dict(files)
 
 
 def _total(reports: list[dict]) -> dict:

@@ -20,12 +20,15 @@ import numpy as np
 from capvl.data import sources
 from capvl.data.decode import BadImageError
 from capvl.data.lines import read_lines
+from capvl.data.patterns import expand
 from capvl.data.randomness import Uniforms, replacement
-from capvl.data.streams import Stream, expand
+from capvl.data.streams import ATTEMPTS, Stream
+from capvl.data.tasks import FEATURES, without_text
 from capvl.errors import UserError, nearest
 
-ATTEMPTS = 10
 MIN_SEEN = 200
+CHECKED = 32
+"""Records of a data set that are looked at for texts before a run begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +37,12 @@ class DataOptions:
 
     Attributes:
       name: a data set (`capvl.data.sources.open_source`), a mixture with weights such as
-        "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar or TFRecord shards
+        "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar, parquet or TFRecord shards
         ("stream:gs://bucket/{00000..00099}.tar").
       split: of every data set.
       data_dir: where prepared data sets are; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      image, text: names of the features where the table in `sources` doesn't know them.
+      image, text: names of the features where the table in `sources` doesn't know them; of streams the column, the
+        suffix or (text) the key of the JSON, where it isn't called as these are.
       class_names: file of names by label, one a line or a JSON list, where the data set's own are codes.
       tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
       crop: "random", "center" or "squash".
@@ -48,7 +52,7 @@ class DataOptions:
       threads: batches that are made at once.
       workers: processes that make batches; 0 for threads of this one.
       prefetch: batches that are made ahead.
-      max_bad: share of images that may be bad before the run stops.
+      max_bad: share of examples that may be bad, or without a text that is needed, before the run stops.
       readers, window: streams only: parallel readers and their shuffle window in records.
     """
 
@@ -125,6 +129,8 @@ class DataOptions:
 
                 return prepare.scenes_tokenizer(self.directory(), "wordpiece")
             return self.tokenizer.replace("{data_dir}", self.directory())
+        if self.name.startswith("stream:"):
+            raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")
         if self.parts()[0][0].split("/")[0] == "scenes":
             from capvl.data import prepare
 
@@ -192,6 +198,7 @@ class TrainBatch:
     start: int
     batch: int
     rows: range
+    features: tuple[str, ...] = ()
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         """The rows of batch k that belong to this host, and `bad` (rows,): how many images were replaced."""
@@ -201,17 +208,39 @@ class TrainBatch:
         return stack([self.example(first + row, transform) for row in self.rows])
 
     def example(self, n: int, transform=None) -> dict[str, Any]:
-        """Example n by its batch's transform; a bad image is replaced by one drawn from (seed, n), ATTEMPTS times."""
+        """Example n by its batch's transform; one with a bad image, or without the text that is asked for, is replaced
+        by one drawn from (seed, n), ATTEMPTS times."""
         transform = transform or self.transform
         which, record = self.order[n]
         source = self.sources[which]
         for attempt in range(ATTEMPTS):
             try:
-                return transform(source[record], Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
+                return transform(self._read(source, record), Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
             except BadImageError as e:
                 last = e
                 record = replacement(self.seed, n, attempt, len(source))
         raise UserError(f"{ATTEMPTS} images in a row of data set {source.name!r} are bad; the last: {last}")
+
+    def _read(self, source, record: int) -> dict[str, Any]:
+        """A record without blanks among its captions."""
+        example = source[record]
+        if without_text(example, self.features):
+            raise BadImageError(f"record {record} has no text")
+        texts = example.get("text")
+        if isinstance(texts, list) and not all(text.strip() for text in texts):
+            example["text"] = [text for text in texts if text.strip()]
+        return example
+
+
+def check_texts(source: sources.Source, features: tuple[str, ...]) -> None:
+    """Raises UserError where no record of a data set, of CHECKED evenly spread ones, has a text that is needed."""
+    texts = tuple(f for f in features if f.rstrip("?") in FEATURES.values())
+    chosen = range(0, len(source), -(-len(source) // CHECKED))
+    if texts and all(without_text(source.read(i, texts), features) for i in chosen):
+        raise UserError(
+            f"Data set {source.name!r} has no text in any of {len(chosen)} records, and the objective learns from "
+            f"{' or '.join(text.rstrip('?') for text in texts)}."
+        )
 
 
 def stack(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -241,13 +270,15 @@ class TrainLoader:
           host: this host, by default.
 
         Raises:
-          UserError: see `capvl.data.sources.open_source`.
+          UserError: see `capvl.data.sources.open_source`, or no text where the objective needs one.
         """
         self.options, self.batch, self.position = options, batch, position
         host = host or Host.this()
         self.seen = self.bad = 0
         if options.name.startswith("stream:"):
-            stream = Stream(options.name[len("stream:") :], options, transform, seed=seed, host=host)
+            files = options.name[len("stream:") :]
+            stream = Stream(files, options, transform, seed=seed, host=host, features=tuple(features))
+            stream.check()
             self._batches = stream.batches(batch, position)
             return
         parts = options.parts()
@@ -255,8 +286,10 @@ class TrainLoader:
             sources.open_source(n, options.split, options.directory(), features=features, fields=options.fields())
             for n, _ in parts
         ]
+        for source in opened:
+            check_texts(source, features)
         order = Order([len(s) for s in opened], [w for _, w in parts], seed)
-        make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch))
+        make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch), tuple(features))
         self._batches = _prefetched(make, options)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -275,8 +308,8 @@ class TrainLoader:
         self.bad += int(bad.sum())
         if self.seen >= MIN_SEEN and self.bad > self.options.max_bad * self.seen:
             raise UserError(
-                f"{self.bad} of {self.seen} images are bad, more than data.max_bad={self.options.max_bad}; "
-                f"check data set {self.options.name!r}."
+                f"{self.bad} of {self.seen} examples are bad or without text, more than data.max_bad="
+                f"{self.options.max_bad}; check data set {self.options.name!r}."
             )
         return batch
 

@@ -15,10 +15,11 @@ import pathlib
 import shlex
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.markup import escape
+from rich.table import Column, Table
 
 from capvl.data import annotated, annotations, corpus, filters, sources
+from capvl.data.samples import Names
 from capvl.errors import UserError, nearest
 
 SCENES_VOCAB = 128
@@ -96,12 +97,15 @@ def print_report(folder: pathlib.Path) -> None:
     """How many examples a prepared data set has, and what was rejected and why."""
     console = Console()
     report = json.loads((folder / "report.json").read_text())
-    table = Table("split", "what", "count", "first", title=str(folder))
+    headings = ("split", "what", "count", "first", "files")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():
-        table.add_row(split, "examples", str(entry["examples"]), "")
+        table.add_row(split, "examples", str(entry["examples"]), "", "")
+        for what, column in entry.get("columns", {}).items():
+            table.add_row(split, f"{what} from column", "", escape(column), "")
         for reason, rejected in sorted(entry["rejected"].items()):
-            first = Text(" ".join(rejected["first"]))  # Names have brackets that are no markup.
-            table.add_row(split, Text(f"rejected: {reason}"), str(rejected["count"]), first)
+            names = (" ".join(rejected["first"]), " ".join(entry.get("files", {}).get(reason, ())))
+            table.add_row(split, escape(f"rejected: {reason}"), str(rejected["count"]), *map(escape, names))
     console.print(table)
 
 
@@ -152,6 +156,8 @@ def main(argv: list[str] | None = None) -> None:
         if command == "tars":
             for split in ("train", "val", "test"):
                 sub.add_argument(f"--{split}", default="", help=f"pattern of the tar or parquet files of split {split}")
+            sub.add_argument("--image", default="", help="column or suffix of the images; default: by its name")
+            sub.add_argument("--text", default="", help="column, suffix or key of the captions; default: by its name")
             _filter_arguments(sub)
         if command == "annotated":
             _annotated_arguments(sub)
@@ -180,6 +186,7 @@ def main(argv: list[str] | None = None) -> None:
                 data_dir,
                 filters=_filters(args),
                 frames=args.frames,
+                names=Names(args.image, args.text),
                 workers=args.workers,
                 beam=beam,
             )

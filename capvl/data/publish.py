@@ -1,12 +1,17 @@
-"""The last step of making a data set: shards get their final names, tfds' metadata is written, the folder is shown."""
+"""What data sets may be called, and the last step of making one: shards get their final names, tfds' metadata is
+written, the folder is shown.
+"""
 
+import re
 from typing import NamedTuple
 
 from etils import epath
 
 from capvl import storage
+from capvl.errors import UserError
 
 VERSION = "1.0.0"
+EMBEDDED = "scenes"
 
 
 class Shard(NamedTuple):
@@ -15,6 +20,27 @@ class Shard(NamedTuple):
     file: epath.Path
     examples: int
     bytes: int
+
+
+def check_name(name: str) -> None:
+    """Whether a data set that is made here can have this name: what tfds finds again in the names of its files.
+
+    Raises:
+      UserError: it can't; with the nearest that can.
+    """
+    from tensorflow_datasets.core import naming
+
+    if name == EMBEDDED:
+        raise UserError(f"The name {name!r} belongs to the embedded data set; choose another.")
+    # Its pattern would let a line's end through.
+    if naming.is_valid_dataset_and_class_name(name) and not name.endswith("\n"):
+        return
+    near = re.sub(r"\W+", "_", name).strip("_")
+    near = near if re.match("[a-zA-Z]", near) else f"data_{near}".rstrip("_")
+    raise UserError(
+        f"A data set can't be called {name!r}: its name is a letter of a to z, then letters, digits and _, such as "
+        f"{near!r}."
+    )
 
 
 def publish(

@@ -5,6 +5,7 @@ duplicates) and its report. Leaving out duplicates makes a second, thinner file 
 """
 
 import collections
+import hashlib
 import json
 import re
 from typing import Any, NamedTuple
@@ -14,11 +15,10 @@ import simplejpeg
 from etils import epath
 
 from capvl import storage
-from capvl.data import video
+from capvl.data import records, video
 from capvl.data.decode import aspect_size, resize
 from capvl.data.filters import Filters, RejectedError
-from capvl.data.samples import samples
-from capvl.data.streams import IMAGE_SUFFIXES
+from capvl.data.samples import NO_NAMES, Names, samples
 
 NAMED_PER_REASON = 5
 # GIT's pre-training images were stored with short sides of at most 384 pixels.
@@ -26,14 +26,16 @@ FRAME_SIDE = 384
 
 
 class Row(NamedTuple):
-    """What is known of a record: its key, its hashes by kind, pixels, characters of all captions, bytes."""
+    """What is known of a record: its key, its hashes by kind, pixels, characters of all captions, bytes, and a hash of
+    all of it (the last two once it is written)."""
 
     key: str
     hashes: dict[str, str]
     height: int
     width: int
     text: int
-    bytes: int
+    bytes: int = 0
+    content: str = ""
 
 
 def features(frames: int = 0):
@@ -61,7 +63,9 @@ def features(frames: int = 0):
     )
 
 
-def to_example(key: str, members: dict[str, bytes], filters: Filters, frames: int = 0) -> tuple[dict[str, Any], Row]:
+def to_example(
+    key: str, members: dict[str, bytes], filters: Filters, frames: int = 0, names: Names = NO_NAMES
+) -> tuple[dict[str, Any], Row]:
     """One sample in the schema, and what is known of it.
 
     Args:
@@ -69,42 +73,31 @@ def to_example(key: str, members: dict[str, bytes], filters: Filters, frames: in
       members: suffix -> bytes.
       filters: what is let in.
       frames: of clips, of which so many are kept; 0 for images.
+      names: of what holds the image and the captions.
 
     Raises:
       RejectedError: with the reason.
     """
     kept = _frames(members, frames) if frames else []
-    image = kept[len(kept) // 2] if kept else next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
-    if image is None:
-        raise RejectedError("no image")
+    image = kept[len(kept) // 2] if kept else records.image(members, names.image)
     pixels = filters.check_image(image)
     height, width = pixels.shape[:2]
-    try:
-        meta = json.loads(members.get("json", b"{}"))
-    except ValueError as e:
-        raise RejectedError("unreadable JSON") from e
-    if not isinstance(meta, dict):
-        raise RejectedError("unreadable JSON")
-    try:
-        text = members.get("txt", b"").decode("utf-8").strip()
-    except UnicodeDecodeError as e:
-        raise RejectedError("text is not UTF-8") from e
-    captions = [c.strip() for c in meta.get("captions") or [] if isinstance(c, str) and c.strip()] or [text]
-    filters.check_texts(captions, str(meta.get("url") or ""))
+    record = records.read(members, names.text)
+    captions, url = record.captions or [""], record.meta.get("url")
+    filters.check_texts(captions, url if isinstance(url, str) else "")
     example = {
         "key": key,
         **({"frames": kept} if frames else {"image": image}),
         "text": captions,
-        "label": int(meta["label"]) if isinstance(meta.get("label"), int) else -1,
-        "class_name": str(meta.get("class_name") or ""),
-        "boxes": list(_boxes(meta, height, width)),
+        "label": record.schema.label,
+        "class_name": record.schema.class_name,
+        "boxes": list(_boxes(record.schema, height, width)),
         "phrases": [
-            dict(sentence=int(s), first_word=int(f), num_words=int(n), chain=str(c), phrase=str(p))
-            for s, f, n, c, _, p in meta.get("phrases") or []
+            dict(sentence=s, first_word=f, num_words=n, chain=c, phrase=p) for s, f, n, c, _, p in record.schema.phrases
         ],
-        "json": json.dumps(meta, ensure_ascii=False),
+        "json": json.dumps(record.meta, ensure_ascii=False),
     }
-    return example, Row(key, filters.hashes(pixels, captions), height, width, sum(map(len, captions)), 0)
+    return example, Row(key, filters.hashes(pixels, captions), height, width, sum(map(len, captions)))
 
 
 def _frames(members: dict[str, bytes], count: int) -> list[bytes]:
@@ -131,39 +124,42 @@ def encode_jpeg(pixels) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
 
 
-def _boxes(meta: dict, height: int, width: int):
-    """Rows of the `boxes` feature, from a list with labels or a dict by chain; pixels -> fractions."""
+def _boxes(schema: records.Schema, height: int, width: int):
+    """Rows of the `boxes` feature; pixels -> fractions, cut at the image's edges."""
     import tensorflow_datasets as tfds
 
-    rows = meta.get("boxes") or []
-    if isinstance(rows, dict):
-        rows = [(box, chain, -1, "") for chain, boxes in rows.items() for box in boxes]
-    else:
-        labels = meta.get("labels") or [-1] * len(rows)
-        names = meta.get("category_names") or [""] * len(rows)
-        rows = [(box, str(i), labels[i], names[i]) for i, box in enumerate(rows)]
-    for (x0, y0, x1, y1), chain, label, category in rows:
-        fractions = [min(max(v, 0.0), 1.0) for v in (y0 / height, x0 / width, y1 / height, x1 / width)]
-        yield {"bbox": tfds.features.BBox(*fractions), "chain": chain, "label": int(label), "category": category}
+    labels = schema.labels or [None] * len(schema.boxes)
+    names = schema.category_names or [None] * len(schema.boxes)
+    for (chain, (x0, y0, x1, y1)), label, name in zip(schema.boxes, labels, names, strict=True):
+        top, left, bottom, right = (min(max(v, 0.0), 1.0) for v in (y0 / height, x0 / width, y1 / height, x1 / width))
+        if top >= bottom or left >= right:
+            raise RejectedError("box outside of the image")
+        label = -1 if label is None else label
+        yield {
+            "bbox": tfds.features.BBox(top, left, bottom, right),
+            "chain": chain,
+            "label": label,
+            "category": name or "",
+        }
 
 
-def write_shard(source: str, part: str, filters: Filters, frames: int = 0) -> None:
+def write_shard(source: str, part: str, filters: Filters, frames: int = 0, names: Names = NO_NAMES) -> None:
     """Writes a shard's part, its rows and, last, its report; does nothing where the report is there.
 
     Args:
       source: a tar or parquet file.
       part: path of the records; the others have `.rows.json` and `.json` added.
       filters: what is let in.
-      frames: see `to_example`.
+      frames, names: see `to_example`.
 
     Raises:
       UserError: storage failed again and again.
     """
     if not storage.folder(part + ".json").exists():
-        storage.retry(_write_shard, source, part, filters, frames, what=f"Preparing {source!r}")
+        storage.retry(_write_shard, source, part, filters, frames, names, what=f"Preparing {source!r}")
 
 
-def _write_shard(source: str, part: str, filters: Filters, frames: int) -> None:
+def _write_shard(source: str, part: str, filters: Filters, frames: int, names: Names) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -171,18 +167,19 @@ def _write_shard(source: str, part: str, filters: Filters, frames: int) -> None:
     with storage.new_file(storage.folder(part)) as file:
         writer = ArrayRecordWriter(file, "group_size:1")
         try:
-            for key, members in samples(source, filters.max_bytes, rejected.count):
+            for key, members in samples(source, filters.max_bytes, rejected.count, names):
                 try:
                     if key in rows:
                         raise RejectedError("duplicate key")
-                    example, row = to_example(key, members, filters, frames)
+                    example, row = to_example(key, members, filters, frames, names)
                 except RejectedError as e:
                     rejected.count(str(e), key)
                     continue
                 record = schema.serialize_example(schema.encode_example(example))
                 # A map's order is by chance; the same input shall give the same file.
                 record = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
-                rows[key] = row._replace(bytes=len(record))
+                content = hashlib.blake2b(record, digest_size=12).hexdigest()
+                rows[key] = row._replace(bytes=len(record), content=content)
                 writer.write(record)
         finally:
             writer.close()

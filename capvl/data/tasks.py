@@ -25,6 +25,22 @@ def check_tasks(tasks: tuple[str, ...]) -> None:
         raise UserError("objective.tasks should name one task or more.")
 
 
+def without_text(example: dict, features: tuple[str, ...]) -> bool:
+    """Whether an Example lacks the text that an objective needs: each that it asks for, or any where it asks for
+    several as "FEATURE?"; never where it asks for none."""
+    asked = [feature for feature in features if feature.rstrip("?") in FEATURES.values()]
+    needed = [_says(example.get(feature)) for feature in asked if not feature.endswith("?")]
+    return bool(asked) and not (all(needed) if needed else any(_says(example.get(f.rstrip("?"))) for f in asked))
+
+
+def _says(value: Any) -> bool:
+    """Whether a feature that may be a text, a list of texts, or questions has any text in it."""
+    if isinstance(value, dict):
+        return len(value["question"]) > 0
+    texts = [value] if isinstance(value, str | bytes) else () if value is None else value
+    return any(text.strip() for text in texts)
+
+
 # (task, question) -> tokens of the prompt, and whether it had to be cut.
 Prompts = Callable[[str, str], tuple[np.ndarray, bool]]
 

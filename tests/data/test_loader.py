@@ -141,6 +141,74 @@ def test_too_many_bad_images_stop_the_run(options, transform):
         next(hopeless)
 
 
+def write_texts(folder, name, texts):
+    """A prepared data set of one picture with these captions."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from etils import epath
+
+    from capvl.data import publish, shards
+
+    schema = shards.features()
+    empty = {"label": -1, "class_name": "", "boxes": [], "phrases": [], "json": "{}"}
+    picture = jpeg(Image.new("RGB", (40, 30), (200, 10, 10)))
+    part = epath.Path(folder) / f"{name}.part"
+    writer = ArrayRecordWriter(str(part), "group_size:1")
+    for i, captions in enumerate(texts):
+        row = {"key": str(i), "image": picture, "text": captions, **empty}
+        writer.write(schema.serialize_example(schema.encode_example(row)))
+    writer.close()
+    made = {"train": [publish.Shard(part, len(texts), part.stat().length)]}
+    publish.publish(epath.Path(folder) / name / publish.VERSION, name, schema, made, "Texts.", {})
+
+
+@pytest.fixture
+def texts_of(options, tmp_path):
+    """A function that writes a data set and gives the texts of so many batches of four, and the loader."""
+    import dataclasses
+
+    def read(texts, batches, features=FEATURES, **changes):
+        write_texts(tmp_path, "texts", texts)
+        tokenizer = options.tokenizer_path()
+        chosen = dataclasses.replace(options, name="texts", data_dir=str(tmp_path), tokenizer=tokenizer, **changes)
+        transform = ImageText.from_options(chosen, res=16, length=12, train=True)
+        made = TrainLoader(chosen, transform, features, batch=4, seed=0, host=Host())
+        known = {tuple(transform.tokenizer(t, 12)): t for row in texts for t in row}
+        return [known[tuple(row)] for _ in range(batches) for row in next(made)["text"]], made
+
+    return read
+
+
+@pytest.mark.parametrize("texts", [[[]] * 8, [["", " \n"]] * 8])
+@pytest.mark.parametrize("features", [FEATURES, ("image?", "text?", "class_name?"), ("image?", "text?", "questions?")])
+def test_data_without_texts_ends_before_the_first_step(texts_of, texts, features):
+    with pytest.raises(UserError, match="'texts' has no text in any of 8 records, and the objective learns from text"):
+        texts_of(texts, 1, features)
+
+
+def test_records_without_text_are_replaced_and_counted(texts_of):
+    texts = [["a red circle"], [], ["a blue star"], [" "], ["", "a green ring"], ["a red star"]]
+    read, made = texts_of(texts, 30, max_bad=1.0)
+    assert set(read) == {"a red circle", "a blue star", "a green ring", "a red star"}
+    assert made.bad >= 120 // 3
+
+
+def test_too_many_records_without_text_stop_the_run(texts_of):
+    with pytest.raises(UserError, match="bad or without text, more than data.max_bad=0.05"):
+        texts_of([["a red circle"], [], ["a blue star"]], 100)
+
+
+def test_a_task_that_reads_class_names_needs_no_captions(options, tmp_path):
+    from capvl.data.tasks import without_text
+
+    example = {"text": [], "class_name": b"dog"}
+    assert without_text(example, ("image", "text"))
+    assert without_text(example, ("image", "text?"))
+    assert not without_text(example, ("image", "text?", "class_name?"))
+    assert not without_text(example, ("image", "label"))
+    assert without_text(example | {"questions": {"question": []}}, ("text?", "questions?"))
+    assert not without_text(example | {"questions": {"question": [b"?"]}}, ("text?", "questions?"))
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("batch", [20, 64])
 def test_evaluation_loses_and_repeats_nothing(data_dir, hosts, batch):

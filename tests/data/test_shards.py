@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import real_data, write_tar
+from conftest import case, real_data, write_tar
 from PIL import Image
 
-from capvl.data import corpus, shards, sources, streams
+from capvl.data import corpus, patterns, shards, sources, streams
 from capvl.data.filters import Filters
 from capvl.data.loader import DataOptions, Host, TrainLoader
 from capvl.data.scenes import world
@@ -110,6 +110,77 @@ def test_keys_that_two_tars_share(tmp_path):
     assert report["rejected"] == {"duplicate key": {"count": 1, "first": ["same"]}}
 
 
+@pytest.mark.cases
+def test_same_keys_of_two_folders(tmp_path):
+    paths = [case("samekeys_a.tar"), case("samekeys_b.tar")]
+    found = [members["txt"] for path in paths for members in streams.tar_samples(path)]
+    pattern = paths[0].replace("_a.tar", "_{a,b}.tar")
+    folder = corpus.prepare("same", {"train": pattern}, str(tmp_path), workers=1)
+    report = json.loads((folder / "report.json").read_text())["train"]
+    assert report == {"examples": len(found), "rejected": {}}
+    source = sources.open_source("same", "train", str(tmp_path))
+    assert sorted(source[i]["text"][0] for i in range(len(source))) == sorted(found)
+
+
+def test_same_key_of_another_picture_is_another_sample(tmp_path):
+    rows = [GOOD | {"jpg": picture(seed)} for seed in range(3)]
+    write_tar(tmp_path / "0.tar", [("same", rows[0]), ("a/same", rows[0]), ("b/same", rows[1]), ("same", rows[2])])
+    write_tar(tmp_path / "1.tar", [("same", rows[1]), ("a/same", rows[0])])
+    folder = corpus.prepare("twice", {"train": str(tmp_path / "*.tar")}, str(tmp_path), workers=1)
+    report = json.loads((folder / "report.json").read_text())["train"]
+    assert report["examples"] == 4
+    # Within a file a key is one sample; in another file only the very same sample is.
+    assert report["rejected"] == {"duplicate key": {"count": 2, "first": ["same", "a/same"]}}
+    assert report["files"]["duplicate key"] == [str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("name", ["boxes_dicts", "phrases_strings", "deep"])
+def test_odd_json_is_left_out_alone(tmp_path, name):
+    path = case(f"{name}.tar")
+    members = list(streams.tar_samples(path))
+    folder = corpus.prepare("odd", {"train": path}, str(tmp_path), workers=1)
+    report = json.loads((folder / "report.json").read_text())["train"]
+    assert report["examples"] == sum("json" not in sample for sample in members) == len(members) - 1
+    assert sum(reason["count"] for reason in report["rejected"].values()) == 1
+    assert [files for files in report["files"].values()] == [[path]]
+
+
+@pytest.mark.cases
+def test_a_text_is_one_caption(tmp_path):
+    path = case("captions_string.tar")
+    said = [json.loads(members["json"])["captions"] for members in streams.tar_samples(path) if "json" in members]
+    corpus.prepare("one", {"train": path}, str(tmp_path), workers=1)
+    source = sources.open_source("one", "train", str(tmp_path))
+    texts = [source[i]["text"] for i in range(len(source))]
+    assert all(len(row) == 1 for row in texts)
+    assert {text.encode() for text in said} <= {row[0] for row in texts}
+
+
+def test_boxes_end_at_the_image(tmp_path):
+    boxes = [[[-5, 3, 20, 99]], [[50, 3, 60, 15]], [[4, -9, 20, -1]], {"1": [[0, 0, 40, 30]], "2": [[39, 0, 41, 1]]}]
+    samples = [(str(i), GOOD | {"json": json.dumps({"boxes": rows}).encode()}) for i, rows in enumerate(boxes)]
+    write_tar(tmp_path / "0.tar", samples)
+    folder = corpus.prepare("boxes", {"train": str(tmp_path / "0.tar")}, str(tmp_path), workers=1)
+    report = json.loads((folder / "report.json").read_text())["train"]
+    assert report["rejected"] == {"box outside of the image": {"count": 2, "first": ["1", "2"]}}
+    source = sources.open_source("boxes", "train", str(tmp_path), features=("boxes",))
+    np.testing.assert_allclose(source[0]["boxes"]["bbox"], [[3 / 30, 0, 1, 20 / 40]], rtol=1e-6)
+    assert len(source[1]["boxes"]["bbox"]) == 2
+
+
+def test_the_report_names_files_and_reasons_whatever_their_signs(tmp_path, capsys, monkeypatch):
+    from capvl.data import prepare
+
+    monkeypatch.setenv("COLUMNS", "400")
+    (tmp_path / "[red] old").mkdir()
+    write_tar(tmp_path / "[red] old/0.tar", [("[/x]", GOOD | {"txt": b""}), ("1", GOOD)])
+    prepare.main(["tars", "--name=x", f"--train={tmp_path}/[red] old/*.tar", f"--data_dir={tmp_path}", "--workers=1"])
+    said = "".join(capsys.readouterr().out.split())
+    assert "[/x]" in said
+    assert "[red]" in said
+
+
 def test_killed_preparation_goes_on(tmp_path, monkeypatch):
     for i in range(4):
         write_tar(tmp_path / f"{i}.tar", [(f"{i}-{j}", GOOD | {"jpg": picture(i * 100 + j)}) for j in range(120)])
@@ -193,12 +264,12 @@ def test_stream_on_any_hosts_and_resumed(data_dir, tars, hosts):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_stream_epoch_has_every_record_once_and_blanks_bad_ones(data_dir, tars):
+def test_stream_epoch_has_every_record_once_but_bad_ones(data_dir, tars):
+    """Their places are filled by others, as in prepared data."""
     batches = stream(data_dir, tars, 10, batch=4)
     texts = [tuple(t) for b in batches for t in b["text"]]
-    blank = tuple([0] * 12)
-    assert texts.count(blank) == 1
-    assert len(set(texts)) == 40
+    assert tuple([0] * 12) not in texts
+    assert len(set(texts)) == 39
     larger = stream(data_dir, tars, 5, batch=8)
     assert sorted(texts) == sorted(tuple(t) for b in larger for t in b["text"])
 
@@ -236,7 +307,7 @@ def test_tfrecords_are_streamed_without_tensorflow(tmp_path):
 def test_real_photos(tmp_path):
     pattern = real_data("flickr8k", "val") + "/*.tar"
     folder = corpus.prepare("photos", {"val": pattern}, str(tmp_path))
-    samples = [s for path in streams.expand(pattern) for s in streams.tar_samples(path)]
+    samples = [s for path in patterns.expand(pattern) for s in streams.tar_samples(path)]
     report = json.loads((folder / "report.json").read_text())["val"]
     assert report == {"examples": len(samples), "rejected": {}}
     source = sources.open_source("photos", "val", str(tmp_path))
