@@ -13,6 +13,7 @@ from capvl.models import sizes
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import ViTOptions
 
+_CLIP_END = 49407
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
@@ -161,21 +162,55 @@ def size_name(config: Mapping[str, Any]) -> str:
     return "w{}d{}h{}m{}".format(*(config[k] for k in keys))
 
 
+def activation(name: str) -> str:
+    """Our name of an activation of theirs.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json has the activation {name!r}; known are {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
 def _image_options(config: Mapping[str, Any], **rest) -> dict[str, Any]:
-    act = config.get("hidden_act", "gelu")
-    if act not in ACTIVATIONS:
-        raise UserError(f"config.json has the activation {act!r}; known are {', '.join(ACTIVATIONS)}.")
     return {
         "encoder": f"{size_name(config)}/{config['patch_size']}",
         "res": config["image_size"],
-        "activation": ACTIVATIONS[act],
+        "activation": activation(config["hidden_act"]),
         "eps": config["layer_norm_eps"],
         "dtype": "float32",
     } | rest
 
 
-def _text_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"text": size_name(config), "vocab": config["vocab_size"], "length": config["max_position_embeddings"]}
+def _text_options(config: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a text tower; its activation and eps are left to the image tower where they are the same."""
+    act = activation(config["hidden_act"])
+    return {
+        "text": size_name(config),
+        "vocab": config["vocab_size"],
+        "length": config["max_position_embeddings"],
+        "text_activation": "" if act == activation(vision["hidden_act"]) else act,
+        "text_eps": 0.0 if config["layer_norm_eps"] == vision["layer_norm_eps"] else config["layer_norm_eps"],
+    }
+
+
+def _end_of_text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where CLIP's text tower is pooled: at the highest id if `eos_token_id` is 2, as transformers has it for the first
+    models, which said so by mistake; else at the first place of that id.
+
+    Raises:
+      UserError: it is no id of the vocabulary.
+    """
+    end = config.get("eos_token_id", _CLIP_END)
+    if end == 2 or ("eos_token_id" not in config and config["vocab_size"] <= _CLIP_END):
+        return {"text_pool": "argmax"}
+    if not isinstance(end, int) or not 0 <= end < config["vocab_size"]:
+        raise UserError(
+            f"config.json has text_config.eos_token_id={end!r}, by which texts are pooled; it should be one id below "
+            f"vocab_size={config['vocab_size']}."
+        )
+    return {"text_pool": "eos", "text_end": end}
 
 
 def _heads(config: Mapping[str, Any]):
@@ -192,15 +227,15 @@ _DEFAULTS = {
         num_hidden_layers=12, num_attention_heads=12, patch_size=32,
     ),
     "clip_text": dict(
-        hidden_act="quick_gelu", vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
-        num_attention_heads=8, max_position_embeddings=77,
+        hidden_act="quick_gelu", layer_norm_eps=1e-5, vocab_size=49408, hidden_size=512, intermediate_size=2048,
+        num_hidden_layers=12, num_attention_heads=8, max_position_embeddings=77,
     ),
     "siglip": dict(
         hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, image_size=224, hidden_size=768, intermediate_size=3072,
         num_hidden_layers=12, num_attention_heads=12, patch_size=16,
     ),
     "siglip_text": dict(
-        hidden_act="gelu_pytorch_tanh", vocab_size=32000, hidden_size=768, intermediate_size=3072,
+        hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, vocab_size=32000, hidden_size=768, intermediate_size=3072,
         num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=64, pad_token_id=1,
     ),
     "vit": dict(
@@ -223,7 +258,7 @@ def read_siglip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
     if any(k.startswith("text_model.") for k in theirs):
         text = _DEFAULTS["siglip_text"] | dict(config.get("text_config", {}))
         options = TwoTowersOptions(
-            **_image_options(vision, pool="map"), **_text_options(text), text_pad=text["pad_token_id"] or 0,
+            **_image_options(vision, pool="map"), **_text_options(text, vision), text_pad=text["pad_token_id"] or 0,
         )  # fmt: skip
         both = {"vision_config": vision, "text_config": text}
         return options, rules.read(theirs, SIGLIP, _heads(both), "SigLIP model", _BUFFERS)
@@ -249,8 +284,8 @@ def read_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
         text = _DEFAULTS["clip_text"] | dict(config.get("text_config", {}))
         options = TwoTowersOptions(
             **_image_options(vision, **extra),
-            **_text_options(text),
-            text_pool="argmax",
+            **_text_options(text, vision),
+            **_end_of_text(text),
             text_causal=True,
             projection=config.get("projection_dim", len(theirs["visual_projection.weight"])),
         )
@@ -276,6 +311,11 @@ def read_vit(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
             name = re.sub(pattern, new, name)
         renamed[name] = value
     config = _DEFAULTS["vit"] | dict(config)
+    if not config.get("qkv_bias", True):  # Zeros are the same.
+        zeros = np.zeros(config["hidden_size"], np.float32)
+        renamed |= {
+            f"layers.{i}.attention.{p}_proj.bias": zeros for i in range(config["num_hidden_layers"]) for p in "qkv"
+        }
     options = ViTOptions(**_image_options(config, pool="cls", class_position=True))
     return options, rules.read(renamed, VIT, lambda _: config["num_attention_heads"], "ViT", _BUFFERS)
 
@@ -286,21 +326,26 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not one of CLIP's form.
     """
-    check_form(options, CLIP_FORM | dict(text_pool="argmax", text_causal=True), "CLIP model")
+    check_form(options, CLIP_FORM | dict(text_causal=True), "CLIP model")
+    if options.text_pool not in ("argmax", "eos"):
+        raise UserError(f"A CLIP model has model.text_pool='argmax' or 'eos'; this model has {options.text_pool!r}.")
     params = dict(params)
     for name, why in (("encoder/stem/bias", "a bias of its patch convolution"), ("bias", "an offset of its logits")):
         if np.any(params.pop(name)):
             raise UserError(f"A CLIP model has no place for {why}, and this model's is not zero.")
     size, patch = sizes.parse(options.encoder)
-    text = sizes.parse_size(options.text)
-    act = {v: k for k, v in ACTIVATIONS.items()}[options.activation]
     config = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": options.projection,
-        "vision_config": section(size, act, options.eps) | {"image_size": options.res, "patch_size": patch},
-        "text_config": section(text, act, options.eps)
-        | {"vocab_size": options.vocab, "max_position_embeddings": options.length, "eos_token_id": options.vocab - 1},
+        "vision_config": section(size, _theirs(options.activation), options.eps)
+        | {"image_size": options.res, "patch_size": patch},
+        "text_config": _text_section(options)
+        | {
+            "vocab_size": options.vocab,
+            "max_position_embeddings": options.length,
+            "eos_token_id": 2 if options.text_pool == "argmax" else options.text_end,
+        },
     }
     return rules.write(params, CLIP, "CLIP model"), config
 
@@ -318,8 +363,8 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
         raise UserError(f"A {what} has no class token.")
     params = with_table(options, params)
     size, patch = sizes.parse(options.encoder)
-    act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(options.activation, options.activation)
-    vision = section(size, act, options.eps) | {"image_size": options.res, "patch_size": patch, "num_channels": 3}
+    vision = section(size, _theirs(options.activation), options.eps)
+    vision |= {"image_size": options.res, "patch_size": patch, "num_channels": 3}
     if not any(name.startswith("text/") for name in params):
         head = options.pool == "map"
         state = rules.write(params, SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS, what)
@@ -327,12 +372,11 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
         return _pack(state), vision
     form = dict(pool="map", text_pool="last", text_causal=False, text_hides_padding=False, projection=0)
     check_form(options, form, "SigLIP model")
-    text = sizes.parse_size(options.text)
     config = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "vision_config": vision,
-        "text_config": section(text, act, options.eps)
+        "text_config": _text_section(options)
         | {
             "vocab_size": options.vocab,
             "max_position_embeddings": options.length,
@@ -354,6 +398,16 @@ def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[st
     size, patch = sizes.parse(options.encoder)
     grid = options.res // patch
     return {**params, "encoder/positions": sincos_2d(grid, grid, size.width)}
+
+
+def _theirs(ours: str) -> str:
+    """Their name of an activation of ours."""
+    return "gelu_pytorch_tanh" if ours == "gelu_tanh" else ours
+
+
+def _text_section(options: TwoTowersOptions) -> dict[str, Any]:
+    act, eps = options.text_activation or options.activation, options.text_eps or options.eps
+    return section(sizes.parse_size(options.text), _theirs(act), eps)
 
 
 def section(size: sizes.Size, activation: str, eps: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from capvl.nn.stack import scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
-POOLS = ("last", "mean", "map", "argmax", "first", "max")
+POOLS = ("last", "mean", "map", "argmax", "eos", "first", "max")
 
 
 class TextTower(nnx.Module):
@@ -23,7 +23,8 @@ class TextTower(nnx.Module):
       size, vocab, length: width and depth, number of ids, text positions.
       out, out_bias: width of the projection behind the pooling, and whether it has a bias.
       pool: "last" (position), "mean" (of the tokens that aren't padding where `hide_padding`, else of
-        all), "map", "argmax" (the position of the highest id, CLIP's end of text), "first", "max".
+        all), "map", "argmax" (the position of the highest id, CLIP's end of text), "eos" (the first position
+        of the id `end`; the first of all where there is none), "first", "max".
       causal: a token sees only itself and those before it.
       hide_padding: nobody sees padding (id 0).
       pad: id that the tower reads where the text has padding.
@@ -39,6 +40,7 @@ class TextTower(nnx.Module):
         *,
         out_bias: bool,
         pool: str,
+        end: int = 0,
         causal: bool,
         hide_padding: bool,
         pad: int,
@@ -49,6 +51,7 @@ class TextTower(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vocab, self.length, self.pool_kind = vocab, length, pool
+        self.end = end
         self.causal, self.hide_padding, self.pad = causal, hide_padding, pad
         self.remat, self.unroll = remat, unroll
         kind = dict(activation=activation, eps=eps)
@@ -89,8 +92,9 @@ class TextTower(nnx.Module):
                 return hidden_BLD.mean(axis=1)
             real_BL1 = real(text_BL).astype(hidden_BLD.dtype)[..., None]
             return (hidden_BLD * real_BL1).sum(axis=1) / jnp.maximum(real_BL1.sum(axis=1), 1)
-        if self.pool_kind == "argmax":
-            place_B11 = jnp.argmax(text_BL, axis=1)[:, None, None]
+        if self.pool_kind in ("argmax", "eos"):
+            scores_BL = text_BL if self.pool_kind == "argmax" else (text_BL == self.end).astype(jnp.int32)
+            place_B11 = jnp.argmax(scores_BL, axis=1)[:, None, None]
             return jnp.take_along_axis(hidden_BLD, place_B11, axis=1)[:, 0]
         return hidden_BLD[:, 0 if self.pool_kind == "first" else -1]
 

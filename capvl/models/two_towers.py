@@ -16,7 +16,7 @@ from capvl.models.captioner import make_decoder
 from capvl.models.text_tower import POOLS, TextTower
 from capvl.models.vit import ViTOptions
 from capvl.nn import weights
-from capvl.nn.layers import Dense
+from capvl.nn.layers import ACTIVATIONS, Dense
 from capvl.nn.weights import weight
 
 
@@ -27,7 +27,9 @@ class TwoTowersOptions(ViTOptions):
     Attributes:
       text: size of the text tower (`capvl.models.sizes`), such as "B".
       vocab, length: number of token ids, and text positions.
-      text_pool: "last", "mean", "map", "argmax", "first" or "max"; see `capvl.models.text_tower`.
+      text_pool: "last", "mean", "map", "argmax", "eos", "first" or "max"; see `capvl.models.text_tower`.
+      text_end: id of the end of a text, at whose first place text_pool="eos" looks.
+      text_activation, text_eps: of the text tower; "" and 0: as the image tower's.
       text_causal: a token sees only those before it (CLIP).
       text_hides_padding: nobody sees padding.
       text_pad: id that the text tower reads for padding.
@@ -42,6 +44,9 @@ class TwoTowersOptions(ViTOptions):
     vocab: int = 32_000
     length: int = 64
     text_pool: str = "last"
+    text_end: int = 0
+    text_activation: str = ""
+    text_eps: float = 0.0
     text_causal: bool = False
     text_hides_padding: bool = False
     text_pad: int = 0
@@ -54,14 +59,17 @@ class TwoTowersOptions(ViTOptions):
     def __post_init__(self):
         super().__post_init__()
         sizes.parse_size(self.text)
-        self.check_choices(text_pool=POOLS)
+        self.check_choices(text_pool=POOLS, text_activation=("", *ACTIVATIONS))
+        if self.text_eps < 0:
+            raise UserError(f"model.text_eps must not be negative, not {self.text_eps}.")
         if min(self.vocab, self.length) < 1 or min(self.projection, self.decoder_layers) < 0 or self.temperature <= 0:
             raise UserError(
                 "model: vocab and length must be at least 1, projection and decoder_layers not negative, "
                 "temperature above 0."
             )
-        if not 0 <= self.text_pad < self.vocab:
-            raise UserError(f"model.text_pad={self.text_pad} is not an id below model.vocab={self.vocab}.")
+        for name, value in (("text_pad", self.text_pad), ("text_end", self.text_end)):
+            if not 0 <= value < self.vocab:
+                raise UserError(f"model.{name}={value} is not an id below model.vocab={self.vocab}.")
 
     def make(self, rngs: nnx.Rngs) -> "TwoTowers":
         """Builds the model."""
@@ -91,11 +99,12 @@ class TwoTowers(nnx.Module):
             joint,
             out_bias=not options.projection or options.projection_bias,
             pool=options.text_pool,
+            end=options.text_end,
             causal=options.text_causal,
             hide_padding=options.text_hides_padding,
             pad=options.text_pad,
-            activation=options.activation,
-            eps=options.eps,
+            activation=options.text_activation or options.activation,
+            eps=options.text_eps or options.eps,
             remat=options.remat,
             unroll=options.unroll,
             rngs=rngs,

@@ -281,3 +281,33 @@ def test_stablehlo_takes_any_batch(name, tmp_path):
             text = rng.integers(0, 30, (batch, 8)).astype(np.int32)
             exported = jax.export.deserialize(bytearray((tmp_path / "model.text.stablehlo").read_bytes()))
             assert_close(exported.call(text), jax.jit(model.embed_text)(jnp.asarray(text)), 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "lit"])
+def test_towers_of_other_kinds_keep_their_own_activation_and_eps(kind):
+    """Text and image towers are read apart, written apart, and pooled where the configuration says."""
+    options = dataclasses.replace(MODELS[kind], text_activation="gelu", text_eps=1e-3)
+    if kind == "clip":
+        options = dataclasses.replace(options, text_pool="eos", text_end=7)
+    write, read = (
+        getattr(hugging_face, f"{way}_{'clip' if kind == 'clip' else 'siglip'}") for way in ("write", "read")
+    )
+    state, config = write(options, weights_of(kind).params)
+    assert config["text_config"]["layer_norm_eps"] == 1e-3 != config["vision_config"]["layer_norm_eps"]
+    assert config["text_config"]["hidden_act"] == "gelu" != config["vision_config"]["hidden_act"]
+    assert read(state, config)[0] == options
+    if kind == "clip":
+        config["text_config"]["eos_token_id"] = 99
+        with pytest.raises(UserError, match="eos_token_id=99"):
+            read(state, config)
+
+
+def test_vit_without_biases_of_queries_keys_and_values():
+    options = MODELS["class token"]
+    params = random_params(options)
+    params["encoder/blocks/attn/qkv/bias"][:] = 0
+    state = hugging_face.rules.write(params, hugging_face.VIT, "ViT")
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config |= {"patch_size": 8, "image_size": 24, "model_type": "vit", "qkv_bias": False}
+    fewer = {k: v for k, v in state.items() if not k.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
+    assert_same(hugging_face.read_vit(fewer, config)[1], params)
