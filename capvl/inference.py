@@ -350,7 +350,14 @@ class LoadedModel:
             padded = jax.tree.map(lambda x, n=bucket - count: np.concatenate([x, np.repeat(x[-1:], n, axis=0)]), part)
             found = jax.device_get(self._compiled[name](self.params, padded))
             outputs.append(jax.tree.map(lambda x, n=count: x[:n], found))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        for leaf in jax.tree.leaves(joined):
+            bad = int((~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)).sum())
+            if bad:
+                raise UserError(
+                    f"The model {self.name!r} gives values that are not finite for {bad} of {len(leaf)} rows."
+                )
+        return joined
 
 
 def _usual_objective(options: Any) -> Any:

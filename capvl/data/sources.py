@@ -173,6 +173,10 @@ class Subset:
         """See `Source.read`."""
         return self._source.read(int(self._indices[index]), features)
 
+    def label_names(self):
+        """See `Source.label_names`."""
+        return self._source.label_names()
+
 
 def labels(name: str, split: str, data_dir: str) -> np.ndarray:
     """Labels of all examples of a data set, in order.

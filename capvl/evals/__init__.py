@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from capvl.errors import UserError
@@ -109,13 +110,50 @@ def to_host(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+class NotFiniteError(Exception):
+    """Rows of what a model gave that hold NaN or infinity, so that no number may come of them."""
+
+    def __init__(self, bad: int, total: int, what: str):
+        super().__init__(f"{bad} of {total} rows of the {what} are not finite")
+        self.bad = bad
+
+
+def finite(rows: np.ndarray, what: str) -> np.ndarray:
+    """The rows (N, …) as they are.
+
+    Raises:
+      NotFiniteError: some hold NaN or infinity.
+    """
+    bad = int((~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)).sum())
+    if bad:
+        raise NotFiniteError(bad, len(rows), what)
+    return rows
+
+
+def _count_not_finite(params: dict) -> jax.Array:
+    return sum((~jnp.isfinite(p)).sum() for p in params.values())
+
+
 def run(evaluators: dict, params: dict, workdir, step: int) -> dict[str, float]:
-    """Numbers by name of evaluators that are set up; what is there to be looked at goes to workdir/samples."""
-    from capvl import report
+    """Numbers by name of evaluators that are set up; what is there to be looked at goes to workdir/samples.
+
+    An evaluator that meets rows that aren't finite has one number, `not_finite`: how many they are; where parameters
+    aren't, each has `not_finite_parameters`.
+    """
+    from capvl import report, terminal
 
     rows, shown = {}, {}
+    bad = int(jax.jit(_count_not_finite)(params)) if evaluators else 0
+    if bad:
+        terminal.say(f"{bad} parameters are not finite; nothing is evaluated.")
+        return {f"{name}/not_finite_parameters": float(bad) for name in evaluators}
     for name, evaluator in evaluators.items():
-        for key, value in evaluator(params):
+        try:
+            found = list(evaluator(params))
+        except NotFiniteError as e:
+            terminal.say(f"{name}: {e}; it has no result.")
+            found = [("not_finite", float(e.bad))]
+        for key, value in found:
             if isinstance(value, Samples | Confusion):
                 shown.setdefault(name, []).append(value)
             else:

@@ -9,7 +9,7 @@ import numpy as np
 from capvl.data import loader
 from capvl.data.transforms import Crop, ImageLabel
 from capvl.errors import UserError
-from capvl.evals import Context, to_host
+from capvl.evals import Context, finite, to_host
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
 from capvl.terminal import progress
@@ -35,6 +35,7 @@ def over_images(context: Context, source, function, params, what: str) -> tuple[
 
     Raises:
       UserError: an image can't be decoded.
+      NotFiniteError: an output is NaN or infinite.
     """
     outputs, rest = [], {"label": [], "index": []}
     batches = loader.eval_batches(source, image_transform(context), context.batch)
@@ -46,11 +47,15 @@ def over_images(context: Context, source, function, params, what: str) -> tuple[
             values.append(to_host(batch[key])[mask])
     if sum(map(len, outputs)) < len(source):
         raise UserError(f"Data set {source.name!r} has images that can't be decoded; prepare it again.")
-    return np.concatenate(outputs), {k: np.concatenate(v) for k, v in rest.items()}
+    return finite(np.concatenate(outputs), what), {k: np.concatenate(v) for k, v in rest.items()}
 
 
 def over_rows(context: Context, rows: dict[str, np.ndarray], function, params, what: str) -> np.ndarray:
-    """Outputs of a compiled function of (params, batch) for rows of arrays of equal length."""
+    """Outputs of a compiled function of (params, batch) for rows of arrays of equal length.
+
+    Raises:
+      NotFiniteError: an output is NaN or infinite.
+    """
     count, size = len(next(iter(rows.values()))), context.batch
     mine = loader.Host.this().rows(size)
     outputs = []
@@ -58,7 +63,7 @@ def over_rows(context: Context, rows: dict[str, np.ndarray], function, params, w
         index = np.minimum(np.arange(first + mine.start, first + mine.stop), count - 1)
         batch = loader.to_device({k: v[index] for k, v in rows.items()}, batch_sharding(context.mesh))
         outputs.append(to_host(function(params, batch))[: count - first])
-    return np.concatenate(outputs)
+    return finite(np.concatenate(outputs), what)
 
 
 def over_texts(context: Context, texts: list[str], function, params, what: str) -> np.ndarray:

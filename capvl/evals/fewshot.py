@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 
-from capvl.data import sources
+from capvl.data.sources import Subset
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.evals.encode import compile_images, over_images
+from capvl.evals.labels import chance, open_labelled, untrained
 
 BIAS = 100.0
 
@@ -40,12 +41,13 @@ class FewShot:
     def __post_init__(self):
         if self.features not in ("encoder", "pixels"):
             raise UserError(f"fewshot features={self.features!r} should be 'encoder' or 'pixels'.")
+        if not self.shots or min(self.shots) < 1 or not self.seeds or not self.l2 or min(self.l2) < 0:
+            raise UserError("fewshot: shots, seeds and l2 must be named; shots at least 1, l2 not negative.")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        directory = context.recipe.data.directory()
-
-        labels = sources.labels(self.name, self.train, directory)
+        train, labels = open_labelled(context, self.name, self.train)
+        test, _ = open_labelled(context, self.name, self.test)
         classes, labels = np.unique(labels, return_inverse=True)
         draws = {
             (shots, seed): select_shots(labels, len(classes), shots, seed)
@@ -54,11 +56,7 @@ class FewShot:
         }
         # Only the images that some draw uses are encoded.
         used = np.unique(np.concatenate(list(draws.values())))
-        train, test = (
-            sources.open_source(self.name, split, directory, features=(context.visual, "label"))
-            for split in (self.train, self.test)
-        )
-        train = sources.Subset(train, used)
+        train = Subset(train, used)
         features = compile_images(context, _pixels if self.features == "pixels" else _features)
 
         def collect(params, source):
@@ -68,14 +66,17 @@ class FewShot:
         def evaluate(params):
             x, y = collect(params, train)
             x_test, y_test = collect(params, test)
-            y, y_test = np.searchsorted(classes, y), np.searchsorted(classes, y_test)
+            yield from untrained(y_test, classes)
+            yield "chance", chance(y_test)
+            y = np.searchsorted(classes, y)
+            # A class that training lacks is -1, which is never predicted.
+            y_test = np.where(np.isin(y_test, classes), np.searchsorted(classes, y_test), -1)
             for shots in self.shots:
                 scores = []
                 for seed in self.seeds:
                     rows = np.searchsorted(used, draws[shots, seed])
                     scores.append(accuracy(x[rows], y[rows], x_test, y_test, len(classes), self.l2))
                 yield f"{shots}shot", float(np.mean(scores))
-            yield "chance", float(np.bincount(y_test, minlength=len(classes)).max() / len(y_test))
 
         return evaluate
 

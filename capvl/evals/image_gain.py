@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from capvl.data import loader
-from capvl.evals import Context, to_host
+from capvl.evals import Context, finite, to_host
 from capvl.evals.perplexity import compile_scores, open_pairs, require_modes
 from capvl.nn.padding import lengths
 from capvl.parallel.rules import batch_sharding
@@ -53,7 +53,7 @@ class ImageGain:
                 for mode in self.modes:
                     own = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
                     swapped = to_host(score[mode](params, other, batch["text"]))[mask]
-                    gains[mode].append((own - swapped) / tokens)
+                    gains[mode].append(finite((own - swapped) / tokens, "likelihoods"))
             for mode in self.modes:
                 gain = np.concatenate(gains[mode])
                 half = Z_95 * gain.std(ddof=1) / np.sqrt(len(gain))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from capvl.data import sources
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.evals.encode import compile_images, over_images
+from capvl.evals.labels import chance, open_labelled, untrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,7 @@ class LinearProbe:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("an image tower", "linear_probe")
-        directory = context.recipe.data.directory()
-        train, test = (
-            sources.open_source(self.name, split, directory, features=(context.visual, "label"))
-            for split in (self.train, self.test)
-        )
+        train, test = (open_labelled(context, self.name, split)[0] for split in (self.train, self.test))
 
         def feature(model, image):
             return model.features(image) if self.pool == "encoder" else model.encode(image).mean(axis=1)
@@ -79,7 +75,8 @@ def probe(x, y, x_test, y_test, l2s, steps: int):
     yield "accuracy", float((predict(weights, x_test) == y_test).mean())
     yield "l2", best
     yield "val", found[best]
-    yield "chance", float(np.bincount(y_test).max() / len(y_test))
+    yield from untrained(y_test, y)
+    yield "chance", chance(y_test)
 
 
 def predict(weights: np.ndarray, x: np.ndarray) -> np.ndarray:

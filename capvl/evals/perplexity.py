@@ -9,7 +9,7 @@ from capvl.data import loader, sources
 from capvl.data.transforms import Crop, ImageText
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError, nearest
-from capvl.evals import Context, to_host
+from capvl.evals import Context, finite, to_host
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
@@ -53,7 +53,8 @@ class Perplexity:
                 tokens += int(there.sum())
                 unigram_total -= float(log_frequency[text[there]].sum())
                 for mode in self.modes:
-                    totals[mode] -= float(to_host(score[mode](params, batch["image"], batch["text"]))[mask].sum())
+                    scores = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
+                    totals[mode] -= float(finite(scores, f"likelihoods of {source.name}").sum())
             for mode, total in totals.items():
                 yield f"{mode}/nll", total / examples
                 yield f"{mode}/nll_per_token", total / tokens

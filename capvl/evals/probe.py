@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from capvl.data import sources
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.evals.encode import compile_images, over_images
+from capvl.evals.labels import chance, open_labelled, untrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +31,12 @@ class ProbeAccuracy:
             raise UserError("The evaluator 'probe' needs a model with classifiers (objective.name='probe').")
         data = context.recipe.data
         name = self.name or data.parts()[0][0]
-        val, test = (
-            sources.open_source(name, split, data.directory(), features=(context.visual, "label"))
-            for split in (self.val, self.test)
-        )
-        predict = compile_images(context, lambda model, image: model.logits(model.encode(image)).argmax(axis=-1).T)
+        val, test = (open_labelled(context, name, split)[0] for split in (self.val, self.test))
+        logits = compile_images(context, lambda model, image: model.logits(model.encode(image)).swapaxes(0, 1))
 
         def accuracies(params, source):
-            chosen, rest = over_images(context, source, predict, params, f"images of {source.name}")
-            return (chosen == rest["label"][:, None]).mean(axis=0), rest["label"]
+            found, rest = over_images(context, source, logits, params, f"images of {source.name}")
+            return (found.argmax(axis=-1) == rest["label"][:, None]).mean(axis=0), rest["label"]
 
         def evaluate(params):
             on_val, _ = accuracies(params, val)
@@ -51,6 +48,7 @@ class ProbeAccuracy:
             if len(on_val) > 1:
                 for i, value in enumerate(on_val):
                     yield f"{i}/val", float(value)
-            yield "chance", float(np.bincount(labels).max() / len(labels))
+            yield from untrained(labels, np.arange(context.recipe.model.classes))
+            yield "chance", chance(labels)
 
         return evaluate

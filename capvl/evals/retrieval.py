@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from capvl.data import sources
-from capvl.evals import Context
+from capvl.evals import Context, finite
 from capvl.evals.captions import captions_of
 from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
 from capvl.evals.perplexity import opened_pairs
@@ -58,6 +58,7 @@ class Retrieval:
 
 def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray):
     """(name, value) pairs of `Retrieval` from embeddings (N, E), (M, E) and the image of each text (M,)."""
+    images, texts = finite(images, "images' embeddings"), finite(texts, "texts' embeddings")
     image_ranks, text_ranks = [], []
     for first in range(0, len(texts), ROWS):
         owner = owners[first : first + ROWS]

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data import sources
 from capvl.decoding import trie
 from capvl.errors import UserError
 from capvl.evals import Context, to_host
 from capvl.evals.encode import compile_images, over_images, tokenize
+from capvl.evals.labels import open_labelled
 from capvl.evals.names import class_names
 from capvl.evals.zeroshot import accuracies
 from capvl.nn.padding import lengths
@@ -47,9 +47,8 @@ class Scoring:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a decoder", "scoring")
-        directory = context.recipe.data.directory()
-        source = sources.open_source(self.name, self.split, directory, features=(context.visual, "label"))
-        names = class_names(context.path(self.classes), source, sources.labels(self.name, self.split, directory))
+        source, labels = open_labelled(context, self.name, self.split)
+        names = class_names(context.path(self.classes), source, labels)
         tokens = tokenize(context, [self.prompt.format(name) for name in names])
         scorer = Scorer(tokens, mean=self.mean)
         score = compile_images(context, scorer)

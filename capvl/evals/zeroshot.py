@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from capvl.data import sources
-from capvl.evals import Context
+from capvl.evals import Context, finite
 from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
+from capvl.evals.labels import open_labelled
 from capvl.evals.names import class_names, read_templates
 
 
@@ -30,9 +30,8 @@ class ZeroShot:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         context.require("a text tower", "zeroshot")
-        directory = context.recipe.data.directory()
-        source = sources.open_source(self.name, self.split, directory, features=(context.visual, "label"))
-        names = class_names(context.path(self.classes), source, sources.labels(self.name, self.split, directory))
+        source, labels = open_labelled(context, self.name, self.split)
+        names = class_names(context.path(self.classes), source, labels)
         templates = read_templates(context.path(self.templates))
         embed_image = compile_images(context, lambda model, image: model.embed_image(image))
         embed_text = compile_texts(context, lambda model, text: model.embed_text(text))
@@ -55,7 +54,7 @@ def class_vectors(prompts: np.ndarray, templates: int) -> np.ndarray:
 
 def accuracies(scores: np.ndarray, labels: np.ndarray):
     """(name, value) of `accuracy`, `top5` and `chance` from scores (N, K); a tie with another class is an error."""
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    own = np.take_along_axis(finite(scores, "scores"), labels[:, None], axis=1)
     better = (scores >= own).sum(axis=1) - 1
     yield "accuracy", float((better < 1).mean())
     if scores.shape[1] > 5:

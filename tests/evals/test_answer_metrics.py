@@ -130,3 +130,27 @@ def test_facts_of_captions():
     taken = facts.taken_for(texts, [scene, scene])
     assert taken["shapes in captions"] == [("star", "star"), ("ring", "square")]
     assert taken["words in captions"] == [("sun", "sun")]
+
+
+def test_nothing_written_is_never_right():
+    assert answer_metrics.exact("", ["?"]) == answer_metrics.exact(" ", [""]) == answer_metrics.exact("!", ["?"]) == 0
+    assert answer_metrics.exact("?", ["?"]) == answer_metrics.exact("Red.", ["red"]) == 1
+    assert answer_metrics.contains("red", ["?"]) == 0
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("dont", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("couldntve", "couldntve"),
+        ("somebody'd", "somebodyd"),
+        ("somebodyd", "somebodyd"),
+        ("lets", "lets"),
+        ("shes", "shes"),
+        ("twas", "'twas"),
+    ],
+)
+def test_contractions_are_the_official_tables(text, expected):
+    assert answer_metrics.vqa_normalize(text) == expected

@@ -95,3 +95,28 @@ def test_memory_of_a_device_does_not_grow_with_the_devices():
             step = jax.jit(jax.value_and_grad(sigmoid_loss, (0, 1, 2, 3)))
             sizes.append(step.lower(rows, rows, one, one).compile().memory_analysis().temp_size_in_bytes)
     assert sizes[1] <= 1.1 * sizes[0]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_rows_that_are_masked_take_no_part_in_the_sigmoid_loss(mesh):
+    image, text = embeddings()
+    mask = np.ones(len(image), bool)
+    mask[[3, 20, 21]] = False
+    scale, bias = jnp.float32(7.0), jnp.float32(-2.0)
+
+    def ours(image, text, scale, bias):
+        return sigmoid_loss(image, text, scale, bias, 4, jnp.asarray(mask))
+
+    def dense(image, text, scale, bias):
+        return dense_sigmoid(image[mask], text[mask], scale, bias)
+
+    expected = jax.value_and_grad(dense, (0, 1, 2, 3))(image, text, scale, bias)
+    run = jax.jit(jax.value_and_grad(ours, (0, 1, 2, 3)))
+    if MESHES[mesh] is None:
+        found = run(image, text, scale, bias)
+    else:
+        mesh = make_mesh(MeshOptions(**MESHES[mesh]))
+        with jax.set_mesh(mesh):
+            found = run(*(jax.device_put(x, batch_sharding(mesh)) for x in (image, text)), scale, bias)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_close(a, b, 1e-5)
