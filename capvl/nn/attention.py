@@ -24,7 +24,7 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
     Returns:
       (B, T, H, K) in the queries' dtype.
     """
-    # cuDNN's backward pass takes sequences of even length only: not 16 x 16 patches with a class token.
+    # In training cuDNN was refused for an odd length, 16 x 16 patches with a class token.
     even = q_BTHK.shape[1] % 2 == k_BSHK.shape[1] % 2 == 0
     if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None and even:
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, is_causal=causal, implementation="cudnn")
