@@ -46,7 +46,9 @@ Images = Any
 Texts = str | Sequence[str]
 
 
-def load(path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "") -> "LoadedModel":
+def load(
+    path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "", trust: bool = False
+) -> "LoadedModel":
     """A model from a run's workdir, a converted folder or a big_vision .npz.
 
     Args:
@@ -54,11 +56,12 @@ def load(path: str, *, step: int | None = None, tokenizer: str = "", dtype: str 
       step: of a workdir's checkpoint; None for the newest.
       tokenizer: path of a tokenizer; "" for the model's own.
       dtype: "float32" or "bfloat16" for activations; "" for the model's own.
+      trust: import the code that a workdir names, of an objective of one's own; nothing of a folder is run else.
 
     Raises:
-      UserError: missing, unreadable, or none of these.
+      UserError: missing, unreadable, none of these, or in need of code that is not trusted.
     """
-    weights = read_model(os.fspath(path), step=step)
+    weights = read_model(os.fspath(path), step=step, trust=trust)
     if tokenizer:
         weights = dataclasses.replace(weights, tokenizer=tokenizer)
     if dtype:

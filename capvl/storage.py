@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib.util
 import itertools
+import json
 import os
 import random
 import re
@@ -11,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -161,7 +162,7 @@ class Lines:
         """
         self._path, self._text, self._waiting, self._written = path, "", False, time.monotonic()
         if keep or in_bucket(path):
-            lines = split(path.read_text()) if path.exists() else []
+            lines = split(read_text(path)) if path.exists() else []
             self._text = "".join(line + "\n" for line in lines if keep is None or keep(line))
             replace_text(path, self._text)
 
@@ -237,6 +238,25 @@ def place(source: epath.Path, target: os.PathLike) -> None:
         os.link(source, target)
 
 
+def read_text(path: epath.Path) -> str:
+    """A file as UTF-8, whatever the locale's encoding is; bytes that a kill tore are replaced."""
+    return path.read_bytes().decode("utf-8", "replace")
+
+
+def read_json(path: epath.Path) -> Any:
+    """The value of a JSON file, which is UTF-8.
+
+    Raises:
+      UserError: it isn't there, can't be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as e:
+        raise UserError(f"{str(path)!r} can't be read: {reason(e)}.") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{str(path)!r} is not JSON.") from e
+
+
 def replace_text(path: epath.Path, text: str) -> None:
     """Writes a file that is there whole, old or new, at any time.
 
@@ -246,7 +266,7 @@ def replace_text(path: epath.Path, text: str) -> None:
 
     def replace():
         if in_bucket(path):
-            path.write_text(text)
+            path.write_bytes(text.encode())
             return
         with new_file(path) as local, open(local, "w", encoding="utf-8") as file:
             file.write(text)

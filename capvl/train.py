@@ -296,11 +296,7 @@ def _claim(path: epath.Path, recipe: config.Recipe) -> None:
     begun = metrics_file.exists() and metrics_file.stat().length > 0
     begun = begun or (checkpoints.is_dir() and any(checkpoints.iterdir()))
     if file.exists() and begun:
-        try:
-            old = json.loads(file.read_text())
-        except ValueError as e:
-            raise UserError(f"{file} is not JSON; remove it or choose another --workdir.") from e
-        config.check_same(old, recipe.source, str(path))
+        config.check_same(config.read_values(file), recipe.source, str(path))
     if jax.process_index() == 0:
         storage.replace_text(file, json.dumps(recipe.source, indent=1))
 

@@ -218,7 +218,7 @@ def test_a_bucket_that_refuses_is_one_sentence(bucket, tmp_path, monkeypatch):
         """What a bucket's client raises is its own."""
 
     path = storage.folder("gs://bucket/x.json")
-    monkeypatch.setattr(type(path), "write_text", lambda *_: (_ for _ in ()).throw(HttpError("Forbidden, 403")))
+    monkeypatch.setattr(type(path), "write_bytes", lambda *_: (_ for _ in ()).throw(HttpError("Forbidden, 403")))
     with pytest.raises(UserError, match="'gs://bucket/x.json' can't be written: Forbidden, 403."):
         storage.replace_text(path, "new")
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from capvl.checkpoint import check_leaves
+from capvl.config import Trust, own_code
 from capvl.convert.folder import Weights, read_model
 from capvl.convert.git import decoder_of_bert
 from capvl.errors import UserError, nearest
@@ -16,7 +17,9 @@ from capvl.nn.positions import resize_grid
 from capvl.terminal import say
 
 
-def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def load_parameters(
+    path: str, model_options, only: tuple[str, ...] = (), trust: Trust = False
+) -> dict[str, np.ndarray]:
     """float32 parameters by path for a model; encoder positions of another resolution are resized.
 
     Args:
@@ -24,6 +27,7 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
         converted BERT gives the decoder of a GIT.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
+      trust: see `capvl.convert.folder.read_model`.
 
     Raises:
       UserError: missing, unreadable, or of another model.
@@ -35,7 +39,7 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
     params: dict[str, np.ndarray] = {}
     for part in path.split("+"):
         try:
-            weights = read_model(part.strip())
+            weights = read_model(part.strip(), trust=trust)
         except UserError as e:
             raise UserError(f"init_from: {e}") from e
         params |= _fitting(weights, model_options, shapes, part.strip())
@@ -64,7 +68,7 @@ def initial_state(recipe, step, mesh):
     shardings = step.state_shardings(mesh)
     if not recipe.init_from:
         return jax.jit(step.init_from_seed, out_shardings=shardings)()
-    loaded = load_parameters(recipe.init_from, recipe.model, recipe.init_only)
+    loaded = load_parameters(recipe.init_from, recipe.model, recipe.init_only, own_code(recipe.source))
     say(f"{len(loaded)} of {len(shardings.params)} parameters from {recipe.init_from}.")
     loaded = {k: jax.device_put(v, shardings.params[k]) for k, v in loaded.items()}
 

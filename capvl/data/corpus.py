@@ -136,7 +136,7 @@ def _claim(plan: Plan) -> None:
         + ([dataclasses.astuple(plan.names)] if plan.names != NO_NAMES else [])
     )
     file = plan.parts / "plan.json"
-    if file.exists() and file.read_text() != text:
+    if file.exists() and storage.read_text(file) != text:
         raise UserError(
             f"{plan.parts} holds an unfinished preparation of other files or filters; remove it to begin anew."
         )

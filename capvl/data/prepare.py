@@ -9,7 +9,6 @@ python -m capvl.data.prepare tfds --name=coco_captions
 """
 
 import argparse
-import json
 import os
 import pathlib
 import shlex
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from capvl import storage
 from capvl.data import annotated, annotations, corpus, filters, sources
 from capvl.data.samples import Names
 from capvl.errors import UserError, nearest
@@ -96,7 +96,7 @@ def from_tfds(name: str, data_dir: str) -> str:
 def print_report(folder: pathlib.Path) -> None:
     """How many examples a prepared data set has, and what was rejected and why."""
     console = Console()
-    report = json.loads((folder / "report.json").read_text())
+    report = storage.read_json(folder / "report.json")
     headings = ("split", "what", "count", "first", "files")
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():
