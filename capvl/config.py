@@ -258,12 +258,20 @@ def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def check_same(old: dict, new: dict, workdir: str) -> None:
-    """Raises UserError where a workdir's recipe is not the one that shall be resumed."""
+def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = ()) -> None:
+    """Compares a workdir's recipe with the one that shall be resumed.
+
+    Args:
+      old, new: their plain values.
+      workdir: for the sentence.
+      moved: keys that may differ too.
+
+    Raises:
+      UserError: they differ in what makes the run.
+    """
     old, new = flatten(old), flatten(new)
-    changed = [
-        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not re.fullmatch(RESUMABLE, k)
-    ]
+    fixed = [k for k in sorted(old.keys() | new.keys()) if k not in moved and not re.fullmatch(RESUMABLE, k)]
+    changed = [k for k in fixed if old.get(k) != new.get(k)]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -12,10 +12,11 @@ import json
 
 import jax
 
-from capvl import config, evals, storage, terminal
+from capvl import config, evals, storage, terminal, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.folder import read_model
 from capvl.convert.load import initial_state
+from capvl.data import tokenizer as tokenizers
 from capvl.data.tasks import TASKS
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
@@ -87,13 +88,19 @@ def _recipe_of_run(path, workdir: str, spec: str, overrides, trust: bool) -> con
         raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
     values = config.read_values(file)
     said = {text for _, text in overrides}
+    own = workdirs.tokenizer_of(path, config.resolve(values | {"evals": {}}, trust or said))
     if spec:
         other = config.load(spec).source
         values |= {key: other[key] for key in ("data", "evals", "batch_size")}
         said |= config.own_code(other)
+    if own:
+        values["data"] = values["data"] | {"tokenizer": own}
     for key, text in overrides:
         config.set_key(values, key, text)
-    return config.resolve(values, trust or said)
+    recipe = config.resolve(values, trust or said)
+    if own and recipe.data.tokenizer != own:
+        tokenizers.check_same_pieces(recipe.data.tokenizer_path(), own)
+    return recipe
 
 
 def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:

@@ -1,5 +1,6 @@
 """Files that survive kills, in folders and buckets; storage that fails for a moment is asked again, ever later."""
 
+import atexit
 import contextlib
 import errno
 import importlib.util
@@ -8,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -230,6 +232,16 @@ def local_copy(path: epath.Path) -> Iterator[str]:
         yield local
 
 
+def local(path: epath.Path) -> str:
+    """The path of a file as a local one until this process ends."""
+    if not in_bucket(path):
+        return str(path)
+    folder = tempfile.mkdtemp(prefix="capvl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path.copy(os.path.join(folder, path.name))
+    return os.path.join(folder, path.name)
+
+
 def place(source: epath.Path, target: os.PathLike) -> None:
     """Gives a finished file a second name (local), or moves it (in a bucket)."""
     if in_bucket(source):
@@ -264,12 +276,22 @@ def replace_text(path: epath.Path, text: str) -> None:
       UserError: it can't be written.
     """
 
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: epath.Path, data: bytes) -> None:
+    """Writes a file that is there whole, old or new, at any time.
+
+    Raises:
+      UserError: it can't be written.
+    """
+
     def replace():
         if in_bucket(path):
-            path.write_bytes(text.encode())
+            path.write_bytes(data)
             return
-        with new_file(path) as local, open(local, "w", encoding="utf-8") as file:
-            file.write(text)
+        with new_file(path) as local, open(local, "wb") as file:
+            file.write(data)
 
     _write(replace, path)
 

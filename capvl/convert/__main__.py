@@ -192,6 +192,8 @@ def main(argv: list[str] | None = None) -> None:
         from capvl.data import tokenizer
 
         tokenizer.load(args.tokenizer)
+        if weights.tokenizer:
+            tokenizer.check_same_pieces(args.tokenizer, weights.tokenizer)
         weights = dataclasses.replace(weights, tokenizer=args.tokenizer)
     write(args.target, args.dst, weights, scan=args.scan)
     count = sum(v.size for v in weights.params.values())

@@ -4,17 +4,16 @@ This is what `capvl.convert` writes; `capvl.load`, `capvl.evaluate` and `config.
 wherever they take a run's workdir.
 """
 
-import contextlib
 import dataclasses
 import json
-import pathlib
 import shutil
 from typing import Any
 
 import numpy as np
 
-from capvl import config, storage
+from capvl import config, storage, workdirs
 from capvl.convert.files import read_npz, read_safetensors, write_safetensors
+from capvl.data.tokenizer import name_of_copy
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -65,7 +64,7 @@ def write_folder(folder: str, weights: Weights) -> None:
     write_safetensors(path / "weights.safetensors", weights.params)
     tokenizer = ""
     if weights.tokenizer:
-        tokenizer = "tokenizer" + "".join(pathlib.Path(weights.tokenizer).suffixes[-2:])
+        tokenizer = name_of_copy(weights.tokenizer)
         shutil.copyfile(weights.tokenizer, path / tokenizer)
     kind = next(name for name, cls in KINDS.items() if type(weights.options) is cls)
     description = {
@@ -137,7 +136,7 @@ def _read_folder(place) -> Weights:
     params = read_safetensors(str(place / "weights.safetensors"))
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
-    tokenizer = str(place / values["tokenizer"]) if values.get("tokenizer") else ""
+    tokenizer = storage.local(place / values["tokenizer"]) if values.get("tokenizer") else ""
     kept = {name: values[name] for name in ("resize", "crop", "interpolation") if name in values}
     return Weights(params, options, tokenizer=tokenizer, **kept)
 
@@ -151,7 +150,5 @@ def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
     params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
     params = {k: np.asarray(v, np.float32) for k, v in params.items()}
     crop = "squash" if recipe.data.crop == "squash" else "center"
-    tokenizer = ""
-    with contextlib.suppress(UserError):  # Of a recipe without texts.
-        tokenizer = recipe.data.tokenizer_path()
+    tokenizer = workdirs.tokenizer_of(place, recipe)
     return Weights(params, recipe.model, "big_vision", tokenizer, crop, recipe.data.interpolation, recipe.objective)
