@@ -17,9 +17,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
-import jax
 import psutil
 from etils import epath
 
@@ -37,7 +35,6 @@ LEAVE_SECONDS = 600.0
 # In buckets two may write at once: each looks again after so long whether it was the last.
 SETTLE_SECONDS = 2.0
 LOOK_SECONDS = 1.0
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,29 +123,16 @@ def held(workdir: epath.Path, leaving: Callable[[], bool]) -> Iterator[Callable[
     Raises:
       UserError: another run that lives has it.
     """
-    lock = _first(lambda: Lock(workdir / NAME, _take(workdir / NAME, leaving), leaving))
+    lock = distributed.first(lambda: Lock(workdir / NAME, _take(workdir / NAME, leaving), leaving))
 
     def check() -> None:
-        _first(lambda: lock.check())  # noqa: PLW0108 - Only the first process has one.
+        distributed.first(lambda: lock.check())  # noqa: PLW0108 - Only the first process has one.
 
     try:
         yield check
     finally:
         if lock:
             lock.release()
-
-
-def _first(call: Callable[[], T]) -> T | None:
-    """What the first process's call gives there; its UserError on all."""
-    result, error = None, None
-    if jax.process_index() == 0:
-        try:
-            result = call()
-        except UserError as e:
-            error = e
-    if distributed.largest(int(error is not None)):
-        raise error or UserError("Another run has the workdir; process 0 says which.")
-    return result
 
 
 def _take(path: epath.Path, leaving: Callable[[], bool]) -> Holder:

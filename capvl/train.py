@@ -21,7 +21,7 @@ from etils import epath
 from capvl import config, evals, goodput, lock, metrics, report, storage, terminal, trackers, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.load import initial_state
-from capvl.data import loader
+from capvl.data import fingerprint, loader
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.parallel import distributed
@@ -108,6 +108,7 @@ class Run:
     clock: metrics.Clock
     watchdog: "Watchdog"
     check_held: Callable[[], None]
+    trained_on: dict | None
 
     def log(self, step: int, values: dict[str, jax.Array]) -> None:
         """Reads a finished step's metrics; stops the run after too many skipped steps in a row."""
@@ -144,7 +145,7 @@ class Run:
         """Begins a checkpoint; the loop goes on while it is written."""
         self.check_held()
         with self.ledger.spend("checkpoint"):
-            self.checkpointer.save(state, position, self.recipe.source, say=say)
+            self.checkpointer.save(state, position, self.recipe.source, self.trained_on, say=say)
             self.writer.flush()
             self.ledger.flush()
 
@@ -155,8 +156,13 @@ class Run:
             self.checkpointer.wait()
 
 
-def run(recipe: config.Recipe, workdir: str) -> None:
+def run(recipe: config.Recipe, workdir: str, *, new_data: bool = False) -> None:
     """Trains a recipe in a workdir, from its newest checkpoint where it has one.
+
+    Args:
+      recipe: what to train.
+      workdir: where.
+      new_data: go on where the data is not what the checkpoint was trained on.
 
     Raises:
       UserError: whatever the user can mend.
@@ -166,10 +172,10 @@ def run(recipe: config.Recipe, workdir: str) -> None:
     )
     path = metrics.open_workdir(workdir)
     with Stop() as stop, lock.held(path, leaving=lambda: stop.asked) as check_held:
-        _run(recipe, path, stop, check_held)
+        _run(recipe, path, stop, check_held, new_data)
 
 
-def _run(recipe: config.Recipe, path: epath.Path, stop: Stop, check_held: Callable[[], None]) -> None:
+def _run(recipe: config.Recipe, path: epath.Path, stop: Stop, check_held: Callable[[], None], new_data: bool) -> None:
     """Trains in a workdir that this run has to itself."""
     workdirs.check(path, recipe)
     recipe = workdirs.with_tokenizer(path, recipe)
@@ -178,7 +184,7 @@ def _run(recipe: config.Recipe, path: epath.Path, stop: Stop, check_held: Callab
         jax.config.update("jax_compilation_cache_dir", str(storage.absolute(path) / "compiled"))
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh), distributed.ends_when_others_are_lost():
-        training, state = set_up(recipe, path, mesh, ledger, check_held)
+        training, state = set_up(recipe, path, mesh, ledger, check_held, new_data)
         try:
             distributed.check_same(train_step=lowered_text(training, state))
             with distributed.ends_when_others_are_lost():  # Before anything is closed, which would wait for them.
@@ -265,7 +271,12 @@ def profiled(training: Run, step: int):
 
 
 def set_up(
-    recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger, check_held: Callable[[], None]
+    recipe: config.Recipe,
+    path: epath.Path,
+    mesh,
+    ledger: goodput.Ledger,
+    check_held: Callable[[], None],
+    new_data: bool,
 ) -> tuple[Run, TrainState]:
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
@@ -279,6 +290,8 @@ def set_up(
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
     restored = checkpointer.restore(abstract, say=say)
+    seen = restored.data if restored else None
+    trained_on = distributed.first(lambda: _check_data(recipe.data, seen, new_data))
     if restored:
         state, position = restored.state, restored.position
         say(f"Resumed after step {restored.step} of {path}.")
@@ -299,7 +312,15 @@ def set_up(
     watchdog = Watchdog(recipe.hang_timeout)
     update = step.jit(mesh)
     shown = (writer, evaluators, ledger, clock, watchdog)
-    return Run(recipe, path, mesh, step, update, checkpointer, data, *shown, check_held), state
+    return Run(recipe, path, mesh, step, update, checkpointer, data, *shown, check_held, trained_on), state
+
+
+def _check_data(options: loader.DataOptions, seen: dict | None, new_data: bool) -> dict:
+    """The data's fingerprint, which is that of the checkpoint where it has one."""
+    now = fingerprint.fingerprint(options)
+    for difference in fingerprint.check(seen, now, new_data):
+        say(f"The data is other than it was: {difference}.")
+    return now
 
 
 def _prepare_data(recipe: config.Recipe) -> None:

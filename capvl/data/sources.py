@@ -337,6 +337,11 @@ def find(name: str, data_dir: str) -> str:
     )
 
 
+def count(directory: str, split: str) -> int:
+    """Number of examples of a split of a prepared folder."""
+    return _builder(directory).info.splits[split].num_examples
+
+
 def splits(name: str, data_dir: str = "") -> list[str]:
     """Names of a prepared data set's splits.
 
