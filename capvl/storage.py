@@ -250,6 +250,14 @@ def place(source: epath.Path, target: os.PathLike) -> None:
         os.link(source, target)
 
 
+def size(path: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return retry(lambda: epath.Path(path).stat().length, what=f"Reading {path!r}")
+    except FileNotFoundError:
+        return None
+
+
 def read_text(path: epath.Path) -> str:
     """A file as UTF-8, whatever the locale's encoding is; bytes that a kill tore are replaced."""
     return path.read_bytes().decode("utf-8", "replace")

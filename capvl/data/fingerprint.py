@@ -56,19 +56,12 @@ def _files(files: dict[str, str]) -> dict[str, Any]:
     names = list(files)
     chosen = [names[i * len(names) // FILES] for i in range(FILES)] if len(names) > FILES else names
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        sizes = list(pool.map(lambda name: _size(files[name]), chosen))
+        sizes = list(pool.map(lambda name: storage.size(files[name]), chosen))
         whole = sum(filter(None, sizes)) <= BYTES
         each = None if whole else max(1, BYTES // len(chosen) // BLOCK)
         arguments = zip(chosen, sizes, strict=True)
         entries = pool.map(lambda pair: _entry(files[pair[0]], pair[1], each), arguments)
         return {"count": len(names), "files": dict(zip(chosen, entries, strict=True))}
-
-
-def _size(path: str) -> int | None:
-    try:
-        return storage.retry(lambda: epath.Path(path).stat().length, what=f"Reading {path!r}")
-    except FileNotFoundError:
-        return None
 
 
 def _entry(path: str, size: int | None, blocks: int | None) -> list | None:

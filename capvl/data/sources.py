@@ -240,10 +240,12 @@ def _open_split(builder, split: str, name: str):
 
 
 def guess_fields(name: str, features) -> Fields:
-    """The table's entry, else one guessed from the features' names."""
+    """The table's entry where the data set has its features, else one guessed from the features' names."""
     base = name.split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
-    if base in FIELDS:
-        return FIELDS[base]
+    known = FIELDS.get(base)
+    # People also prepare their own files under such a name.
+    if known and all(path.split("/")[0] in features for path in (known.image, known.text, known.label) if path):
+        return known
     text = next((t for t in _TEXT_NAMES if t in features), "")
     return Fields(text=text, label="label" if "label" in features else "")
 
