@@ -81,6 +81,23 @@ def test_the_n_best(model):
         model.n_best(images, beams=1)
 
 
+def test_an_output_layer_of_its_own():
+    """Names are scored by the tree as one by one and written by the cache; a copied table is the tied model."""
+    own, tied = model_of(tied=False), model_of()
+    images = pictures(2)
+    scores = own.score(images, NAMES)
+    one_by_one = np.stack([own.score(images, [name] * 2) for name in NAMES], axis=1)
+    np.testing.assert_allclose(scores, one_by_one, rtol=1e-4)
+    assert own.caption(images, names=NAMES, beams=3, length_penalty=0.0) == [NAMES[i] for i in scores.argmax(axis=1)]
+    tied.params["decoder/bias"] = tied.params["decoder/bias"] * 0 + 0.5
+    same = {k: v for k, v in tied.params.items() if k != "decoder/bias"}
+    copied = {"kernel": same["decoder/tokens"].T, "bias": tied.params["decoder/bias"]}
+    own.params = same | {f"decoder/logits/{leaf}": value for leaf, value in copied.items()}
+    assert own.n_best(images) == tied.n_best(images)
+    own.params["decoder/logits/kernel"] = -own.params["decoder/logits/kernel"]
+    assert own.n_best(images) != tied.n_best(images)
+
+
 def test_several_samples_of_an_image(model):
     """Lists of texts, which hang on the seed and the image's place, not on what else is written; one is a text."""
     images = pictures(3)
