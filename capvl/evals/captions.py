@@ -49,6 +49,7 @@ class Captions(Decoding):
         """See `capvl.evals`."""
         context.require("a decoder", "captions")
         caption_metrics.check(self.metrics)
+        self.check(context.recipe.model.vocab)
         source = opened_pairs(context, self.name, self.split)
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
