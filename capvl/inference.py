@@ -48,20 +48,25 @@ Texts = str | Sequence[str]
 Written = list[str] | list[list[str]]
 
 
-def load(path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "") -> "LoadedModel":
+def load(
+    path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "", trust: bool = False
+) -> "LoadedModel":
     """A model from a run's workdir, a converted folder or a big_vision .npz.
 
     Args:
       path: where it is.
       step: of a workdir's checkpoint; None for the newest.
-      tokenizer: path of a tokenizer; "" for the model's own.
+      tokenizer: path of a tokenizer, with the vocabulary of the model's own where it has one; "" for that.
       dtype: "float32" or "bfloat16" for activations; "" for the model's own.
+      trust: import the code that a workdir names, of an objective of one's own; nothing of a folder is run else.
 
     Raises:
-      UserError: missing, unreadable, or none of these.
+      UserError: missing, unreadable, none of these, or in need of code that is not trusted.
     """
-    weights = read_model(os.fspath(path), step=step)
+    weights = read_model(os.fspath(path), step=step, trust=trust)
     if tokenizer:
+        if weights.tokenizer:
+            tokenizers.check_same_pieces(tokenizer, weights.tokenizer)
         weights = dataclasses.replace(weights, tokenizer=tokenizer)
     if dtype:
         weights = dataclasses.replace(weights, options=dataclasses.replace(weights.options, dtype=dtype))

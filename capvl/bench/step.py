@@ -143,5 +143,5 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in numbers.items():
         print(f"{name:28s} {value:,.4f}" if value < 1e4 else f"{name:28s} {value:,.0f}")
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(numbers, file, indent=1)

@@ -25,7 +25,9 @@ import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
+from etils import epath
 
+from capvl import storage
 from capvl.data.lines import read_text, split
 from capvl.errors import UserError
 from capvl.nn.padding import lengths
@@ -68,6 +70,10 @@ class Tokenizer:
     def vocab(self) -> int:
         """Number of ids."""
         return self._model.vocab_size()
+
+    def pieces(self) -> list[str]:
+        """What each id means."""
+        return [self._model.id_to_piece(i) for i in range(self.vocab)]
 
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """(length,) int32 ids: pieces, end of sentence, padding."""
@@ -130,6 +136,11 @@ class SubwordTokenizer:
     def vocab(self) -> int:
         """Number of ids."""
         return self._model.get_vocab_size()
+
+    def pieces(self) -> list[str]:
+        """What each id means; "" for an id without a piece."""
+        named = {i: piece for piece, i in self._model.get_vocab(with_added_tokens=True).items()}
+        return [named.get(i, "") for i in range(max(named) + 1)]
 
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """(length,) int32 ids: start, pieces, end, padding."""
@@ -222,6 +233,28 @@ def load(path: str, start: bool = True) -> Tokenizer | SubwordTokenizer:
     return SubwordTokenizer(path, start) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
 
 
+def name_of_copy(path: str) -> str:
+    """What a tokenizer's file is called in a workdir or a converted folder: its suffix says which kind it is."""
+    return "tokenizer" + "".join(pathlib.Path(path).suffixes[-2:])
+
+
+def check_same_pieces(path: str, other: str) -> None:
+    """Compares what the ids of two tokenizers mean.
+
+    Raises:
+      UserError: an id of one means another piece in the other.
+    """
+    ours, theirs = load(path).pieces(), load(other).pieces()
+    if ours == theirs:
+        return
+    pairs = zip(ours, theirs, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    shown = [repr(pieces[first]) if first < len(pieces) else "nothing" for pieces in (ours, theirs)]
+    raise UserError(
+        f"Tokenizer {path!r} has another vocabulary than {other!r}: id {first} is {shown[0]} there and {shown[1]} here."
+    )
+
+
 def train(texts, vocab: int, out: str | os.PathLike) -> Tokenizer:
     """Trains a unigram model (padding 0, end 1, unknown 2, no start) and writes it to `out`.
 
@@ -277,9 +310,7 @@ def _write(out: str | os.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all."""
     path = pathlib.Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    storage.replace_bytes(epath.Path(path), data)
 
 
 TRAINERS = {"unigram": train, "wordpiece": train_word_piece}

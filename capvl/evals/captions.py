@@ -54,9 +54,12 @@ class Captions(Decoding):
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
         write, decode = compile_writer(context, self, "caption")
+        names = [sources.name_of(source, i) for i in range(len(source))] if self.submission else []
+        if names:
+            submissions.check_unique(self.submission, [submissions.Written(n, "", "") for n in names])
 
         def evaluate(params):
-            images, written, references, ids = [], [], [], []
+            images, written, references, kept = [], [], [], []
             batches = loader.eval_batches(source, image_transform(context), context.batch)
             for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {source.name}"):
                 batch = loader.to_device(host_batch, batch_sharding(context.mesh))
@@ -66,9 +69,9 @@ class Captions(Decoding):
                 written += [decode(t) for t in to_host(write(params, batch["image"]))[mask]]
                 index = to_host(batch["index"])[mask]
                 references += [captions_of(source, i) for i in index]
-                ids += [sources.name_of(source, i) for i in index]
+                kept += list(index)
             if self.submission:
-                rows = [submissions.Written(i, "", text) for i, text in zip(ids, written, strict=True)]
+                rows = [submissions.Written(names[i], "", text) for i, text in zip(kept, written, strict=True)]
                 submissions.write(context.folder, f"{source.name}_{self.split}", self.submission, rows)
             yield "distinct", len(set(written)) / max(len(written), 1)
             if self.metrics:
