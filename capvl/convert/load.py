@@ -10,7 +10,7 @@ from capvl import workdirs
 from capvl.checkpoint import check_leaves
 from capvl.config import Trust, own_code
 from capvl.convert.folder import Weights, read_model
-from capvl.convert.git import decoder_of_bert
+from capvl.convert.git import decoder_of_bert, untied
 from capvl.data import tokenizer as tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.bert import BertOptions
@@ -76,6 +76,8 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
     params = weights.params
     if isinstance(weights.options, BertOptions) and isinstance(model_options, GitOptions):
         return decoder_of_bert(params, model_options, path)
+    if isinstance(model_options, GitOptions) and getattr(weights.options, "tied", False) and not model_options.tied:
+        params = untied(params)
     name = "encoder/positions"
     if name in params and name in shapes and params[name].shape != shapes[name].shape:
         first = int(getattr(weights.options, "class_position", False))

@@ -81,7 +81,7 @@ class Answers(Decoding):
         prior = commonest(opened(self.prior, feature), feature) if self.prior else None
         prompts = _prompts(recipe, self.task, rows)
         names = self._names(context, source, recipe.tokenizer())
-        write, decode = compile_writer(context, self, names=names)
+        write, decode = compile_writer(context, self, names=names, widest=prompts.shape[1])
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch

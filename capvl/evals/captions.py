@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.data import loader, sources
-from capvl.decoding.generate import GREEDY, Decoding, generate
+from capvl.decoding.generate import GREEDY, Decoding, generate, planned_length
 from capvl.decoding.names import Names
 from capvl.errors import UserError
 from capvl.evals import Context, Samples, caption_metrics, submissions, to_host
@@ -93,7 +93,9 @@ def captions_of(source, index: int) -> list[str]:
     return [sources.as_text(t) for t in source.read(int(index), ("text",))["text"]]
 
 
-def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = "", names: Names | None = None):
+def compile_writer(
+    context: Context, decoding: Decoding = GREEDY, task: str = "", names: Names | None = None, widest: int = 0
+):
     """(jitted (params, uint8 images[, prompts (B, P)]) -> tokens (B, L), a function from tokens to text).
 
     Args:
@@ -101,14 +103,15 @@ def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = ""
       decoding: how.
       task: that the objective's `prompt` knows; "" where prompts are given with the images.
       names: what is written is one of these.
+      widest: tokens of the longest of the prompts that are given.
 
     Raises:
-      UserError: more beams than words.
+      UserError: the model can't write so (`capvl.decoding.generate.planned_length`).
     """
     recipe = context.recipe
-    decoding.check(recipe.model.vocab)
     tokenizer = recipe.tokenizer()
     prompt = recipe.objective.prompt(recipe.model, tokenizer, task) if task else None
+    length = planned_length(recipe.model, decoding, len(prompt) if task else widest, names)
 
     def write(params, image, prompt_BP=None):
         model = context.blueprint.bind(params)
@@ -116,7 +119,6 @@ def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = ""
         if prompt_BP is None:
             prompt_BP = jnp.broadcast_to(jnp.asarray(prompt)[None], (len(image), len(prompt)))
         key = jax.random.key(recipe.seed)
-        length, eos = recipe.model.length, tokenizer.eos
-        return generate(model, kv, length, eos, decoding, prompt_BP=prompt_BP, key=key, names=names)[0]
+        return generate(model, kv, length, tokenizer.eos, decoding, prompt_BP=prompt_BP, key=key, names=names)[0]
 
     return jax.jit(write), tokenizer.decode
