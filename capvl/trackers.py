@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib.util
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from etils import epath
@@ -14,6 +16,7 @@ from capvl.terminal import say
 
 LONGEST_CLOSE = 15.0
 LONGEST_QUEUE = 10_000
+FLUSH_SECONDS = 30.0
 
 Write = Callable[[int, dict[str, float]], None]
 
@@ -54,14 +57,32 @@ class Tracker:
 
 @contextlib.contextmanager
 def _tensorboard(workdir: epath.Path, first_step: int) -> Iterator[Write]:
-    import tensorboardX
+    """tensorboardX's file of events, without its `SummaryWriter`, whose queue holds the process at its exit for ever where
+    a disk is full."""
+    from tensorboardX import record_writer, summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder = str(workdir / "tensorboard")
+    record_writer.directory_check(folder)
+    events = EventsWriter(f"{folder}/events", f".{os.getpid()}")
+    # What a killed run wrote of later steps is not shown.
+    first = first_step + 1
+    events.write_event(Event(step=first, file_version="brain.Event:2"))
+    events.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+    flushed = 0.0
 
     def write(step, values):
+        nonlocal flushed
+        now = time.time()
         for name, value in values.items():
-            board.add_scalar(name, value, step)
+            events.write_event(Event(wall_time=now, step=step, summary=summary.scalar(name, value)))
+        if now - flushed > FLUSH_SECONDS:
+            events.flush()
+            flushed = now
 
-    with tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1) as board:
-        yield write
+    yield write
+    events.close()
 
 
 @contextlib.contextmanager

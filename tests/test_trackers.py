@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import os
+import struct
+import subprocess
 import sys
 import threading
 import time
 import types
 
 import pytest
+from conftest import ROOT
 
 from capvl import metrics, trackers
 from capvl.errors import UserError
@@ -120,3 +124,48 @@ def test_wandb_wanted_but_not_installed(monkeypatch):
     with pytest.raises(UserError, match="pip install wandb"):
         trackers.check("project")
     trackers.check("")
+
+
+def events_of(folder) -> list:
+    """The events of TensorBoard's files, in order."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    events = []
+    for file in sorted(folder.glob("events*")):
+        data = file.read_bytes()
+        while data:  # Length, its checksum, the record, its checksum.
+            (length,) = struct.unpack("<Q", data[:8])
+            events.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return events
+
+
+def test_what_tensorboard_gets(tmp_path):
+    (tracker,) = trackers.start(tmp_path, 4, "", {})
+    for step in (5, 6):
+        tracker.write(step, {"loss": step / 8, "lr": 0.5})
+    tracker.close()
+    events = events_of(tmp_path / "tensorboard")
+    assert [e.step for e in events if e.HasField("session_log")] == [5]  # What came after step 4 before is dropped.
+    found = [(e.step, v.tag, v.simple_value) for e in events if e.HasField("summary") for v in e.summary.value]
+    assert found == [(5, "loss", 0.625), (5, "lr", 0.5), (6, "loss", 0.75), (6, "lr", 0.5)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_does_not_hold_the_process(tmp_path):
+    code = f"""
+import time
+from etils import epath
+from tensorboardX import record_writer
+record_writer.open_file = lambda path: open("/dev/full", "wb")
+from capvl import trackers
+(tracker,) = trackers.start(epath.Path({str(tmp_path)!r}), 0, "", {{}})
+for step in range(3000):
+    tracker.write(step, {{"loss": 1.0}})
+    time.sleep(0.001)
+tracker.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0 and "TensorBoard is left out from here on (OSError: the disk is full)" in done.stdout
