@@ -57,8 +57,8 @@ class Tracker:
 
 @contextlib.contextmanager
 def _tensorboard(workdir: epath.Path, first_step: int) -> Iterator[Write]:
-    """tensorboardX's file of events, without its `SummaryWriter`: the queue of that holds a process at its exit for ever
-    where a disk is full."""
+    """tensorboardX's file of events, without its `SummaryWriter`: the queue of that holds a process at its exit for
+    ever where a disk is full."""
     from tensorboardX import record_writer, summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
