@@ -14,12 +14,14 @@ import shutil
 
 import numpy as np
 
+from capvl.checkpoint import check_leaves
 from capvl.convert.files import read_npz, read_weights, write_safetensors
 from capvl.convert.folder import Weights, new_folder, read_model, write_folder
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
+from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import ViTOptions
 
@@ -42,6 +44,14 @@ def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False) 
     """
     if source == "capvl":
         return read_model(path)
+    weights = _read(source, path, heads, allow_pickle)
+    # What a configuration says of sizes is compared with the arrays.
+    stored = {k: [list(v.shape), str(v.dtype)] for k, v in weights.params.items()}
+    check_leaves(stored, Blueprint(weights.options).shapes, path)
+    return weights
+
+
+def _read(source: str, path: str, heads: int, allow_pickle: bool) -> Weights:
     if source == "big_vision":
         from capvl.convert.big_vision import from_big_vision
         from capvl.convert.shapes import options_of

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 
 from capvl.checkpoint import check_leaves
+from capvl.convert.bert import tower_of_bert
 from capvl.convert.folder import Weights, read_model
 from capvl.convert.git import decoder_of_bert
 from capvl.errors import UserError, nearest
 from capvl.models.bert import BertOptions
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
+from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize_grid
 from capvl.terminal import say
 
@@ -21,7 +23,7 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
 
     Args:
       path: see `capvl.convert.folder.read_model`; several with + between them, the later ones adding what they have. A
-        converted BERT gives the decoder of a GIT.
+        converted BERT gives the decoder of a GIT, or the text tower of two towers.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
 
@@ -52,6 +54,8 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
     params = weights.params
     if isinstance(weights.options, BertOptions) and isinstance(model_options, GitOptions):
         return decoder_of_bert(params, model_options, path)
+    if isinstance(weights.options, BertOptions) and isinstance(model_options, TwoTowersOptions):
+        return tower_of_bert(params, weights.options, model_options, path)
     name = "encoder/positions"
     if name in params and name in shapes and params[name].shape != shapes[name].shape:
         first = int(getattr(weights.options, "class_position", False))
