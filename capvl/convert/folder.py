@@ -8,12 +8,12 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
 
 from capvl import config, storage
+from capvl.convert import tokens
 from capvl.convert.files import read_npz, read_safetensors, write_safetensors
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
@@ -41,8 +41,8 @@ class Weights:
       options: of the model; a value of KINDS.
       resize: how its positions are resized: "big_vision", "hugging_face" or "timm".
       tokenizer: path of its tokenizer; "" where it has none.
-      crop: how images are brought to its resolution: "center" or "squash".
-      interpolation: and resized: "fast" or "bicubic".
+      clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.cleaning.CLEANERS`.
+      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.transforms.Crop`.
       objective: that it was trained with, for its prompts; None for what models of its kind usually have.
     """
 
@@ -50,7 +50,9 @@ class Weights:
     options: Any
     resize: str = "big_vision"
     tokenizer: str = ""
+    clean: str = ""
     crop: str = "center"
+    crop_fraction: float = 1.0
     interpolation: str = "fast"
     objective: Any = None
 
@@ -65,8 +67,8 @@ def write_folder(folder: str, weights: Weights) -> None:
     write_safetensors(path / "weights.safetensors", weights.params)
     tokenizer = ""
     if weights.tokenizer:
-        tokenizer = "tokenizer" + "".join(pathlib.Path(weights.tokenizer).suffixes[-2:])
-        shutil.copyfile(weights.tokenizer, path / tokenizer)
+        suffixes = pathlib.Path(weights.tokenizer).suffixes[-2:]
+        tokenizer = tokens.copy(weights.tokenizer, path, "tokenizer" + "".join(suffixes), weights.clean)
     kind = next(name for name, cls in KINDS.items() if type(weights.options) is cls)
     description = {
         "format": FORMAT,
@@ -75,6 +77,7 @@ def write_folder(folder: str, weights: Weights) -> None:
         "resize": weights.resize,
         "tokenizer": tokenizer,
         "crop": weights.crop,
+        "crop_fraction": weights.crop_fraction,
         "interpolation": weights.interpolation,
     }
     storage.replace_text(path / "model.json", json.dumps(description, indent=1))
@@ -111,7 +114,7 @@ def read_model(path: str, *, step: int | None = None) -> Weights:
         from capvl.convert.shapes import options_of
 
         params = from_big_vision(read_npz(path))
-        return Weights(params, options_of(params), "big_vision")
+        return Weights(params, options_of(params), "big_vision", crop="squash")
     place = storage.folder(path)
     if (place / "model.json").exists():
         return _read_folder(place)
@@ -128,7 +131,7 @@ def _read_folder(place) -> Weights:
     from capvl.models.parameters import Blueprint
 
     try:
-        values = json.loads((place / "model.json").read_text())
+        values = json.loads((place / "model.json").read_text(encoding="utf-8"))
         kind, options = KINDS[values["kind"]], values["options"]
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{str(place / 'model.json')!r} is not the description of a model.") from e
@@ -137,7 +140,7 @@ def _read_folder(place) -> Weights:
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
     tokenizer = str(place / values["tokenizer"]) if values.get("tokenizer") else ""
-    kept = {name: values[name] for name in ("resize", "crop", "interpolation") if name in values}
+    kept = {name: values[name] for name in ("resize", "crop", "crop_fraction", "interpolation") if name in values}
     return Weights(params, options, tokenizer=tokenizer, **kept)
 
 
@@ -150,8 +153,9 @@ def _read_workdir(place, step: int | None) -> Weights:
         raise UserError(f"{str(place / 'config.json')!r} is not JSON.") from e
     params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
     params = {k: np.asarray(v, np.float32) for k, v in params.items()}
-    crop = "squash" if recipe.data.crop == "squash" else "center"
+    crop = "center" if recipe.data.crop == "random" else recipe.data.crop
     tokenizer = ""
     with contextlib.suppress(UserError):  # Of a recipe without texts.
         tokenizer = recipe.data.tokenizer_path()
-    return Weights(params, recipe.model, "big_vision", tokenizer, crop, recipe.data.interpolation, recipe.objective)
+    pixels = dict(crop=crop, crop_fraction=recipe.data.crop_fraction, interpolation=recipe.data.interpolation)
+    return Weights(params, recipe.model, "big_vision", tokenizer, **pixels, objective=recipe.objective)

@@ -9,23 +9,26 @@ padding; a zero before it is a piece, where a vocabulary has one of id 0 (`capvl
 
 The names of special tokens are plain text where a caption has them: "[SEP]" ends nothing.
 
-Files of other frameworks are read by the `tokenizers` library: tokenizer.json of Hugging Face, BERT's vocab.txt
-and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start id that the model was trained with.
+Files of other frameworks are read by the `tokenizers` library: tokenizer.json of Hugging Face, CLIP's vocab.json with
+merges.txt beside, BERT's vocab.txt and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start id
+that the model was trained with. What tokenizer_config.json beside a file says of letters and punctuation is done
+(`capvl.data.cleaning`).
 """
 
 import argparse
 import functools
 import gzip
-import html
 import io
+import json
 import os
 import pathlib
+from typing import Any
 
-import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
 
+from capvl.data.cleaning import clean, cleaner, settings
 from capvl.data.lines import read_text, split
 from capvl.errors import UserError
 from capvl.nn.padding import lengths
@@ -50,9 +53,7 @@ class Tokenizer:
                 f"Tokenizer {self.path!r} is missing; train one with "
                 f"`python -m capvl.data.tokenizer --data=NAME --vocab=N --out={self.path}`."
             )
-        self._load()
-
-    def _load(self):
+        self._clean = cleaner(settings(self.path))
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=self.path)
         except (RuntimeError, OSError) as e:
@@ -73,7 +74,7 @@ class Tokenizer:
         """(length,) int32 ids: pieces, end of sentence, padding."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
-        ids = self._model.encode(text[:MAX_CHARACTERS])[: length - 1]
+        ids = self._model.encode(self._clean(text[:MAX_CHARACTERS]))[: length - 1]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
         out[len(ids)] = self.eos
@@ -84,6 +85,11 @@ class Tokenizer:
         ids = _until(self.eos, ids)
         return self._model.decode([i for i in ids if i < self.vocab])
 
+    def id_of(self, piece: str) -> int | None:
+        """Id of a piece; None where there is none."""
+        found = self._model.piece_to_id(piece)
+        return found if self._model.id_to_piece(found) == piece else None
+
 
 class SubwordTokenizer:
     """A tokenizer of the `tokenizers` library: start, pieces, end, and 0 behind. Pickles as its path."""
@@ -92,23 +98,26 @@ class SubwordTokenizer:
         """Reads a file.
 
         Args:
-          path: tokenizer.json, a WordPiece vocabulary (.txt) or CLIP's merges (.txt.gz).
+          path: tokenizer.json, CLIP's vocab.json (merges.txt beside it) or merges (.txt.gz), or BERT's vocabulary (.txt).
           start: whether texts begin with the start id.
 
         Raises:
           UserError: it is missing or not such a file.
         """
         self.path, self.start = os.fspath(path), start
-        self.cleans = self.path.endswith(".gz")
+        said = settings(self.path)
+        self._clean = clean if self.path.endswith(".gz") else cleaner(said)
         if not os.path.isfile(self.path):
             raise UserError(f"Tokenizer {self.path!r} is missing.")
         try:
-            if self.path.endswith(".json"):
+            if os.path.basename(self.path) == "vocab.json":
+                self._model = _clip_of_hugging_face(self.path)
+            elif self.path.endswith(".json"):
                 self._model = tokenizers.Tokenizer.from_file(self.path)
             elif self.path.endswith(".gz"):
                 self._model = _clip_bpe(self.path)
             else:
-                self._model = _word_piece(self.path)
+                self._model = _word_piece(self.path, said)
             self._model.no_padding()
             self._model.no_truncation()
             self._model.encode_special_tokens = True  # What stands in a text is no special token.
@@ -136,7 +145,7 @@ class SubwordTokenizer:
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
         text = text[:MAX_CHARACTERS]
-        ids = self._model.encode(clean(text) if self.cleans else text).ids[self._first :]
+        ids = self._model.encode(self._clean(text)).ids[self._first :]
         ids = ids if len(ids) <= length else [*ids[: length - 1], self.eos]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
@@ -149,6 +158,10 @@ class SubwordTokenizer:
         ids = _until(self.eos, ids[begin:])
         return self._model.decode([i for i in ids if i not in self._starts]).strip()
 
+    def id_of(self, piece: str) -> int | None:
+        """Id of a piece; None where there is none."""
+        return self._model.token_to_id(piece)
+
 
 def _until(end: int, ids) -> list[int]:
     """The ids before the first end, without padding."""
@@ -157,19 +170,15 @@ def _until(end: int, ids) -> list[int]:
     return ids[: int(lengths(np.array(ids, np.int32)))]
 
 
-def clean(text: str) -> str:
-    """A text as CLIP's code cleans it before it is split: broken encodings and typographic forms are mended by ftfy,
-    HTML entities become characters, twice, blanks single spaces, and letters small (Python's way: a final sigma)."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # Nothing is mended in those.
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
-
-
-def _word_piece(path: str) -> tokenizers.Tokenizer:
-    """BERT's tokenizer of lower-case text: [CLS] pieces [SEP]."""
+def _word_piece(path: str, said: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer: [CLS] pieces [SEP]; of small letters, unless `said` (its settings) has do_lower_case=false."""
     vocabulary = {piece: i for i, piece in enumerate(split(read_text(path, "Vocabulary")))}
     model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    model.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=said.get("do_lower_case", True),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     model.decoder = tokenizers.decoders.WordPiece()
     ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
@@ -177,6 +186,7 @@ def _word_piece(path: str) -> tokenizers.Tokenizer:
     return model
 
 
+_CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 _CLIP_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
@@ -190,9 +200,20 @@ def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     # The alphabet of bytes in the order of its code points after shifting, printable ones first.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    ends = ("<|startoftext|>", "<|endoftext|>")
-    pieces = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges), *ends]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    pieces = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges), *_CLIP_ENDS]
+    return _clip({piece: i for i, piece in enumerate(pieces)}, merges)
+
+
+def _clip_of_hugging_face(path: str) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer from vocab.json and merges.txt."""
+    vocabulary = json.loads(read_text(path, "Vocabulary"))
+    if not isinstance(vocabulary, dict) or not set(_CLIP_ENDS) <= vocabulary.keys():
+        raise ValueError(f"it should hold {' and '.join(_CLIP_ENDS)}, as CLIP's")
+    lines = split(read_text(str(pathlib.Path(path).with_name("merges.txt")), "Merges"))
+    return _clip(vocabulary, [tuple(line.split()) for line in lines if line and not line.startswith("#version")])
+
+
+def _clip(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> tokenizers.Tokenizer:
     model = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
     )
@@ -204,9 +225,9 @@ def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     model.decoder = tokenizers.decoders.Sequence(
         [tokenizers.decoders.BPEDecoder(suffix="</w>"), tokenizers.decoders.ByteLevel()]
     )
-    special = [(name, vocabulary[name]) for name in ends]
+    special = [(name, vocabulary[name]) for name in _CLIP_ENDS]
     model.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{ends[0]} $A {ends[1]}", special_tokens=special
+        single=f"{_CLIP_ENDS[0]} $A {_CLIP_ENDS[1]}", special_tokens=special
     )
     return model
 

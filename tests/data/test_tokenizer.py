@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import real_data
 
-from capvl.data import prepare, sources
+from capvl.data import cleaning, prepare, sources
 from capvl.data import tokenizer as tokenizers
 from capvl.data.tokenizer import EOS, Tokenizer, main, train
 from capvl.errors import UserError
@@ -150,7 +150,7 @@ def test_clean_texts_stay():
 
     printable = "".join(map(chr, range(32, 127))).replace("&", "")
     for text in (printable, printable[::-1], 'A "dog"  isn\'t <b>here</b>'):
-        assert tokenizers.clean(text) == " ".join(ftfy.fix_text(text).split()).lower()
+        assert cleaning.clean(text) == " ".join(ftfy.fix_text(text).split()).lower()
 
 
 @pytest.mark.realdata
