@@ -98,7 +98,7 @@ class SubwordTokenizer:
         """Reads a file.
 
         Args:
-          path: tokenizer.json, CLIP's vocab.json (merges.txt beside it) or merges (.txt.gz), or BERT's vocabulary (.txt).
+          path: tokenizer.json, CLIP's vocab.json (with merges.txt) or merges (.txt.gz), or BERT's vocabulary (.txt).
           start: whether texts begin with the start id.
 
         Raises:
