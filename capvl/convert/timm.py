@@ -51,7 +51,11 @@ def _vit(options: ViTOptions) -> list[Rule]:
 
 
 _CLASSIFIER = ("head.weight", "head.bias")
-_FAMILIES = r"(vit|deit|deit3|flexivit|test_vit\d?)_.*|test_vit\d?"
+# Names of timm that are plain ViTs; others have rotary or relative positions, or other blocks, under the same names.
+_FAMILIES = (
+    r"vit_[a-z0-9]+_patch\d+(_(plus|clip|quickgelu|siglip|gap|map|dinov2|tipsv2|reg\d|miil|36x1|\d+))+"
+    r"|deit3?_[a-z]+_patch\d+_\d+|flexivit_[a-z]+"
+)
 _TANH = r"vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*|large_patch16_siglip(_gap)?_512)"
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 # Arguments of a model that say nothing that its arrays, or the evaluation, don't say.
@@ -69,8 +73,10 @@ def architecture(name: str, width: int) -> dict[str, Any]:
       UserError: the name is not of a ViT that is known.
     """
     if not re.fullmatch(_FAMILIES, name):
-        raise UserError(f"timm's architecture {name!r} is not known; of timm vit_*, deit* and flexivit_* are read.")
-    heads = _HEADS.get(width, width // 32 if name.startswith("test_") else width // 64)
+        raise UserError(
+            f"timm's architecture {name!r} is not known; of timm plain ViTs are read (vit_*_patch*, deit*, flexivit_*)."
+        )
+    heads = _HEADS.get(width, width // 64)
     if name.startswith(("vit_giantopt_", "vit_base_patch16_gap_")):
         heads = 16
     tanh = re.fullmatch(_TANH, name)
