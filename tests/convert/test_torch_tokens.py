@@ -59,6 +59,28 @@ def test_siglip(arguments, tmp_path):
     )
 
 
+@pytest.mark.parametrize("ends", [{"add_eos_token": True}, {"add_eos_token": True, "add_bos_token": True}])
+def test_siglip_2(ends, tmp_path):
+    """Gemma's pieces, of small letters by the tokenizer's class alone; the padding that its settings name."""
+    letters = [*"▁abcdefghijklmnopqrstuvwxyzADTR.,!", "▁a", "do", "dog"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters, *(f"<0x{i:02X}>" for i in range(256))]
+    merges = [("▁", "a"), ("d", "o"), ("do", "g")]
+    theirs = transformers.Siglip2Tokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, padding_side="right", **ends
+    )
+    theirs.save_pretrained(tmp_path)
+    file = tokens.find(str(tmp_path))
+    bare = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    bare["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    pathlib.Path(file).write_text(json.dumps(bare), encoding="utf-8")
+    theirs = transformers.Siglip2Tokenizer.from_pretrained(tmp_path)
+    texts = ["A dog runs.", "a DOG! and a, d", "ä"]
+    expected = theirs(texts, padding="max_length", max_length=24, return_tensors="np")["input_ids"]
+    tokenizer = tokenizers.SubwordTokenizer(file)
+    np.testing.assert_array_equal(ids(tokenizer, texts, 24, tokens.padding(file)), expected)
+    assert (tokens.padding(file), tokenizer.eos) == (0, 1)
+
+
 def test_padding_in_front_is_refused(tmp_path):
     siglip_tokenizer(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -145,7 +167,7 @@ def test_two_towers_say_the_same_of_photos_and_texts(kind, text_act, text_eps, t
         processor = transformers.CLIPImageProcessor(size={"shortest_edge": 37}, crop_size={"height": 32, "width": 32})
         model = random_model("CLIPModel", config)
     else:
-        tokenizer = siglip_tokenizer(tmp_path)
+        tokenizer = siglip_tokenizer(tmp_path, **({"pad_token": "<pad>"} if text_act == "gelu" else {}))
         words = dict(vocab_size=len(tokenizer), max_position_embeddings=20, projection_size=24)
         config = transformers.SiglipConfig(vision_config=vision, text_config=text | words)
         processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
