@@ -29,11 +29,12 @@ COMMIT_SECONDS = 300
 
 
 class Restored(NamedTuple):
-    """A checkpoint's state, its data position, and the step it was saved after."""
+    """A checkpoint's state, its data position, the step it was saved after, and its data's fingerprint, if known."""
 
     state: Any
     position: int
     step: int
+    data: dict | None
 
 
 def names_of(tree: Any) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class Checkpointer:
         """Steps that have a committed checkpoint, in order."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
-    def save(self, state: Any, position: int, recipe: dict, *, say=print) -> None:
+    def save(self, state: Any, position: int, recipe: dict, data: dict | None = None, *, say=print) -> None:
         """Begins to save the state in the background, after an earlier save is done.
 
         Where either fails by an error of storage that may pass, this state is saved again, with
@@ -107,6 +108,7 @@ class Checkpointer:
           state: a TrainState.
           position: of the data.
           recipe: plain values, kept with the checkpoint.
+          data: the data's fingerprint (`capvl.data.fingerprint`), kept with it.
           say: told of every attempt that failed.
 
         Raises:
@@ -119,7 +121,7 @@ class Checkpointer:
                 self.wait()
                 if step in self.steps():
                     return
-                items = items or self._items(state, position, recipe)
+                items = items or self._items(state, position, recipe, data)
                 self._begin(step, items)
                 if attempt:
                     self.wait()
@@ -131,13 +133,14 @@ class Checkpointer:
             storage.wait(pause)
             self._reopen()
 
-    def _items(self, state: Any, position: int, recipe: dict) -> ocp.args.Composite:
+    def _items(self, state: Any, position: int, recipe: dict, data: dict | None) -> ocp.args.Composite:
         """What is saved of a state."""
         leaves = names_of(state)
         meta = {
             "format": _FORMAT,
             "position": position,
             "recipe": recipe,
+            "data": data,
             "leaves": {n: [list(x.shape), str(x.dtype)] for n, x in leaves.items()},
             "checksums": checksums(leaves),
         }
@@ -190,7 +193,7 @@ class Checkpointer:
                 meta = self._read_meta(step)
                 check_leaves(meta["leaves"], names_of(abstract), str(self.directory / str(step)))
                 state = self._read_state(step, abstract, meta["checksums"])
-                return Restored(state, meta["position"], step)
+                return Restored(state, meta["position"], step, meta.get("data"))
             except BrokenError as e:
                 say(f"The checkpoint of step {step} is broken ({e}); it is set aside and an earlier one is used.")
                 self._set_aside(step)

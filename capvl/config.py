@@ -15,10 +15,15 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Collection
 from typing import Any
 
+from capvl import storage
 from capvl.errors import UserError, nearest
 from capvl.values import Typed, convert, parse, unquoted
+
+Trust = bool | Collection[str]
+"""Whether "module:Class" in a recipe may be imported: all, none, or these names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +175,16 @@ def default_workdir(spec: str) -> str:
     return os.path.join("runs", re.sub(r"[^A-Za-z0-9_.=,-]", "_", name))
 
 
-def resolve(values: dict) -> Recipe:
-    """A checked recipe from nested plain values (a config file's, or config.json's)."""
+def resolve(values: dict, trust: Trust = True) -> Recipe:
+    """A checked recipe from nested plain values (a config file's, or config.json's).
+
+    Args:
+      values: of the sections.
+      trust: what may be imported, for values from elsewhere.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong type, or code that is not trusted.
+    """
     from capvl.data.loader import DataOptions
     from capvl.evals import EVALUATORS
     from capvl.objectives import OBJECTIVES
@@ -181,7 +194,9 @@ def resolve(values: dict) -> Recipe:
 
     values = dict(values)
     objective_values = _section(values.pop("objective", {}), "objective")
-    objective_class = _named(OBJECTIVES, objective_values.pop("name", None), "objective.name")
+    objective_class = _named(OBJECTIVES, objective_values.pop("name", None), "objective.name", trust)
+    if not dataclasses.is_dataclass(getattr(objective_class, "Model", None)):
+        raise UserError(f"objective.name: {objective_class.__qualname__} is no objective: it has no dataclass Model.")
     parts = {
         "objective": build(objective_class, objective_values, "objective"),
         "model": build(objective_class.Model, values.pop("model", {}), "model"),
@@ -194,10 +209,22 @@ def resolve(values: dict) -> Recipe:
     }
     for name, options in _section(values.pop("evals", {}), "evals").items():
         options = _section(options, f"evals.{name}")
-        kind = _named(EVALUATORS, options.pop("type", name), f"evals.{name}.type")
+        kind = _named(EVALUATORS, options.pop("type", name), f"evals.{name}.type", trust)
         parts["evals"][name] = build(kind, options, f"evals.{name}")
     recipe = build(Recipe, values, "", given=parts)
     return dataclasses.replace(recipe, source=describe(recipe))
+
+
+def read_values(path) -> dict:
+    """The plain values in a workdir's config.json; nothing is imported.
+
+    Raises:
+      UserError: it can't be read, or is no recipe.
+    """
+    values = storage.read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{str(path)!r} is not the recipe of a run.")
+    return values
 
 
 def describe(recipe: Recipe) -> dict:
@@ -231,12 +258,20 @@ def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def check_same(old: dict, new: dict, workdir: str) -> None:
-    """Raises UserError where a workdir's recipe is not the one that shall be resumed."""
+def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = ()) -> None:
+    """Compares a workdir's recipe with the one that shall be resumed.
+
+    Args:
+      old, new: their plain values.
+      workdir: for the sentence.
+      moved: keys that may differ too.
+
+    Raises:
+      UserError: they differ in what makes the run.
+    """
     old, new = flatten(old), flatten(new)
-    changed = [
-        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not re.fullmatch(RESUMABLE, k)
-    ]
+    fixed = [k for k in sorted(old.keys() | new.keys()) if k not in moved and not re.fullmatch(RESUMABLE, k)]
+    changed = [k for k in fixed if old.get(k) != new.get(k)]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -303,18 +338,33 @@ def set_key(values: dict, key: str, text: str) -> None:
     node[last] = parse(text) if whole else Typed(text)
 
 
-def _named(registry: dict[str, str], name: Any, key: str) -> type:
-    """The class of a name, or of "module:Class" of the user's own."""
+def own_code(values: dict) -> set[str]:
+    """The "module:Class" names in a recipe's plain values."""
+    evaluators = values.get("evals", {})
+    named = [o.get("type", n) for n, o in evaluators.items() if isinstance(o, dict)]
+    return {str(name) for name in [*named, values.get("objective", {}).get("name", "")] if ":" in str(name)}
+
+
+def _named(registry: dict[str, str], name: Any, key: str, trust: Trust) -> type:
+    """The dataclass of a name, or of "module:Class" of the user's own where it is trusted."""
     name = unquoted(name) if isinstance(name, Typed) else name
     if name not in registry and ":" not in str(name):
         raise UserError(f"{key}={name!r} is unknown." + nearest(str(name), registry))
     module, _, attribute = registry.get(name, str(name)).partition(":")
-    try:
+    if name in registry:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        if name in registry:
-            raise
-        raise UserError(f"{key}={name!r} can't be imported: {e}.") from e
+    if trust is not True and name not in (trust or ()):
+        raise UserError(
+            f"{key}={name!r} names code to import, and the folder may be somebody else's; where you trust it, say so "
+            f"(--trust, or trust=True)."
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as e:  # Importing runs the user's code: whatever it raises is told in one line.
+        raise UserError(f"{key}={name!r} can't be imported: {type(e).__name__}: {e}.") from e
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UserError(f"{key}={name!r} is no dataclass, as objectives and evaluators are.")
+    return found
 
 
 def _name_of(registry: dict[str, str], value: Any) -> str:

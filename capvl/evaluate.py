@@ -12,10 +12,11 @@ import json
 
 import jax
 
-from capvl import config, evals, storage, terminal
+from capvl import config, evals, storage, terminal, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.folder import read_model
 from capvl.convert.load import initial_state
+from capvl.data import tokenizer as tokenizers
 from capvl.data.tasks import TASKS
 from capvl.errors import UserError, nearest
 from capvl.evals import Context
@@ -32,6 +33,7 @@ def evaluate(
     step: int | None = None,
     untrained: bool = False,
     spec: str = "",
+    trust: bool = False,
 ) -> dict[str, float]:
     """Results of evaluators by name; they are also appended to workdir/evaluations.jsonl, when all are there.
 
@@ -42,15 +44,17 @@ def evaluate(
       step: of the checkpoint; the newest by default.
       untrained: evaluate the recipe's initial parameters instead: the baseline of every result.
       spec: config whose data and evaluators are used instead of the run's; a converted folder needs one.
+      trust: import the "module:Class" that the workdir names. What `spec` and `overrides` name is imported anyway.
 
     Raises:
-      UserError: no such run, checkpoint, evaluator or data.
+      UserError: no such run, checkpoint, evaluator or data, or code that is not trusted.
     """
     path = storage.folder(workdir)
     converted = (path / "model.json").exists()
-    recipe = (
-        _converted_recipe(workdir, spec, overrides) if converted else _recipe_of_run(path, workdir, spec, overrides)
-    )
+    if converted:
+        recipe = _converted_recipe(workdir, spec, overrides)
+    else:
+        recipe = _recipe_of_run(path, workdir, spec, overrides, trust)
     for name in only:
         if name not in recipe.evals:
             raise UserError(f"The recipe has no evaluator {name!r}." + nearest(name, recipe.evals))
@@ -77,18 +81,26 @@ def evaluate(
     return rows
 
 
-def _recipe_of_run(path, workdir: str, spec: str, overrides) -> config.Recipe:
+def _recipe_of_run(path, workdir: str, spec: str, overrides, trust: bool) -> config.Recipe:
     """The recipe of a workdir; its data and evaluators by another config where one is given."""
     file = path / "config.json"
     if not file.exists():
         raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
-    values = json.loads(file.read_text())
+    values = config.read_values(file)
+    said = {text for _, text in overrides}
+    own = workdirs.tokenizer_of(path, config.resolve(values | {"evals": {}}, trust or said))
     if spec:
         other = config.load(spec).source
         values |= {key: other[key] for key in ("data", "evals", "batch_size")}
+        said |= config.own_code(other)
+    if own:
+        values["data"] = values["data"] | {"tokenizer": own}
     for key, text in overrides:
         config.set_key(values, key, text)
-    return config.resolve(values)
+    recipe = config.resolve(values, trust or said)
+    if own and recipe.data.tokenizer != own:
+        tokenizers.check_same_pieces(recipe.data.tokenizer_path(), own)
+    return recipe
 
 
 def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
@@ -122,9 +134,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--untrained", action="store_true", help="evaluate the initial parameters instead")
     parser.add_argument("--config", default="", help="take data and evaluators from this config")
+    parser.add_argument("--trust", action="store_true", help="import the objective and evaluators that a run names")
     args, overrides = config_arguments(parser, argv)
     distributed.start()
-    evaluate(args.workdir, overrides, only=args.only, step=args.step, untrained=args.untrained, spec=args.config)
+    evaluate(
+        args.workdir,
+        overrides,
+        only=args.only,
+        step=args.step,
+        untrained=args.untrained,
+        spec=args.config,
+        trust=args.trust,
+    )
 
 
 if __name__ == "__main__":

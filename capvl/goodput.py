@@ -100,7 +100,7 @@ def describe(seconds: dict[str, float]) -> str:
 def _sessions(path: epath.Path) -> list[list[dict]]:
     """The lines of each process, in order; an unfinished last line is left out."""
     sessions = []
-    for text in split(path.read_text()):
+    for text in split(storage.read_text(path)):
         try:
             line = json.loads(text)
         except ValueError:

@@ -28,7 +28,7 @@ from capvl.data.randomness import Uniforms
 from capvl.data.tasks import TASKS
 from capvl.data.transforms import Crop
 from capvl.decoding.beam import LOW
-from capvl.decoding.generate import Decoding, generate, n_best
+from capvl.decoding.generate import Decoding, generate, n_best, planned_length
 from capvl.decoding.likelihood import log_likelihood_of_kv
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
@@ -39,27 +39,34 @@ from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
+from capvl.values import convert
 
 MOST = 64
 LARGEST_SIDE = 16_384
 Images = Any
 Texts = str | Sequence[str]
+Written = list[str] | list[list[str]]
 
 
-def load(path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "") -> "LoadedModel":
+def load(
+    path: str, *, step: int | None = None, tokenizer: str = "", dtype: str = "", trust: bool = False
+) -> "LoadedModel":
     """A model from a run's workdir, a converted folder or a big_vision .npz.
 
     Args:
       path: where it is.
       step: of a workdir's checkpoint; None for the newest.
-      tokenizer: path of a tokenizer; "" for the model's own.
+      tokenizer: path of a tokenizer, with the vocabulary of the model's own where it has one; "" for that.
       dtype: "float32" or "bfloat16" for activations; "" for the model's own.
+      trust: import the code that a workdir names, of an objective of one's own; nothing of a folder is run else.
 
     Raises:
-      UserError: missing, unreadable, or none of these.
+      UserError: missing, unreadable, none of these, or in need of code that is not trusted.
     """
-    weights = read_model(os.fspath(path), step=step)
+    weights = read_model(os.fspath(path), step=step, trust=trust)
     if tokenizer:
+        if weights.tokenizer:
+            tokenizers.check_same_pieces(tokenizer, weights.tokenizer)
         weights = dataclasses.replace(weights, tokenizer=tokenizer)
     if dtype:
         weights = dataclasses.replace(weights, options=dataclasses.replace(weights.options, dtype=dtype))
@@ -121,51 +128,47 @@ class LoadedModel:
         """Cosines (N, M) of every image with every text."""
         return self.embed(images) @ self.embed_text(texts).T
 
-    def caption(self, images: Images, *, names: Texts | None = None, seed: int = 0, **decoding) -> list[str]:
+    def caption(self, images: Images, *, names: Texts | None = None, **writing) -> Written:
         """A caption of each image: greedy, by beam search, or sampled.
 
         Args:
           images: one or several.
           names: what is written is one of these; None for anything.
-          seed: of the samples.
-          decoding: options of `capvl.decoding.generate.Decoding`: beams, length_penalty, rule, temperature, top_p …
+          writing: options of `capvl.decoding.generate.Decoding` (beams, length_penalty, rule, temperature, top_p,
+            max_tokens …); seed: of what is sampled, 0 unless it is said; samples: 1 for a text of each image; k for a
+            list of k texts of each, which are drawn one by one and need a temperature.
         """
-        return self._write(self.pixels(images), self._prompts("caption", [""]), names, seed, decoding)
+        return self._write(self.pixels(images), self._prompts("caption", [""]), names, writing)
 
-    def answer(
-        self, images: Images, questions: Texts, *, names: Texts | None = None, seed: int = 0, **decoding
-    ) -> list[str]:
+    def answer(self, images: Images, questions: Texts, *, names: Texts | None = None, **writing) -> Written:
         """Answers to a question about each image, or to one question for each.
 
         Args:
           images: one or several.
           questions: one, or as many as images.
           names: the answers that are allowed; None for any.
-          seed: of the samples.
-          decoding: as for `caption`.
+          writing: as for `caption`.
 
         Raises:
           UserError: the model wasn't trained to answer, or there are not as many questions as images.
         """
-        return self._write(self.pixels(images), self._prompts("answer", _texts(questions)), names, seed, decoding)
+        return self._write(self.pixels(images), self._prompts("answer", _texts(questions)), names, writing)
 
-    def read(self, images: Images, *, names: Texts | None = None, seed: int = 0, **decoding) -> list[str]:
+    def read(self, images: Images, *, names: Texts | None = None, **writing) -> Written:
         """The words in each image; arguments as for `caption`."""
-        return self._write(self.pixels(images), self._prompts("read", [""]), names, seed, decoding)
+        return self._write(self.pixels(images), self._prompts("read", [""]), names, writing)
 
-    def caption_video(self, videos: Any, *, names: Texts | None = None, seed: int = 0, **decoding) -> list[str]:
+    def caption_video(self, videos: Any, *, names: Texts | None = None, **writing) -> Written:
         """A caption of each video, a path or bytes; arguments as for `caption`.
 
         Raises:
           UserError: the model reads no clips, or a video can't be read or has fewer frames than the model reads.
         """
-        return self._write(self.clips(videos), self._prompts("caption", [""]), names, seed, decoding)
+        return self._write(self.clips(videos), self._prompts("caption", [""]), names, writing)
 
-    def answer_video(
-        self, videos: Any, questions: Texts, *, names: Texts | None = None, seed: int = 0, **decoding
-    ) -> list[str]:
+    def answer_video(self, videos: Any, questions: Texts, *, names: Texts | None = None, **writing) -> Written:
         """Answers to questions about videos; see `caption_video` and `answer`."""
-        return self._write(self.clips(videos), self._prompts("answer", _texts(questions)), names, seed, decoding)
+        return self._write(self.clips(videos), self._prompts("answer", _texts(questions)), names, writing)
 
     def n_best(
         self, images: Any, question: str = "", *, names: Texts | None = None, **decoding
@@ -188,8 +191,8 @@ class LoadedModel:
             raise UserError(f"n_best needs two beams or more, not {how.beams}.")
         seen = self.clips(images) if getattr(self.options, "frames", 0) else self.pixels(images)
 
-        def function(model, image_kv, prompt, tree):
-            found = n_best(model, image_kv, self.options.length, self.tokenizer.eos, how, prompt, names=tree)
+        def function(model, image_kv, prompt, length, tree):
+            found = n_best(model, image_kv, length, self.tokenizer.eos, how, prompt, names=tree)
             return found.tokens, found.scores
 
         rows = self._behind(("n_best",), function, seen, self._prompts(task, texts), names, how)
@@ -210,32 +213,45 @@ class LoadedModel:
         width = max(map(len, rows))
         return np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.int32)
 
-    def _write(self, pixels: np.ndarray, prompts: np.ndarray, names, seed: int, options: dict[str, Any]) -> list[str]:
-        """The text that the decoder writes behind prompts, one or as many as images."""
-        how = _decoding(options)
+    def _write(self, pixels: np.ndarray, prompts: np.ndarray, names, options: dict[str, Any]) -> Written:
+        """The text, or texts, that the decoder writes behind prompts, one prompt or as many as images."""
+        draws = {name: options.pop(name, usual) for name, usual in (("seed", 0), ("samples", 1))}
+        seed, samples = (convert(value, int, name) for name, value in draws.items())
+        how = _decoding(options, tuple(draws))
+        if samples < 1 or (samples > 1 and not how.temperature):
+            raise UserError(f"samples={samples}: 1 or more are possible, and several of an image need a temperature.")
 
-        def function(model, image_kv, prompt, tree):
-            key, length = jax.random.key(seed), self.options.length
-            return generate(model, image_kv, length, self.tokenizer.eos, how, prompt_BP=prompt, key=key, names=tree)[0]
+        # An image's samples hang on the seed and its number, not on what else is written with it.
+        drawn = np.stack([np.full(len(pixels), seed % 2**32), np.arange(len(pixels))], axis=1).astype(np.uint32)
 
-        rows = self._behind(("write", seed), function, pixels, prompts, names, how)
-        return [self.tokenizer.decode(t) for t in rows]
+        def function(model, image_kv, prompt, length, tree, drawn):
+            key = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(row[0]), row[1]))(drawn)
+            how_many = dict(key=key, samples=samples, names=tree)
+            rows = generate(model, image_kv, length, self.tokenizer.eos, how, prompt_BP=prompt, **how_many)[0]
+            return rows.reshape(-1, samples, length)
 
-    def _behind(self, name: tuple, function, pixels: np.ndarray, prompts: np.ndarray, names, how: Decoding) -> Any:
-        """function(model, image_kv, prompts, tree of names) of images with one prompt or as many as images."""
-        how.check(self.options.vocab)
+        found = self._behind(("write", samples), function, pixels, prompts, names, how, drawn)
+        texts = [[self.tokenizer.decode(t) for t in rows] for rows in found]
+        return texts if samples > 1 else [rows[0] for rows in texts]
+
+    def _behind(
+        self, name: tuple, function, pixels: np.ndarray, prompts: np.ndarray, names, how: Decoding, *more
+    ) -> Any:
+        """function(model, image_kv, prompts, length, tree of names, *more) of images with one prompt or as many as
+        images; `more` are further arrays with a row for each image."""
         if len(prompts) not in (1, len(pixels)):
             raise UserError(f"There are {len(prompts)} questions for {len(pixels)} images; give one, or one for each.")
         tree, allowed = None, None
         if names is not None:
             allowed = tuple(_texts(names)) if len(names) else ()
             tree = Names.of(allowed, self.tokenizer)
+        length = planned_length(self.options, how, prompts.shape[1], tree)
         prompts = np.broadcast_to(prompts, (len(pixels), prompts.shape[1]))
 
         def call(model, rows):
-            return function(model, model.decoder.image_kv(model.encode(rows[0])), rows[1], tree)
+            return function(model, model.decoder.image_kv(model.encode(rows[0])), rows[1], length, tree, *rows[2:])
 
-        return self._run((*name, how, allowed), call, (pixels, prompts))
+        return self._run((*name, how, allowed, length), call, (pixels, prompts, *more))
 
     def score(self, images: Images, texts: Texts) -> np.ndarray:
         """log p(text | image) in nats, (N,): text i for image i; or (N, M) of every image with every text where there
@@ -369,12 +385,13 @@ def _usual_objective(options: Any) -> Any:
     return Git(tasks=TASKS, prompts=(("read", ""),)) if isinstance(options, GitOptions) else CapPa()
 
 
-def _decoding(options: dict[str, Any]) -> Decoding:
-    known = [f.name for f in dataclasses.fields(Decoding)]
+def _decoding(options: dict[str, Any], others: tuple[str, ...] = ()) -> Decoding:
+    """How to write; `others` are options besides, for messages."""
+    known = {f.name: f.type for f in dataclasses.fields(Decoding)}
     for name in options:
         if name not in known:
-            raise UserError(f"Writing has no option {name!r}." + nearest(name, known))
-    return Decoding(**options)
+            raise UserError(f"Writing has no option {name!r}." + nearest(name, [*known, *others]))
+    return Decoding(**{name: convert(value, known[name], name) for name, value in options.items()})
 
 
 def _texts(texts: Texts) -> list[str]:

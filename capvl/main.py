@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a recipe.", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:variant=value,…")
     parser.add_argument("--workdir", default="", help="checkpoints, metrics and report; default: runs/NAME")
+    parser.add_argument("--new_data", action="store_true", help="resume although the data is not what it was")
     args, overrides = config_arguments(parser, argv)
 
     from capvl import config
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from capvl import train
 
-    train.run(recipe, args.workdir or config.default_workdir(args.config))
+    train.run(recipe, args.workdir or config.default_workdir(args.config), new_data=args.new_data)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def read(workdir: epath.Path) -> list[dict]:
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"Workdir {str(workdir)!r} has no metrics.jsonl; train there first.")
-    return [json.loads(line) for line in split(path.read_text()) if _step_of(line) < math.inf]
+    return [json.loads(line) for line in split(storage.read_text(path)) if _step_of(line) < math.inf]
 
 
 class Clock:

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         ahead.devices(places[0])
     results = [_run(recipe, place, args) for place in places]
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
     if not all(result["hbm"]["fits"] for result in results if not args.search):
         raise UserError(f"{args.config} doesn't fit {', '.join(args.topology)}; see above.")

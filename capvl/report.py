@@ -68,7 +68,7 @@ def write(workdirs: list[epath.Path], out: epath.Path) -> epath.Path:
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
     try:
-        epath.Path(out).write_text(page)
+        epath.Path(out).write_bytes(page.encode())
     except OSError as e:
         raise UserError(f"Report {str(out)!r} can't be written: {e.strerror or e}.") from e
     return epath.Path(out)
@@ -77,9 +77,9 @@ def write(workdirs: list[epath.Path], out: epath.Path) -> epath.Path:
 def _read_run(workdir: epath.Path) -> dict:
     lines = metrics.read(workdir)
     config = workdir / "config.json"
-    recipe = json.loads(config.read_text()) if config.exists() else {}
+    recipe = storage.read_json(config) if config.exists() else {}
     files = sorted((workdir / "samples").glob("*.json"), key=lambda f: int(f.stem))
-    shown = json.loads(files[-1].read_text()) if files else {}
+    shown = storage.read_json(files[-1]) if files else {}
     return {
         "name": workdir.name or str(workdir.resolve().name),
         "lines": lines,

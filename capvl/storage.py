@@ -1,17 +1,20 @@
 """Files that survive kills, in folders and buckets; storage that fails for a moment is asked again, ever later."""
 
+import atexit
 import contextlib
 import errno
 import importlib.util
 import itertools
+import json
 import os
 import random
 import re
+import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -161,7 +164,7 @@ class Lines:
         """
         self._path, self._text, self._waiting, self._written = path, "", False, time.monotonic()
         if keep or in_bucket(path):
-            lines = split(path.read_text()) if path.exists() else []
+            lines = split(read_text(path)) if path.exists() else []
             self._text = "".join(line + "\n" for line in lines if keep is None or keep(line))
             replace_text(path, self._text)
 
@@ -229,12 +232,49 @@ def local_copy(path: epath.Path) -> Iterator[str]:
         yield local
 
 
+def local(path: epath.Path) -> str:
+    """The path of a file as a local one until this process ends."""
+    if not in_bucket(path):
+        return str(path)
+    folder = tempfile.mkdtemp(prefix="capvl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path.copy(os.path.join(folder, path.name))
+    return os.path.join(folder, path.name)
+
+
 def place(source: epath.Path, target: os.PathLike) -> None:
     """Gives a finished file a second name (local), or moves it (in a bucket)."""
     if in_bucket(source):
         source.rename(target)
     else:
         os.link(source, target)
+
+
+def size(path: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return retry(lambda: epath.Path(path).stat().length, what=f"Reading {path!r}")
+    except FileNotFoundError:
+        return None
+
+
+def read_text(path: epath.Path) -> str:
+    """A file as UTF-8, whatever the locale's encoding is; bytes that a kill tore are replaced."""
+    return path.read_bytes().decode("utf-8", "replace")
+
+
+def read_json(path: epath.Path) -> Any:
+    """The value of a JSON file, which is UTF-8.
+
+    Raises:
+      UserError: it isn't there, can't be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as e:
+        raise UserError(f"{str(path)!r} can't be read: {reason(e)}.") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{str(path)!r} is not JSON.") from e
 
 
 def replace_text(path: epath.Path, text: str) -> None:
@@ -244,12 +284,22 @@ def replace_text(path: epath.Path, text: str) -> None:
       UserError: it can't be written.
     """
 
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: epath.Path, data: bytes) -> None:
+    """Writes a file that is there whole, old or new, at any time.
+
+    Raises:
+      UserError: it can't be written.
+    """
+
     def replace():
         if in_bucket(path):
-            path.write_text(text)
+            path.write_bytes(data)
             return
-        with new_file(path) as local, open(local, "w", encoding="utf-8") as file:
-            file.write(text)
+        with new_file(path) as local, open(local, "wb") as file:
+            file.write(data)
 
     _write(replace, path)
 

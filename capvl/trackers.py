@@ -72,7 +72,7 @@ def _wandb(workdir: epath.Path, project: str, recipe: dict) -> Iterator[Write]:
     if not file.exists():
         storage.replace_text(file, wandb.util.generate_id())
     run = wandb.init(
-        project=project, name=workdir.name, id=file.read_text(), resume="allow", dir=str(workdir), config=recipe
+        project=project, name=workdir.name, id=storage.read_text(file), resume="allow", dir=str(workdir), config=recipe
     )
 
     def write(step, values):

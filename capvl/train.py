@@ -13,14 +13,15 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 
 import jax
 from etils import epath
 
-from capvl import config, evals, goodput, metrics, report, storage, terminal, trackers
+from capvl import config, evals, goodput, lock, metrics, report, storage, terminal, trackers, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.load import initial_state
-from capvl.data import loader
+from capvl.data import fingerprint, loader
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.parallel import distributed
@@ -61,7 +62,8 @@ class Stop:
             return self.asked
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        self.asked = multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
 
 
 class Watchdog:
@@ -105,6 +107,8 @@ class Run:
     ledger: goodput.Ledger
     clock: metrics.Clock
     watchdog: "Watchdog"
+    check_held: Callable[[], None]
+    trained_on: dict | None
 
     def log(self, step: int, values: dict[str, jax.Array]) -> None:
         """Reads a finished step's metrics; stops the run after too many skipped steps in a row."""
@@ -139,8 +143,9 @@ class Run:
 
     def save(self, state: TrainState, position: int) -> None:
         """Begins a checkpoint; the loop goes on while it is written."""
+        self.check_held()
         with self.ledger.spend("checkpoint"):
-            self.checkpointer.save(state, position, self.recipe.source, say=say)
+            self.checkpointer.save(state, position, self.recipe.source, self.trained_on, say=say)
             self.writer.flush()
             self.ledger.flush()
 
@@ -151,8 +156,13 @@ class Run:
             self.checkpointer.wait()
 
 
-def run(recipe: config.Recipe, workdir: str) -> None:
+def run(recipe: config.Recipe, workdir: str, *, new_data: bool = False) -> None:
     """Trains a recipe in a workdir, from its newest checkpoint where it has one.
+
+    Args:
+      recipe: what to train.
+      workdir: where.
+      new_data: go on where the data is not what the checkpoint was trained on.
 
     Raises:
       UserError: whatever the user can mend.
@@ -161,13 +171,20 @@ def run(recipe: config.Recipe, workdir: str) -> None:
         configuration=json.dumps([workdir, recipe.source], sort_keys=True), version_of_capvl=distributed.code_version()
     )
     path = metrics.open_workdir(workdir)
-    _claim(path, recipe)
+    with Stop() as stop, lock.held(path, leaving=lambda: stop.asked) as check_held:
+        _run(recipe, path, stop, check_held, new_data)
+
+
+def _run(recipe: config.Recipe, path: epath.Path, stop: Stop, check_held: Callable[[], None], new_data: bool) -> None:
+    """Trains in a workdir that this run has to itself."""
+    workdirs.check(path, recipe)
+    recipe = workdirs.with_tokenizer(path, recipe)
     ledger = goodput.Ledger(path)
     if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR may share one between runs.
         jax.config.update("jax_compilation_cache_dir", str(storage.absolute(path) / "compiled"))
     mesh = make_mesh(recipe.mesh)
-    with jax.set_mesh(mesh), Stop() as stop, distributed.ends_when_others_are_lost():
-        training, state = set_up(recipe, path, mesh, ledger)
+    with jax.set_mesh(mesh), distributed.ends_when_others_are_lost():
+        training, state = set_up(recipe, path, mesh, ledger, check_held, new_data)
         try:
             distributed.check_same(train_step=lowered_text(training, state))
             with distributed.ends_when_others_are_lost():  # Before anything is closed, which would wait for them.
@@ -253,19 +270,28 @@ def profiled(training: Run, step: int):
         say(f"Profile of steps {begin} to {step}: {path}")
 
 
-def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger) -> tuple[Run, TrainState]:
+def set_up(
+    recipe: config.Recipe,
+    path: epath.Path,
+    mesh,
+    ledger: goodput.Ledger,
+    check_held: Callable[[], None],
+    new_data: bool,
+) -> tuple[Run, TrainState]:
     """Opens everything that the loop needs, and the state to begin with."""
     step = recipe.train_step()
     recipe.check(mesh)
     trackers.check(recipe.wandb)
     _prepare_data(recipe)
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
-    _check_vocabulary(recipe, transform)
+    workdirs.write(path, recipe, _check_vocabulary(recipe, transform))
     context = Context(recipe, mesh, step.blueprint, recipe.batch_size, path)
     evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
     restored = checkpointer.restore(abstract, say=say)
+    seen = restored.data if restored else None
+    trained_on = distributed.first(lambda: _check_data(recipe.data, seen, new_data))
     if restored:
         state, position = restored.state, restored.position
         say(f"Resumed after step {restored.step} of {path}.")
@@ -285,24 +311,16 @@ def set_up(recipe: config.Recipe, path: epath.Path, mesh, ledger: goodput.Ledger
     clock = metrics.Clock(ledger, recipe.batch_size, recipe.objective.flops(recipe.model))
     watchdog = Watchdog(recipe.hang_timeout)
     update = step.jit(mesh)
-    training = Run(recipe, path, mesh, step, update, checkpointer, data, writer, evaluators, ledger, clock, watchdog)
-    return training, state
+    shown = (writer, evaluators, ledger, clock, watchdog)
+    return Run(recipe, path, mesh, step, update, checkpointer, data, *shown, check_held, trained_on), state
 
 
-def _claim(path: epath.Path, recipe: config.Recipe) -> None:
-    """Writes config.json, or checks that the workdir is of this recipe where anything of it was trained."""
-    file = path / "config.json"
-    metrics_file, checkpoints = path / "metrics.jsonl", path / "checkpoints"
-    begun = metrics_file.exists() and metrics_file.stat().length > 0
-    begun = begun or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-    if file.exists() and begun:
-        try:
-            old = json.loads(file.read_text())
-        except ValueError as e:
-            raise UserError(f"{file} is not JSON; remove it or choose another --workdir.") from e
-        config.check_same(old, recipe.source, str(path))
-    if jax.process_index() == 0:
-        storage.replace_text(file, json.dumps(recipe.source, indent=1))
+def _check_data(options: loader.DataOptions, seen: dict | None, new_data: bool) -> dict:
+    """The data's fingerprint, which is that of the checkpoint where it has one."""
+    now = fingerprint.fingerprint(options)
+    for difference in fingerprint.check(seen, now, new_data):
+        say(f"The data is other than it was: {difference}.")
+    return now
 
 
 def _prepare_data(recipe: config.Recipe) -> None:
@@ -318,12 +336,16 @@ def _prepare_data(recipe: config.Recipe) -> None:
     recipe.data.check_prepared()
 
 
-def _check_vocabulary(recipe: config.Recipe, transform) -> None:
+def _check_vocabulary(recipe: config.Recipe, transform) -> str:
+    """Path of the tokenizer that texts go through; "" for none."""
     tokenizer = getattr(transform, "tokenizer", None)
-    if tokenizer is not None and tokenizer.vocab > recipe.model.vocab:
+    if tokenizer is None:
+        return ""
+    if tokenizer.vocab > recipe.model.vocab:
         raise UserError(
             f"Tokenizer {tokenizer.path!r} has {tokenizer.vocab} pieces, more than model.vocab={recipe.model.vocab}."
         )
     theirs, ours = getattr(tokenizer, "start_id", None), getattr(recipe.model, "start", None)
     if None not in (theirs, ours) and theirs != ours:
         raise UserError(f"Tokenizer {tokenizer.path!r} begins texts with id {theirs}, and model.start={ours}.")
+    return tokenizer.path

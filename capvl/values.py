@@ -1,6 +1,7 @@
 """Values of config keys: what a key's type makes of a file's value, or of what somebody typed."""
 
 import ast
+import math
 import re
 import types
 import typing
@@ -46,6 +47,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", dict: "a section"}
         raise _wrong(key, words.get(hint, hint.__name__), value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(key, "a finite number", value)
     return value
 
 

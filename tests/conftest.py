@@ -136,6 +136,40 @@ def tiny_values(data_dir: str) -> dict:
 
 
 @pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://bucket/…, as files below tmp_path that can't be appended to or renamed; and how many were written."""
+    from etils.epath import backend
+    from fsspec.implementations.local import LocalFileSystem
+
+    from capvl import storage
+
+    written = []
+
+    class Bucket(LocalFileSystem):
+        protocol = ("gs", "gcs")
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).replace("gs://", f"{tmp_path}/objects/").rstrip("/")
+
+        def makedirs(self, path, exist_ok=False):
+            super().makedirs(self._strip_protocol(path), exist_ok=True)
+
+        def open(self, path, mode="rb", **options):
+            assert "a" not in mode and "+" not in mode
+            written.extend([path] if "w" in mode and path.startswith("gs://") else [])
+            return super().open(self._strip_protocol(path), mode, **options)
+
+        def rename(self, *_, **__):
+            raise AssertionError("an object can't be renamed")
+
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
+    monkeypatch.setitem(storage.BUCKETS, "gs", "fsspec")
+    (tmp_path / "objects/bucket").mkdir(parents=True)
+    return written
+
+
+@pytest.fixture
 def tiny(data_dir):
     """A function that gives the plain values of a tiny recipe, with some of them changed."""
 

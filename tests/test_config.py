@@ -149,3 +149,26 @@ def test_resuming_another_recipe_is_refused(tiny_recipe):
     for changes in ({"seed": 1}, {"optimizer__lr": 1.0}, {"model__length": 13}, {"data__crop": "center"}):
         with pytest.raises(UserError, match="another recipe"):
             config.check_same(old, tiny_recipe(**changes).source, "w")
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ([("optimizer.lr", "1e999")], "optimizer.lr should be a finite number, not inf"),
+        ([("spike", "1e999")], "spike should be a finite number"),
+        ([("schedule.end", "-1e999")], "schedule.end should be a finite number"),
+        ([("model.registers", "-1")], "registers and layer_scale must not be negative"),
+        ([("model.layer_scale", "-0.1")], "registers and layer_scale must not be negative"),
+        ([("model.eps", "0")], "eps must be positive"),
+        ([("evals.perplexity.limit", "-1")], "Perplexity: limit must not be negative"),
+        ([("evals.fewshot.seeds", "(-1,)")], "seeds and l2 not negative"),
+        ([("optimizer.decay", "(('no/such', 1.0),)")], "optimizer.decay: 'no/such' matches no parameter"),
+        ([("optimizer.lr_mult", "(('encoder', 1.0),)")], "optimizer.lr_mult: 'encoder' matches no parameter"),
+        ([("objective.mask_ratio", "0.01"), ("objective.pa", "0.5")], "mask_ratio=0.01 masks none of model.length"),
+    ],
+)
+def test_values_that_can_only_be_mistakes(overrides, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        recipe = config.load(DEMO, overrides)
+        recipe.train_step()
+        recipe.objective.check(recipe.model, 16, 1)

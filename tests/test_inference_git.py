@@ -81,6 +81,52 @@ def test_the_n_best(model):
         model.n_best(images, beams=1)
 
 
+def test_an_output_layer_of_its_own():
+    """Names are scored by the tree as one by one and written by the cache; a copied table is the tied model."""
+    own, tied = model_of(tied=False), model_of()
+    images = pictures(2)
+    scores = own.score(images, NAMES)
+    one_by_one = np.stack([own.score(images, [name] * 2) for name in NAMES], axis=1)
+    np.testing.assert_allclose(scores, one_by_one, rtol=1e-4)
+    assert own.caption(images, names=NAMES, beams=3, length_penalty=0.0) == [NAMES[i] for i in scores.argmax(axis=1)]
+    tied.params["decoder/bias"] = tied.params["decoder/bias"] * 0 + 0.5
+    same = {k: v for k, v in tied.params.items() if k != "decoder/bias"}
+    copied = {"kernel": same["decoder/tokens"].T, "bias": tied.params["decoder/bias"]}
+    own.params = same | {f"decoder/logits/{leaf}": value for leaf, value in copied.items()}
+    assert own.n_best(images) == tied.n_best(images)
+    own.params["decoder/logits/kernel"] = -own.params["decoder/logits/kernel"]
+    assert own.n_best(images) != tied.n_best(images)
+
+
+def test_several_samples_of_an_image(model):
+    """Lists of texts, which hang on the seed and the image's place, not on what else is written; one is a text."""
+    images = pictures(3)
+    drawn = model.caption(images, samples=5, temperature=2.0, seed=3)
+    assert [len(texts) for texts in drawn] == [5] * 3 and all(len(set(texts)) > 1 for texts in drawn)
+    assert model.caption(images[:2], samples=5, temperature=2.0, seed=3) == drawn[:2]
+    assert model.caption(images, samples=5, temperature=2.0, seed=4) != drawn
+    asked = model.answer(images, ["red", "the thing", "blue"], samples=2, temperature=2.0, names=NAMES)
+    assert len(asked) == 3 and all(len(texts) == 2 and set(texts) <= set(NAMES) for texts in asked)
+    one = model.caption(images, temperature=2.0, seed=3)
+    assert all(isinstance(text, str) for text in one)
+    assert model.caption(images, samples=1, temperature=2.0, seed=3) == one
+
+
+def test_how_long_texts_are(model):
+    """max_tokens counts what is written behind the question; more of them than the model's texts have may be asked."""
+    long, images = model_of(text_positions=20), pictures(2)
+    words = [len(text.split()) for text in long.answer(images, "red thing", max_tokens=9, min_tokens=8)]
+    assert set(words) <= {8, 9}
+    for options in ({}, {"beams": 2}, {"temperature": 3.0}):
+        assert max(len(text.split()) for text in long.answer(images, "red", max_tokens=2, **options)) <= 2
+    for texts in long.n_best(images, "red", max_tokens=3, min_tokens=2, no_repeat_ngram=1):
+        for text, _ in texts:
+            assert 2 <= len(text.split()) <= 3 and len(set(text.split())) == len(text.split())
+            assert "red" not in text.split()
+    named = long.caption(images, names=["red", "green thing", "the blue thing"], min_tokens=2, max_tokens=3)
+    assert set(named) == {"green thing"}
+
+
 def test_reading_asks_the_words_of_the_recipe():
     asking = model_of(Git(prompts=(("read", "the red"),)))
     images = pictures(2)
@@ -141,6 +187,17 @@ def test_images_that_keep_their_aspect():
         (lambda m, i: m.answer(i, ""), "none of them empty"),
         (lambda m, i: m.caption(i, names=["red", "  "]), "none of them empty"),
         (lambda m, i: m.caption(i, names=[]), "vocabulary of names is empty"),
+        (lambda m, i: m.caption(i, samples=4), "samples=4: .* several of an image need a temperature"),
+        (lambda m, i: m.caption(i, samples=2, beams=2), "samples=2: .* need a temperature"),
+        (lambda m, i: m.caption(i, samples=0, temperature=1.0), "samples=0: 1 or more are possible"),
+        (lambda m, i: m.caption(i, samples="many", temperature=1.0), "samples should be a whole number, not 'many'"),
+        (lambda m, i: m.caption(i, sample=2), "no option 'sample'. Did you mean 'samples'"),
+        (lambda m, i: m.caption(i, beams="two"), "beams should be a whole number, not 'two'"),
+        (lambda m, i: m.caption(i, max_tokens=2, min_tokens=3), "min_tokens=3 is above max_tokens=2"),
+        (lambda m, i: m.caption(i, max_tokens=7), "max_tokens=7 behind a prompt of 0 .* than the 6 positions"),
+        (lambda m, i: m.answer(i, "the red", min_tokens=5), "min_tokens=5 is more than the 4 tokens .* prompt of 2"),
+        (lambda m, i: m.n_best(i, no_repeat_ngram=-1), "must not be negative"),
+        (lambda m, i: m.caption(i, names=["red"], min_tokens=2), "None of the 1 names may be written"),
     ],
 )
 def test_bad_input(model, call, message):

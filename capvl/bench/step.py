@@ -78,18 +78,25 @@ def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, f
         memory = compiled.memory_analysis()
         update(state, batch)[0].step.block_until_ready()
         state = jax.jit(step.init_from_seed, out_shardings=shardings)()
-        times, dispatch, rest = [], [], []
-        for _ in range(steps):
+        times, dispatch, rest, previous = [], [], [], None
+        jax.block_until_ready(state)
+        end = time.perf_counter()
+        # As in the training loop the host is one step ahead: a step's metrics are read when the next is under way.
+        for _ in range(steps + 1):
             begin = time.perf_counter()
             state, metrics = update(state, batch)
             dispatch.append(time.perf_counter() - begin)
-            jax.block_until_ready((state, metrics))
-            times.append(time.perf_counter() - begin)
-            # What else the loop's host does in a step: hand over the next batch, read the last metrics.
             begin = time.perf_counter()
             batch = loader.to_device(host_batch, batch_sharding(mesh))
-            {k: float(v) for k, v in jax.device_get(metrics).items()}
             rest.append(time.perf_counter() - begin)
+            if previous is not None:
+                jax.block_until_ready(previous)
+                times.append(time.perf_counter() - end)
+                end = time.perf_counter()
+                {k: float(v) for k, v in jax.device_get(previous).items()}
+                rest[-1] += time.perf_counter() - end
+            previous = metrics
+        jax.block_until_ready(state)
         if show_costs:
             _print_costs(lowered, state, batch, show_costs)
     seconds = float(np.median(times))
@@ -143,5 +150,5 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in numbers.items():
         print(f"{name:28s} {value:,.4f}" if value < 1e4 else f"{name:28s} {value:,.0f}")
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(numbers, file, indent=1)

@@ -30,7 +30,7 @@ TARGETS = ("capvl", "big_vision", "huggingface", "timm", "stablehlo")
 _THEIR_TOKENIZERS = {".json": "tokenizer.json", ".model": "spiece.model", ".txt": "vocab.txt"}
 
 
-def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False) -> Weights:
+def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False, trust: bool = False) -> Weights:
     """A model of another framework (or of ours) as ours.
 
     Args:
@@ -38,12 +38,13 @@ def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False) 
       path: file or folder.
       heads: of the attention, where neither shapes nor a configuration tell; 0 for width / 64.
       allow_pickle: see `capvl.convert.files.read_weights`.
+      trust: see `capvl.convert.folder.read_model`.
 
     Raises:
       UserError: unreadable, or not such a model.
     """
     if source == "capvl":
-        return read_model(path)
+        return read_model(path, trust=trust)
     weights = _read(source, path, heads, allow_pickle)
     # What a configuration says of sizes is compared with the arrays.
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in weights.params.items()}
@@ -215,12 +216,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=0, help="of the attention, where nothing else tells")
     parser.add_argument("--scan", action="store_true", help="big_vision's scanned layout")
     parser.add_argument("--allow_pickle", action="store_true", help="read PyTorch pickles, weights only")
+    parser.add_argument("--trust", action="store_true", help="import the code that SRC, a workdir, names")
     args = parser.parse_args(argv)
-    weights = read(args.source, args.src, heads=args.heads, allow_pickle=args.allow_pickle)
+    weights = read(args.source, args.src, heads=args.heads, allow_pickle=args.allow_pickle, trust=args.trust)
     if args.tokenizer:
         from capvl.data import tokenizer
 
         tokenizer.load(args.tokenizer)
+        if weights.tokenizer:
+            tokenizer.check_same_pieces(args.tokenizer, weights.tokenizer)
         weights = dataclasses.replace(weights, tokenizer=args.tokenizer)
     write(args.target, args.dst, weights, scan=args.scan)
     count = sum(v.size for v in weights.params.values())

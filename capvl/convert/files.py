@@ -1,11 +1,11 @@
 """Weights in files: safetensors and NumPy archives; pickles only where the user asks for it."""
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from capvl import storage
 from capvl.errors import UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -55,10 +55,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: it is no such file.
     """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise UserError(f"{str(file)!r} is not JSON.") from e
+    value = storage.read_json(file)
     if not isinstance(value, dict):
         raise UserError(f"{str(file)!r} should be a JSON object.")
     return value
@@ -119,8 +116,6 @@ def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
       UserError: it can't be written.
     """
     from safetensors.numpy import save_file
-
-    from capvl import storage
 
     try:
         with storage.new_file(path) as temporary:

@@ -4,17 +4,16 @@ This is what `capvl.convert` writes; `capvl.load`, `capvl.evaluate` and `config.
 wherever they take a run's workdir.
 """
 
-import contextlib
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from capvl import config, storage
+from capvl import config, storage, workdirs
 from capvl.convert import tokens
 from capvl.convert.files import read_npz, read_safetensors, write_safetensors
+from capvl.data import tokenizer as tokenizers
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -67,8 +66,7 @@ def write_folder(folder: str, weights: Weights) -> None:
     write_safetensors(path / "weights.safetensors", weights.params)
     tokenizer = ""
     if weights.tokenizer:
-        suffixes = pathlib.Path(weights.tokenizer).suffixes[-2:]
-        tokenizer = tokens.copy(weights.tokenizer, path, "tokenizer" + "".join(suffixes), weights.clean)
+        tokenizer = tokens.copy(weights.tokenizer, path, tokenizers.name_of_copy(weights.tokenizer), weights.clean)
     kind = next(name for name, cls in KINDS.items() if type(weights.options) is cls)
     description = {
         "format": FORMAT,
@@ -99,15 +97,16 @@ def new_folder(folder: str):
     return path
 
 
-def read_model(path: str, *, step: int | None = None) -> Weights:
+def read_model(path: str, *, step: int | None = None, trust: config.Trust = False) -> Weights:
     """Weights of a run's workdir, a converted folder, or a flat big_vision .npz.
 
     Args:
       path: where they are.
       step: of a workdir's checkpoint; None for the newest.
+      trust: which code a workdir's recipe may import, for an objective of one's own.
 
     Raises:
-      UserError: missing, unreadable, or none of these.
+      UserError: missing, unreadable, none of these, or in need of code that is not trusted.
     """
     if path.endswith(".npz"):
         from capvl.convert.big_vision import from_big_vision
@@ -119,7 +118,7 @@ def read_model(path: str, *, step: int | None = None) -> Weights:
     if (place / "model.json").exists():
         return _read_folder(place)
     if (place / "checkpoints").is_dir() and (place / "config.json").exists():
-        return _read_workdir(place, step)
+        return _read_workdir(place, step, trust)
     raise UserError(
         f"{path!r} is neither a run's workdir (config.json, checkpoints), nor a converted folder (model.json, "
         f"weights.safetensors), nor an .npz file."
@@ -131,31 +130,28 @@ def _read_folder(place) -> Weights:
     from capvl.models.parameters import Blueprint
 
     try:
-        values = json.loads((place / "model.json").read_text(encoding="utf-8"))
+        values = storage.read_json(place / "model.json")
         kind, options = KINDS[values["kind"]], values["options"]
-    except (ValueError, KeyError, TypeError) as e:
+    except (KeyError, TypeError) as e:
         raise UserError(f"{str(place / 'model.json')!r} is not the description of a model.") from e
     options = config.build(kind, options, "options")
     params = read_safetensors(str(place / "weights.safetensors"))
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
-    tokenizer = str(place / values["tokenizer"]) if values.get("tokenizer") else ""
+    tokenizer = tokenizers.local(place / values["tokenizer"]) if values.get("tokenizer") else ""
     kept = {name: values[name] for name in ("resize", "crop", "crop_fraction", "interpolation") if name in values}
     return Weights(params, options, tokenizer=tokenizer, **kept)
 
 
-def _read_workdir(place, step: int | None) -> Weights:
+def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
     from capvl.checkpoint import Checkpointer
 
-    try:
-        recipe = config.resolve(json.loads((place / "config.json").read_text()))
-    except ValueError as e:
-        raise UserError(f"{str(place / 'config.json')!r} is not JSON.") from e
+    values = config.read_values(place / "config.json")
+    values.pop("evals", None)  # Nobody asks them here, and they may name code.
+    recipe = config.resolve(values, trust)
     params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
     params = {k: np.asarray(v, np.float32) for k, v in params.items()}
     crop = "center" if recipe.data.crop == "random" else recipe.data.crop
-    tokenizer = ""
-    with contextlib.suppress(UserError):  # Of a recipe without texts.
-        tokenizer = recipe.data.tokenizer_path()
     pixels = dict(crop=crop, crop_fraction=recipe.data.crop_fraction, interpolation=recipe.data.interpolation)
+    tokenizer = workdirs.tokenizer_of(place, recipe)
     return Weights(params, recipe.model, "big_vision", tokenizer, **pixels, objective=recipe.objective)

@@ -43,8 +43,8 @@ def _official_image() -> list[Rule]:
     ]
 
 
-def _text(words: str, positions: str, norm: str, projection: str, encoder: str, output: str) -> list[Rule]:
-    """The decoder: BERT's layers by BERT's names."""
+def _text(words: str, positions: str, norm: str, projection: str, encoder: str) -> list[Rule]:
+    """The decoder without its output layer: BERT's layers by BERT's names."""
     layer = f"{encoder}.layer.{{i}}"
     return [
         Rule("decoder/tokens", (f"{words}.weight",)),
@@ -61,8 +61,12 @@ def _text(words: str, positions: str, norm: str, projection: str, encoder: str, 
         *rules.dense("decoder/blocks/{i}/mlp/up", f"{layer}.intermediate.dense"),
         *rules.dense("decoder/blocks/{i}/mlp/down", f"{layer}.output.dense"),
         *rules.norm("decoder/blocks/{i}/norm2", f"{layer}.output.LayerNorm"),
-        Rule("decoder/bias", (f"{output}.bias",)),
     ]
+
+
+def _output(name: str, tied: bool) -> list[Rule]:
+    """The output layer; where it is tied its kernel is the token table."""
+    return [Rule("decoder/bias", (f"{name}.bias",))] if tied else rules.dense("decoder/logits", name)
 
 
 HUGGING_FACE = [
@@ -73,7 +77,6 @@ HUGGING_FACE = [
         "git.embeddings.LayerNorm",
         "git.visual_projection.visual_projection",
         "git.encoder",
-        "output",
     ),
 ]
 OFFICIAL = [
@@ -84,7 +87,6 @@ OFFICIAL = [
         "textual.embedding.layer_norm",
         "textual.visual_projection",
         "textual.transformer.encoder",
-        "textual.output",
     ),
 ]
 # Both spellings are about.
@@ -96,8 +98,9 @@ def read_hugging_face(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any
     """(options, parameters) of a GitForCausalLM.
 
     Raises:
-      UserError: it is another model, or its output layer is not its token table.
+      UserError: it is another model, or its output layer is not what tie_word_embeddings says.
     """
+    says = config.get("tie_word_embeddings")
     config = _DEFAULTS | dict(config)
     vision = _VISION | dict(config.get("vision_config") or {})
     theirs = {
@@ -119,7 +122,7 @@ def read_hugging_face(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any
         text_eps=config["layer_norm_eps"],
         embedding_eps=config["layer_norm_eps"],
     )
-    return _read(theirs, HUGGING_FACE, options)
+    return _read(theirs, HUGGING_FACE, "output", options, says)
 
 
 def read_official(theirs: Mapping[str, np.ndarray], heads: int = 0):
@@ -145,7 +148,7 @@ def read_official(theirs: Mapping[str, np.ndarray], heads: int = 0):
         vocab=vocab,
         text_positions=len(theirs["textual.embedding.positions.weight"]),
     )
-    return _read(theirs, OFFICIAL, options | {"start": min(_CLS, vocab - 1)})
+    return _read(theirs, OFFICIAL, "textual.output", options | {"start": min(_CLS, vocab - 1)}, None)
 
 
 def _size(theirs: Mapping[str, np.ndarray], mlp: str, width: int, heads: int) -> str:
@@ -154,15 +157,43 @@ def _size(theirs: Mapping[str, np.ndarray], mlp: str, width: int, heads: int) ->
     return f"w{width}d{depth}h{heads or max(1, width // 64)}m{hidden}"
 
 
-def _read(theirs: Mapping[str, np.ndarray], table: Sequence[Rule], options: dict[str, Any]):
+def _is_tied(theirs: Mapping[str, np.ndarray], output: str, words: str, says: bool | None) -> bool:
+    """Whether a model's output layer is its token table.
+
+    It is where the weights have one array for both, or two that are equal: released GITs hold two equal ones and a
+    configuration that calls them untied, as transformers' own does unless it is told.
+
+    Args:
+      theirs: state dict.
+      output, words: names of the output layer's and the table's arrays.
+      says: `tie_word_embeddings` of the configuration; None where it says nothing.
+
+    Raises:
+      UserError: the weights contradict the configuration.
+    """
+    if output not in theirs:
+        if says is False:
+            raise UserError(f"config.json has tie_word_embeddings=false, and the weights lack {output!r}.")
+        return True
+    equal = words in theirs and np.array_equal(theirs[output], theirs[words])
+    if says and not equal:
+        raise UserError(f"config.json has tie_word_embeddings=true, and {output!r} differs from {words!r}.")
+    return equal
+
+
+def _read(
+    theirs: Mapping[str, np.ndarray], table: Sequence[Rule], output: str, options: dict[str, Any], says: bool | None
+):
     theirs = {k: v for k, v in theirs.items() if not k.endswith(_BUFFERS)}
     frames = {int(m[1]): theirs.pop(k) for k in list(theirs) if (m := _FRAME.fullmatch(k))}
     words = next(rule.theirs[0] for rule in table if rule.ours == "decoder/tokens")
-    output = next(rule.theirs[0] for rule in table if rule.ours == "decoder/bias").replace("bias", "weight")
-    if output in theirs and not np.array_equal(theirs.pop(output), theirs.get(words)):
-        raise UserError(f"{output!r} differs from {words!r}; a GIT's output layer is its token table.")
-    options = GitOptions(**options, frames=len(frames), dtype="float32", length=min(40, options["text_positions"]))
+    tied = _is_tied(theirs, f"{output}.weight", words, says)
+    if tied:
+        theirs.pop(f"{output}.weight", None)
+    length = min(40, options["text_positions"])
+    options = GitOptions(**options, frames=len(frames), dtype="float32", length=length, tied=tied)
     image, text = sizes.parse(options.encoder)[0], sizes.parse_size(options.text)
+    table = [*table, *_output(output, tied)]
     params = rules.read(theirs, table, lambda n: (image if n.startswith("encoder/") else text).heads, "GIT")
     params["encoder/stem/bias"] = np.zeros(image.width, np.float32)  # CLIP's convolution has none.
     if frames:
@@ -197,7 +228,15 @@ def decoder_of_bert(params: Mapping[str, np.ndarray], options: GitOptions, path:
         "decoder/bias": params.get("word_bias", np.zeros(len(params["tokens"]), np.float32)),
     }
     out |= {f"decoder/embedding_norm/{leaf}": params[f"norm/{leaf}"] for leaf in ("scale", "bias")}
+    out = out if options.tied else untied(out)
     return out | {f"decoder/{k}": v[:depth] for k, v in params.items() if k.startswith("blocks/")}
+
+
+def untied(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters with an output layer of its own, a copy of the token table."""
+    params = dict(params)
+    bias = params.pop("decoder/bias")
+    return params | {"decoder/logits/kernel": params["decoder/tokens"].T, "decoder/logits/bias": bias}
 
 
 def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
@@ -214,8 +253,8 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
             "Hugging Face's GIT has no place for a bias of its patch convolution, and this one's is not zero."
         )
     frames = params.pop("frames", ())
-    state = rules.write(params, HUGGING_FACE, "GIT")
-    state["output.weight"] = state["git.embeddings.word_embeddings.weight"]
+    state = rules.write(params, [*HUGGING_FACE, *_output("output", options.tied)], "GIT")
+    state.setdefault("output.weight", state["git.embeddings.word_embeddings.weight"])
     state |= {f"git.img_temporal_embedding.{i}": np.asarray(v)[None, None] for i, v in enumerate(frames)}
     (size, patch), text = sizes.parse(options.encoder), sizes.parse_size(options.text)
     names = {v: k for k, v in ACTIVATIONS.items() if k != "gelu_new"}
@@ -226,7 +265,7 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
         "vocab_size": options.vocab,
         "max_position_embeddings": options.text_positions,
         "num_image_with_embedding": options.frames or None,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": options.tied,
         "pad_token_id": 0,
         # [SEP] stands behind [CLS] in BERT's vocabulary and in those that are trained here.
         "bos_token_id": options.start,

@@ -1,14 +1,18 @@
 """Parameters to begin with: from a run, a converted folder or an .npz, positions resized where need be."""
 
+import os
 import re
 
 import jax
 import numpy as np
 
+from capvl import workdirs
 from capvl.checkpoint import check_leaves
+from capvl.config import Trust, own_code
 from capvl.convert.bert import tower_of_bert
 from capvl.convert.folder import Weights, read_model
-from capvl.convert.git import decoder_of_bert
+from capvl.convert.git import decoder_of_bert, untied
+from capvl.data import tokenizer as tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.bert import BertOptions
 from capvl.models.git import GitOptions
@@ -18,7 +22,9 @@ from capvl.nn.positions import resize_grid
 from capvl.terminal import say
 
 
-def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def load_parameters(
+    path: str, model_options, only: tuple[str, ...] = (), *, tokenizer: str = "", trust: Trust = False
+) -> dict[str, np.ndarray]:
     """float32 parameters by path for a model; encoder positions of another resolution are resized.
 
     Args:
@@ -26,27 +32,45 @@ def load_parameters(path: str, model_options, only: tuple[str, ...] = ()) -> dic
         converted BERT gives the decoder of a GIT, or the text tower of two towers.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
+      tokenizer: path of the one that the model's texts go through; "" for any.
+      trust: see `capvl.convert.folder.read_model`.
 
     Raises:
-      UserError: missing, unreadable, or of another model.
+      UserError: missing, unreadable, of another model, or of another vocabulary.
     """
-    shapes = Blueprint(model_options).shapes
+    blueprint = Blueprint(model_options)
+    shapes = blueprint.shapes
     for pattern in only:
         if not any(re.fullmatch(pattern, name) for name in shapes):
             raise UserError(f"init_only: {pattern!r} matches no parameter." + nearest(pattern, shapes))
     params: dict[str, np.ndarray] = {}
     for part in path.split("+"):
         try:
-            weights = read_model(part.strip())
+            weights = read_model(part.strip(), trust=trust)
         except UserError as e:
             raise UserError(f"init_from: {e}") from e
-        params |= _fitting(weights, model_options, shapes, part.strip())
+        fitting = _fitting(weights, model_options, shapes, part.strip())
+        params |= fitting
+        if tokenizer and any({"vocab", "token"} & set(axes) for axes in _taken(blueprint.axes, fitting, only)):
+            _check_vocabulary(weights.tokenizer, tokenizer, part.strip())
     if only:
         params, shapes = (
             {k: v for k, v in named.items() if any(re.fullmatch(p, k) for p in only)} for named in (params, shapes)
         )
     check_leaves({k: [list(v.shape), str(v.dtype)] for k, v in params.items()}, shapes, path)
     return params
+
+
+def _taken(axes: dict[str, tuple], names, only: tuple[str, ...]) -> list[tuple]:
+    """Logical axes of the parameters that are taken."""
+    return [axes[n] for n in names if n in axes and (not only or any(re.fullmatch(p, n) for p in only))]
+
+
+def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
+    if not os.path.isfile(theirs):
+        say(f"{path} has no tokenizer: whether its ids mean what those of {ours} do is not known.")
+        return
+    tokenizers.check_same_pieces(ours, theirs)
 
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
@@ -56,6 +80,8 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
         return decoder_of_bert(params, model_options, path)
     if isinstance(weights.options, BertOptions) and isinstance(model_options, TwoTowersOptions):
         return tower_of_bert(params, weights.options, model_options, path)
+    if isinstance(model_options, GitOptions) and getattr(weights.options, "tied", False) and not model_options.tied:
+        params = untied(params)
     name = "encoder/positions"
     if name in params and name in shapes and params[name].shape != shapes[name].shape:
         first = int(getattr(weights.options, "class_position", False))
@@ -68,7 +94,10 @@ def initial_state(recipe, step, mesh):
     shardings = step.state_shardings(mesh)
     if not recipe.init_from:
         return jax.jit(step.init_from_seed, out_shardings=shardings)()
-    loaded = load_parameters(recipe.init_from, recipe.model, recipe.init_only)
+    named = workdirs.tokenizer_named(recipe)
+    loaded = load_parameters(
+        recipe.init_from, recipe.model, recipe.init_only, tokenizer=named, trust=own_code(recipe.source)
+    )
     say(f"{len(loaded)} of {len(shardings.params)} parameters from {recipe.init_from}.")
     loaded = {k: jax.device_put(v, shardings.params[k]) for k, v in loaded.items()}
 

@@ -1,18 +1,16 @@
 """The tokenizer beside another framework's weights: its files, its padding, and how they go along."""
 
-import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from capvl.convert.files import read_json
 from capvl.data import tokenizer as tokenizers
-from capvl.data.cleaning import settings
+from capvl.data.cleaning import SETTINGS, settings
 from capvl.errors import UserError
 
 _NAMES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
-_SETTINGS, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+_SPECIAL = "special_tokens_map.json"
 
 
 def find(path: str) -> str:
@@ -24,7 +22,7 @@ def find(path: str) -> str:
     folder = folder if folder.is_dir() else folder.parent
     found = [folder / name for name in _NAMES if (folder / name).exists()]
     found = [file for file in found if file.name != "vocab.json" or (folder / "merges.txt").exists()]
-    if settings(folder / _SETTINGS).get("tokenizer_class") == "SiglipTokenizer":
+    if settings(folder / SETTINGS).get("tokenizer_class") == "SiglipTokenizer":
         found.sort(key=lambda file: file.name != "spiece.model")
     return str(found[0]) if found else ""
 
@@ -39,7 +37,7 @@ def padding(file: str) -> int | None:
         return None
     said = settings(file)
     if said.get("padding_side", "right") != "right":
-        raise UserError(f"{_SETTINGS} fills texts up on the {said['padding_side']}; only the right is known here.")
+        raise UserError(f"{SETTINGS} fills texts up on the {said['padding_side']}; only the right is known here.")
     piece = said.get("pad_token")
     special = pathlib.Path(file).with_name(_SPECIAL)
     if piece is None and special.exists():
@@ -77,19 +75,16 @@ def copy(file: str, folder: pathlib.Path, name: str, clean: str = "") -> str:
     Args:
       file: its file.
       folder: where to.
-      name: of the copy; a vocab.json keeps its own.
+      name: of the copy.
       clean: how texts are cleaned, where that is not in the files beside; a key of `capvl.data.cleaning.CLEANERS`.
 
     Returns:
       The name of the copy.
     """
-    source = pathlib.Path(file)
-    name = source.name if source.name == "vocab.json" else name
-    shutil.copyfile(source, folder / name)
-    for beside in ("merges.txt", _SPECIAL) if source.name == "vocab.json" else (_SPECIAL,):
-        if source.with_name(beside).exists():
-            shutil.copyfile(source.with_name(beside), folder / beside)
-    said = settings(file) | ({"clean": clean} if clean else {})
-    if said:
-        (folder / _SETTINGS).write_text(json.dumps(said, indent=1), encoding="utf-8")
+    itself, *beside = tokenizers.copies(file, **({"clean": clean} if clean else {})).items()
+    for target, data in ((name, itself[1]), *beside):
+        (folder / target).write_bytes(data)
+    special = pathlib.Path(file).with_name(_SPECIAL)
+    if special.exists():
+        (folder / _SPECIAL).write_bytes(special.read_bytes())
     return name

@@ -13,6 +13,7 @@ import ftfy
 from capvl.data.lines import parse_json, read_text
 from capvl.errors import UserError
 
+SETTINGS = "tokenizer_config.json"
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -60,7 +61,7 @@ def settings(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: it is not a JSON object.
     """
-    file = pathlib.Path(path).with_name("tokenizer_config.json")
+    file = pathlib.Path(path).with_name(SETTINGS)
     if not file.is_file():
         return {}
     try:

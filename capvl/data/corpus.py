@@ -130,15 +130,18 @@ def _columns(plan: Plan) -> dict[str, dict[str, str]]:
 
 def _claim(plan: Plan) -> None:
     """Refuses to mix shards of two plans."""
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        sizes = list(pool.map(storage.size, plan.sources.values()))
     text = json.dumps(
-        [[f"{s}-{i}", path] for (s, i), path in plan.sources.items()]
+        [[f"{s}-{i}", path, size] for ((s, i), path), size in zip(plan.sources.items(), sizes, strict=True)]
         + [[*dataclasses.astuple(plan.filters), *((plan.frames,) if plan.frames else ())]]
         + ([dataclasses.astuple(plan.names)] if plan.names != NO_NAMES else [])
     )
     file = plan.parts / "plan.json"
-    if file.exists() and file.read_text() != text:
+    if file.exists() and storage.read_text(file) != text:
         raise UserError(
-            f"{plan.parts} holds an unfinished preparation of other files or filters; remove it to begin anew."
+            f"{plan.parts} holds an unfinished preparation of other files or filters, or of files that have changed "
+            f"since; remove it to begin anew."
         )
     plan.parts.mkdir(parents=True, exist_ok=True)
     storage.replace_text(file, text)

@@ -55,7 +55,7 @@ class DataOptions:
       threads: batches that are made at once.
       workers: processes that make batches; 0 for threads of this one.
       prefetch: batches that are made ahead.
-      max_bad: share of examples that may be bad, or without a text that is needed, before the run stops.
+      max_bad: share of examples that may be bad, or without a text or label that is needed, before the run stops.
       readers, window: streams only: parallel readers and their shuffle window in records.
     """
 
@@ -214,7 +214,7 @@ class TrainBatch:
         return stack([self.example(first + row, transform) for row in self.rows])
 
     def example(self, n: int, transform=None) -> dict[str, Any]:
-        """Example n by its batch's transform; one with a bad image, or without the text that is asked for, is replaced
+        """Example n by its batch's transform; one with a bad image, or without what is asked for, is replaced
         by one drawn from (seed, n), ATTEMPTS times."""
         transform = transform or self.transform
         which, record = self.order[n]
@@ -225,7 +225,7 @@ class TrainBatch:
             except BadImageError as e:
                 last = e
                 record = replacement(self.seed, n, attempt, len(source))
-        raise UserError(f"{ATTEMPTS} images in a row of data set {source.name!r} are bad; the last: {last}")
+        raise UserError(f"{ATTEMPTS} examples in a row of data set {source.name!r} are bad; the last: {last}")
 
     def _read(self, source, record: int) -> dict[str, Any]:
         """A record without blanks among its captions."""
@@ -314,7 +314,7 @@ class TrainLoader:
         self.bad += int(bad.sum())
         if self.seen >= MIN_SEEN and self.bad > self.options.max_bad * self.seen:
             raise UserError(
-                f"{self.bad} of {self.seen} examples are bad or without text, more than data.max_bad="
+                f"{self.bad} of {self.seen} examples are bad, or without a text or label, more than data.max_bad="
                 f"{self.options.max_bad}; check data set {self.options.name!r}."
             )
         return batch

@@ -9,15 +9,16 @@ python -m capvl.data.prepare tfds --name=coco_captions
 """
 
 import argparse
-import json
 import os
 import pathlib
 import shlex
+import tempfile
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from capvl import storage
 from capvl.data import annotated, annotations, corpus, filters, sources
 from capvl.data.samples import Names
 from capvl.errors import UserError, nearest
@@ -44,10 +45,24 @@ def scenes(config: str, data_dir: str) -> str:
         print(f"Making the embedded data set scenes/{config} ({total} examples) in {builder.data_dir} …", flush=True)
         tfds.disable_progress_bar()
         try:
-            builder.download_and_prepare()
+            _make(Scenes, config, data_dir, str(builder.data_dir))
         except OSError as e:
             raise UserError(f"Data set scenes/{config} can't be written to {data_dir!r}: {e}") from e
     return str(builder.data_dir)
+
+
+def _make(cls: type, config: str, data_dir: str, folder: str) -> None:
+    """Makes a data set beside its place and moves it there; of two that make it at once, the first one's stays."""
+    os.makedirs(data_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=data_dir) as nearby:
+        builder = cls(config=config, data_dir=nearby, file_format="array_record")
+        builder.download_and_prepare()
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        try:
+            os.rename(builder.data_dir, folder)
+        except OSError:
+            if not os.path.exists(os.path.join(folder, "dataset_info.json")):
+                raise
 
 
 def scenes_tokenizer(data_dir: str, kind: str = "unigram") -> str:
@@ -96,7 +111,7 @@ def from_tfds(name: str, data_dir: str) -> str:
 def print_report(folder: pathlib.Path) -> None:
     """How many examples a prepared data set has, and what was rejected and why."""
     console = Console()
-    report = json.loads((folder / "report.json").read_text())
+    report = storage.read_json(folder / "report.json")
     headings = ("split", "what", "count", "first", "files")
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():

@@ -189,7 +189,7 @@ def _write_shard(source: str, part: str, filters: Filters, frames: int, names: N
 
 def read_rows(part: str) -> list[Row]:
     """The rows of a part, in order of its records."""
-    return [Row(*row) for row in json.loads(storage.folder(part + ".rows.json").read_text())]
+    return [Row(*row) for row in storage.read_json(storage.folder(part + ".rows.json"))]
 
 
 def thin_shard(part: str, dropped: dict[int, str]) -> None:
@@ -261,7 +261,7 @@ def _power(n: int) -> int:
 
 def read_report(part: str) -> dict:
     """Of a part: examples, bytes, rejected, and how many have a short side and a text length from each power of two."""
-    return json.loads(storage.folder(part + ".json").read_text())
+    return storage.read_json(storage.folder(part + ".json"))
 
 
 def final(part: str) -> epath.Path:

@@ -7,11 +7,13 @@ An Example is a dict with some of these keys:
 and, as they stand in the data set, any other feature that was asked for (objects, questions …).
 """
 
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +82,7 @@ class Source:
         from tensorflow_datasets.proto import tf_example_pb2
 
         self._parse = tf_example_pb2.Example.FromString
-        builder = tfds.builder_from_directory(directory)
+        builder = _builder(directory)
         self.info = builder.info
         wanted = _paths(builder.info.features, fields, features)
         self._label_names: list[str] | None = None
@@ -238,10 +240,12 @@ def _open_split(builder, split: str, name: str):
 
 
 def guess_fields(name: str, features) -> Fields:
-    """The table's entry, else one guessed from the features' names."""
+    """The table's entry where the data set has its features, else one guessed from the features' names."""
     base = name.split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
-    if base in FIELDS:
-        return FIELDS[base]
+    known = FIELDS.get(base)
+    # People also prepare their own files under such a name.
+    if known and all(path.split("/")[0] in features for path in (known.image, known.text, known.label) if path):
+        return known
     text = next((t for t in _TEXT_NAMES if t in features), "")
     return Fields(text=text, label="label" if "label" in features else "")
 
@@ -268,13 +272,38 @@ def open_source(
       UserError: unknown, not prepared, empty, or without the features asked for.
     """
     directory = find(name, data_dir or default_data_dir())
-    import tensorflow_datasets as tfds
-
     if fields is None or not (fields.text or fields.image != "image"):
         names = fields.names if fields else ()
-        fields = guess_fields(name, tfds.builder_from_directory(directory).info.features)
+        fields = guess_fields(name, _builder(directory).info.features)
         fields = dataclasses.replace(fields, names=names)
     return Source(directory, split, fields, features, name)
+
+
+def _builder(directory: str):
+    """tfds' builder of a prepared folder, which imports the classes that features.json names: only tfds' own."""
+    import tensorflow_datasets as tfds
+
+    file = pathlib.Path(directory, "features.json")
+    foreign = sorted({n for n in _classes(storage.read_json(file)) if not n.startswith("tensorflow_datasets.")})
+    if foreign:
+        raise UserError(f"{str(file)!r} names code to import, {foreign[0]!r}, which is not of tensorflow_datasets.")
+    return tfds.builder_from_directory(directory)
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """Names of the feature classes anywhere in features.json, in its present and its old spelling."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _classes(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
+                yield item
+            elif key == "content" and isinstance(item, str):  # JSON within JSON: the old spelling's.
+                with contextlib.suppress(ValueError):
+                    yield from _classes(json.loads(item))
+            else:
+                yield from _classes(item)
 
 
 def find(name: str, data_dir: str) -> str:
@@ -310,12 +339,15 @@ def find(name: str, data_dir: str) -> str:
     )
 
 
+def count(directory: str, split: str) -> int:
+    """Number of examples of a split of a prepared folder."""
+    return _builder(directory).info.splits[split].num_examples
+
+
 def splits(name: str, data_dir: str = "") -> list[str]:
     """Names of a prepared data set's splits.
 
     Raises:
       UserError: it is unknown or not prepared.
     """
-    import tensorflow_datasets as tfds
-
-    return list(tfds.builder_from_directory(find(name, data_dir or default_data_dir())).info.splits)
+    return list(_builder(find(name, data_dir or default_data_dir())).info.splits)

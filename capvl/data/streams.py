@@ -212,7 +212,7 @@ class Stream:
             except BadImageError as e:
                 last = e
                 example = coming[replacement(self.seed, n, attempt, len(coming))][0]
-        raise UserError(f"{ATTEMPTS} images in a row of {self.pattern!r} are bad; the last: {last}")
+        raise UserError(f"{ATTEMPTS} examples in a row of {self.pattern!r} are bad; the last: {last}")
 
     def _records(self, reader: int, skip: int) -> Iterator[tuple[dict, int]]:
         """(record, how many were left out before it was read), from the reader's number `skip` on, window-shuffled,

@@ -141,7 +141,14 @@ def questions(value: Any) -> list[Question]:
 
 def _texts(value: Any, are_json: bool) -> tuple[str, ...]:
     if are_json and isinstance(value, str | bytes):
-        return tuple(json.loads(value))
+        try:
+            listed = json.loads(value)
+        except (ValueError, RecursionError):
+            listed = None
+        # A data set that was made elsewhere may have one answer here, as plain text.
+        return (
+            tuple(listed) if isinstance(listed, list) and all(isinstance(a, str) for a in listed) else (as_text(value),)
+        )
     several = value if isinstance(value, list | tuple | np.ndarray) else [value]
     return tuple(map(as_text, several))
 

@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import tokenizers
+from etils import epath
 
-from capvl.data.cleaning import clean, cleaner, settings
+from capvl import storage
+from capvl.data.cleaning import SETTINGS, clean, cleaner, settings
 from capvl.data.lines import read_text, split
 from capvl.errors import UserError
 from capvl.nn.padding import lengths
@@ -69,6 +71,10 @@ class Tokenizer:
     def vocab(self) -> int:
         """Number of ids."""
         return self._model.vocab_size()
+
+    def pieces(self) -> list[str]:
+        """What each id means."""
+        return [self._model.id_to_piece(i) for i in range(self.vocab)]
 
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """(length,) int32 ids: pieces, end of sentence, padding."""
@@ -140,6 +146,11 @@ class SubwordTokenizer:
         """Number of ids."""
         return self._model.get_vocab_size()
 
+    def pieces(self) -> list[str]:
+        """What each id means; "" for an id without a piece."""
+        named = {i: piece for piece, i in self._model.get_vocab(with_added_tokens=True).items()}
+        return [named.get(i, "") for i in range(max(named) + 1)]
+
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """(length,) int32 ids: start, pieces, end, padding."""
         if isinstance(text, bytes):
@@ -161,6 +172,10 @@ class SubwordTokenizer:
     def id_of(self, piece: str) -> int | None:
         """Id of a piece; None where there is none."""
         return self._model.token_to_id(piece)
+
+    def to_json(self) -> bytes:
+        """A tokenizer.json of it."""
+        return self._model.to_str().encode()
 
 
 def _until(end: int, ids) -> list[int]:
@@ -243,6 +258,50 @@ def load(path: str, start: bool = True) -> Tokenizer | SubwordTokenizer:
     return SubwordTokenizer(path, start) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
 
 
+def name_of_copy(path: str) -> str:
+    """What a tokenizer's file is called in a workdir or a converted folder: its suffix says which kind it is."""
+    return "tokenizer" + "".join(pathlib.Path(path).suffixes[-2:])
+
+
+def copies(path: str, **said: str) -> dict[str, bytes]:
+    """The files, by name, of a copy of a tokenizer in a workdir or a converted folder: itself, and its settings if any.
+
+    Args:
+      path: of the tokenizer's file; CLIP's vocab.json with its merges.txt becomes one tokenizer.json.
+      said: more settings, for its tokenizer_config.json.
+    """
+    whole = os.path.basename(path) == "vocab.json"
+    files = {name_of_copy(path): load(path).to_json() if whole else pathlib.Path(path).read_bytes()}
+    values = settings(path) | said
+    return files | ({SETTINGS: json.dumps(values, indent=1).encode()} if values else {})
+
+
+def local(path: epath.Path) -> str:
+    """The path of a tokenizer's file as a local one, its settings beside it."""
+    copy = storage.local(path)
+    beside = path.with_name(SETTINGS)
+    if storage.in_bucket(path) and beside.exists():
+        beside.copy(os.path.join(os.path.dirname(copy), SETTINGS))
+    return copy
+
+
+def check_same_pieces(path: str, other: str) -> None:
+    """Compares what the ids of two tokenizers mean.
+
+    Raises:
+      UserError: an id of one means another piece in the other.
+    """
+    ours, theirs = load(path).pieces(), load(other).pieces()
+    if ours == theirs:
+        return
+    pairs = zip(ours, theirs, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    shown = [repr(pieces[first]) if first < len(pieces) else "nothing" for pieces in (ours, theirs)]
+    raise UserError(
+        f"Tokenizer {path!r} has another vocabulary than {other!r}: id {first} is {shown[0]} there and {shown[1]} here."
+    )
+
+
 def train(texts, vocab: int, out: str | os.PathLike) -> Tokenizer:
     """Trains a unigram model (padding 0, end 1, unknown 2, no start) and writes it to `out`.
 
@@ -298,9 +357,7 @@ def _write(out: str | os.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all."""
     path = pathlib.Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    storage.replace_bytes(epath.Path(path), data)
 
 
 TRAINERS = {"unigram": train, "wordpiece": train_word_piece}

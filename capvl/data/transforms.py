@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from capvl.data import tokenizer as tokenizers
-from capvl.data.decode import aspect_size, crop_and_resize, decode, image_size, resize
+from capvl.data.decode import BadImageError, aspect_size, crop_and_resize, decode, image_size, resize
 from capvl.data.randomness import Uniforms
 from capvl.errors import UserError
 
@@ -240,8 +240,11 @@ class ImageLabelTrain:
         return cls(Crop.from_options(data, res=res, train=train), classes, data.flip, train)
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
-        """Raises BadImageError where the image can't be used, UserError where the label is none of the classes."""
+        """Raises BadImageError where the image can't be used or has no label, UserError where the label is none of the
+        classes."""
         label = example.get("label", 0)
+        if label == -1:
+            raise BadImageError("it has no label")
         if not 0 <= label < self.classes:
             raise UserError(f"The data has the label {label}, and model.classes={self.classes}.")
         flip = self.train and self.flip and uniforms() < 0.5

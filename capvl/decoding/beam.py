@@ -46,8 +46,11 @@ class HuggingFace:
         """Which of the candidates, best first, join the finished texts."""
         return ends_BC & (jnp.arange(ends_BC.shape[1])[None] < beams)
 
-    def over_before(self, done_BK, best_B, most: int) -> jax.Array:
-        """Whether the search was over before this step's candidates, the best of which has log-probability `best_B`."""
+    def over_before(self, done_BK, best_B, most_B) -> jax.Array:
+        """Whether the search was over before this step's candidates, the best of which has log-probability `best_B`.
+
+        most_B: tokens, start included, that a text may have.
+        """
         return jnp.zeros(len(best_B), bool)
 
     def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
@@ -56,7 +59,7 @@ class HuggingFace:
         return full_B & (self.score(running_B, before, written_B) <= done_BK[:, -1])
 
     def cuts_last(self) -> bool:
-        """Whether texts that reach the full length end there, their last token given up for the end."""
+        """Whether texts that reach their full length end there, their last token given up for the end."""
         return False
 
 
@@ -85,9 +88,9 @@ class Official:
         going_on = jnp.cumsum((~ends_BC).astype(jnp.int32), axis=1)
         return ends_BC & (going_on < beams)
 
-    def over_before(self, done_BK, best_B, most: int) -> jax.Array:
+    def over_before(self, done_BK, best_B, most_B) -> jax.Array:
         """See `HuggingFace.over_before`."""
-        return (done_BK[:, 0] > LOW / 2) & (done_BK[:, 0] >= best_B / self._norm(most - 1))
+        return (done_BK[:, 0] > LOW / 2) & (done_BK[:, 0] >= best_B / self._norm(most_B - 1))
 
     def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
         """See `HuggingFace.over_after`."""
@@ -128,7 +131,7 @@ class AllenNlp:
         """See `HuggingFace.may_end`."""
         return ends_BC
 
-    def over_before(self, done_BK, best_B, most: int) -> jax.Array:
+    def over_before(self, done_BK, best_B, most_B) -> jax.Array:
         """See `HuggingFace.over_before`."""
         return jnp.zeros(len(best_B), bool)
 
@@ -179,7 +182,7 @@ def beam_search(
     rule: HuggingFace | Official | AllenNlp,
     batch_axis: int = 0,
     start: int | None = 0,
-    most: int = 0,
+    limit_B: jax.Array | None = None,
 ) -> Texts:
     """The best texts of each example.
 
@@ -193,11 +196,11 @@ def beam_search(
       rule: a value of RULES.
       batch_axis: of the cache's leaves.
       start: token that is read before the first position; None where the forced tokens begin with it.
-      most: tokens, start included, that the official rule holds possible; 0 for L and the start.
+      limit_B: tokens at which each example's texts are at their full length, what is forced included; None for L.
     """
     batch, length = forced_BL.shape
     prefix_B, own = lengths(forced_BL), int(start is not None)
-    most = most or length + own
+    limit_B = jnp.full((batch,), length) if limit_B is None else limit_B
 
     def body(state: _State) -> _State:
         index, before = state.index, state.index + own
@@ -208,12 +211,13 @@ def beam_search(
             state, logp_RV, forced_BL[:, index], index < prefix_B, first_B, rule.per_beam
         )
         rows = jnp.take_along_axis(state.tokens_BKL, beam[:, :, None], axis=1)
-        ends = (token == eos) | jnp.logical_and(rule.cuts_last(), index == length - 1)
-        ends = ends & ~given_B1
-        token = jnp.where(ends, eos, token)
+        full_B = index + 1 >= limit_B
+        ends = ((token == eos) & ~given_B1) | full_B[:, None]
+        if rule.cuts_last():
+            token = jnp.where(ends & ~given_B1, eos, token)
         rows = jax.lax.dynamic_update_slice_in_dim(rows, token[:, :, None], index, axis=2)
 
-        stopped_B = state.stopped_B | rule.over_before(state.done.scores, best_logp[:, 0], most)
+        stopped_B = state.stopped_B | rule.over_before(state.done.scores, best_logp[:, 0], limit_B + own)
         written_B = index + 1 - prefix_B
         may_end = rule.may_end(ends, beams) & ~stopped_B[:, None] & (best_logp > LOW / 2)
         scores = jnp.where(may_end, rule.score(best_logp, before, written_B[:, None]), LOW)
@@ -228,17 +232,12 @@ def beam_search(
         cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
         tokens = jnp.take_along_axis(rows, running[:, :, None], axis=1)
         over_B = rule.over_after(done.scores, running_logp[:, 0], before, written_B)
-        return _State(index + 1, tokens, running_logp, done, stopped_B | over_B, cache)
+        return _State(index + 1, tokens, running_logp, done, stopped_B | over_B | full_B, cache)
 
     def unfinished(state: _State):
         return (state.index < length) & ~jnp.all(state.stopped_B)
 
-    state = jax.lax.while_loop(unfinished, body, _begin(batch, beams, length, cache))
-    # Texts that were still going on at the full length count too, where the search was not over.
-    written_B1 = jnp.maximum(length - prefix_B, 1)[:, None]
-    running = (state.logp_BK > LOW / 2) & ~state.stopped_B[:, None] & (not rule.cuts_last())
-    scores = jnp.where(running, rule.score(state.logp_BK, length + own, written_B1), LOW)
-    return _keep_best(state.done, Texts(state.tokens_BKL, scores, state.logp_BK))
+    return jax.lax.while_loop(unfinished, body, _begin(batch, beams, length, cache)).done
 
 
 def _candidates(state: _State, logp_RV, given_B, is_given_B, first_B, per_beam: int):

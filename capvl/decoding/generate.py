@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from capvl.decoding import bans
 from capvl.decoding.beam import LOW, RULES, Texts, beam_search
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
@@ -26,6 +27,10 @@ class Decoding:
       repetition_penalty: logits of tokens that were written are divided by it, or multiplied where negative
         (arXiv 1909.05858); 1 for none.
       no_repeat: what was just written is not written again at once.
+      no_repeat_ngram: how many tokens in a row are not written again if start, prompt and text have them already
+        (arXiv 1705.04304, 2.5); 0 for any.
+      max_tokens: tokens to write at most, the end included; 0 for as many as the model's texts have.
+      min_tokens: tokens to write before the end may come.
     """
 
     beams: int = 1
@@ -36,8 +41,13 @@ class Decoding:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     no_repeat: bool = False
+    no_repeat_ngram: int = 0
+    max_tokens: int = 0
+    min_tokens: int = 0
 
     def __post_init__(self):
+        if min(self.no_repeat_ngram, self.max_tokens, self.min_tokens) < 0:
+            raise UserError("no_repeat_ngram, max_tokens and min_tokens must not be negative; 0 is for none.")
         if self.beams < 1 or self.temperature < 0 or self.top_k < 0:
             raise UserError("beams must be at least 1; temperature and top_k must not be negative.")
         if self.beams > 1 and self.temperature:
@@ -48,7 +58,14 @@ class Decoding:
             raise UserError("top_k and top_p are about samples, which need a temperature above 0.")
         if self.rule not in RULES:
             raise UserError(f"The rule {self.rule!r} of beam search is unknown." + nearest(self.rule, RULES))
-        RULES[self.rule](self.length_penalty)  # Raises where the rule can't have the penalty.
+        cuts = RULES[self.rule](self.length_penalty).cuts_last()  # Raises where the rule can't have the penalty.
+        if self.max_tokens and self.min_tokens > self.max_tokens:
+            raise UserError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}.")
+        if self.max_tokens == self.min_tokens > 0 and cuts and self.beams > 1:
+            raise UserError(
+                f"The rule {self.rule!r} gives a text's last token for the end, so that min_tokens={self.min_tokens} "
+                f"must be below max_tokens={self.max_tokens}."
+            )
 
     def check(self, vocab: int) -> None:
         """Raises UserError where there are more beams than words, or top_k is above their number."""
@@ -59,6 +76,44 @@ class Decoding:
 
 
 GREEDY = Decoding()
+
+
+def planned_length(options, decoding: Decoding, prompt: int, names: Names | None = None) -> int:
+    """`generate`'s `length` for a model's texts; everything is checked that can be before any text is written.
+
+    Args:
+      options: of the model.
+      decoding: how texts are written.
+      prompt: tokens of the longest prompt.
+      names: that texts are of.
+
+    Raises:
+      UserError: the decoder lacks positions for max_tokens or room for min_tokens; more beams than words; no name may
+        be written, or one doesn't fit.
+    """
+    decoding.check(options.vocab)
+    length, positions = options.length, getattr(options, "text_positions", options.length)
+    if decoding.max_tokens:
+        length = prompt + decoding.max_tokens
+    if length > positions:
+        raise UserError(
+            f"max_tokens={decoding.max_tokens} behind a prompt of {prompt} tokens is more than the {positions} "
+            f"positions of the model's decoder."
+        )
+    cut = decoding.beams > 1 and RULES[decoding.rule](decoding.length_penalty).cuts_last()
+    room = length - prompt
+    if decoding.min_tokens > room - cut:
+        raise UserError(
+            f"min_tokens={decoding.min_tokens} is more than the {room - cut} tokens that there is room for behind a "
+            f"prompt of {prompt}; set max_tokens too."
+        )
+    if names is not None:
+        names.check(room, cut=decoding.max_tokens > 0, **_name_rules(decoding))
+    return length
+
+
+def _name_rules(decoding: Decoding) -> dict[str, Any]:
+    return dict(least=decoding.min_tokens, no_repeat=decoding.no_repeat, ngram=decoding.no_repeat_ngram)
 
 
 def generate(
@@ -78,16 +133,17 @@ def generate(
     Args:
       model: one with a `decoder` (see `capvl.models.text_decoder.TextDecoder`) and `dtype`.
       image_kv: `model.decoder.image_kv(encoded)` of B images.
-      length: most tokens to write, a prompt included; at most the decoder's positions.
+      length: most tokens of a text, its prompt included; at most the decoder's positions (see `planned_length`).
       eos: id of the end-of-sentence token; what follows it is 0.
       decoding: how.
       prompt_BP: int32 tokens that each text begins with; 0 behind a prompt that is shorter than others.
-      key: of the samples.
-      names: what is written is one of these.
+      key: of the samples: one, or one of each image.
+      names: what is written is one of these; nothing where a row's prompt and `decoding` allow none.
       samples: texts of each image, independent samples; the results then have B * samples rows.
 
     Returns:
-      tokens (B, length) int32 without the prompt, and the summed log-probability (B,) float32 of what was written.
+      tokens (B, length) int32 without the prompt, 0 behind their end, and the summed log-probability (B,) float32 of
+      what was written.
     """
     rows = image_rows(image_kv) * samples
     if prompt_BP is None:
@@ -97,7 +153,8 @@ def generate(
     if decoding.beams > 1:
         found = n_best(model, image_kv, length, eos, decoding, prompt_BP, names=names)
         return found.tokens[:, 0], found.logp[:, 0]
-    tokens_BL, logp_B = _one_by_one(model, image_kv, _forced(prompt_BP, length), eos, decoding, key, names)
+    forced_BL, key_B = _forced(prompt_BP, length), _row_keys(key, rows, samples)
+    tokens_BL, logp_B = _one_by_one(model, image_kv, forced_BL, eos, decoding, key_B, names)
     return without_prompt(tokens_BL, prompt_BP), logp_B
 
 
@@ -107,6 +164,15 @@ def n_best(model, image_kv, length: int, eos: int, decoding: Decoding, prompt_BP
     rows_RL = found.tokens.reshape(-1, length)
     written_RL = without_prompt(rows_RL, jnp.repeat(prompt_BP, decoding.beams, axis=0))
     return found._replace(tokens=written_RL.reshape(found.tokens.shape))
+
+
+def _row_keys(key, rows: int, samples: int):
+    """A key for each of `rows` rows, `samples` of which are of one image; None without a key."""
+    if key is None:
+        return None
+    if key.ndim == 0:
+        key = jax.random.split(key, rows // samples)
+    return jax.vmap(lambda k: jax.random.split(k, samples))(key).reshape(-1)
 
 
 def _forced(prompt_BP, length: int) -> jax.Array:
@@ -126,30 +192,48 @@ def without_prompt(tokens_BL, prompt_BP) -> jax.Array:
     return jnp.where(index_BL < length, written_BL, 0)
 
 
-def search(model, image_kv, forced_BL, eos: int, decoding: Decoding, *, names=None, most: int = 0) -> Texts:
+def search(model, image_kv, forced_BL, eos: int, decoding: Decoding, *, names=None) -> Texts:
     """The best texts of each image by beam search; arguments as in `generate` and `capvl.decoding.beam.beam_search`."""
-    rows = forced_BL.shape[0] * decoding.beams
-    step, cache = _stepper(model, image_kv, jnp.repeat(forced_BL, decoding.beams, axis=0), decoding, names)
-    rule = RULES[decoding.rule](decoding.length_penalty)
-    start = model.decoder.start
-    cache = cache(rows)
+    step, cache = _stepper(model, image_kv, forced_BL, eos, decoding, names)
 
     def log_probs(token_R, cache, index, tokens_RL):
         _, logp_RV, cache = step(token_R, cache, index, tokens_RL)
         return logp_RV, cache
 
     return beam_search(
-        log_probs, cache, forced_BL, eos, beams=decoding.beams, rule=rule, batch_axis=1, start=start, most=most
+        log_probs,
+        cache,
+        forced_BL,
+        eos,
+        beams=decoding.beams,
+        rule=RULES[decoding.rule](decoding.length_penalty),
+        batch_axis=1,
+        start=model.decoder.start,
+        limit_B=_limits(forced_BL, decoding),
     )
 
 
-def _stepper(model, image_kv, forced_RL, decoding: Decoding, names: Names | None):
-    """(step, a function rows -> cache). A step gives the logits to choose from and the log-probabilities (R, V).
+def _limits(forced_BL, decoding: Decoding) -> jax.Array:
+    """Tokens (B,) that each text has at most, its prompt included."""
+    length = forced_BL.shape[1]
+    if not decoding.max_tokens:
+        return jnp.full((len(forced_BL),), length)
+    return jnp.minimum(lengths(forced_BL) + decoding.max_tokens, length)
+
+
+def _stepper(model, image_kv, forced_BL, eos: int, decoding: Decoding, names: Names | None):
+    """(step, its first cache), for as many rows as there are beams of each text. A step gives the logits to choose from
+    and the log-probabilities (R, V).
 
     Log-probabilities are the model's own, LOW where a token must not be written.
     """
-    decoder, dtype = model.decoder, model.dtype
-    length, given_R = forced_RL.shape[1], lengths(forced_RL)
+    decoder, dtype, beams = model.decoder, model.dtype, decoding.beams
+    length, given_B = forced_BL.shape[1], lengths(forced_BL)
+    given_R, tree = jnp.repeat(given_B, beams), None
+    if names is not None:
+        tree, room_B = names.begin(len(given_R)), _limits(forced_BL, decoding) - given_B
+        writable_BC = names.writable(forced_BL, room_B, start=decoder.start, **_name_rules(decoding))
+        open_RN = jnp.repeat(names.open(writable_BC), beams, axis=0)
 
     def step(token_R, cache, index, tokens_RL):
         logits_RV, kept = decoder.step(token_R, image_kv, cache[0], index, dtype=dtype)
@@ -162,17 +246,20 @@ def _stepper(model, image_kv, forced_RL, decoding: Decoding, names: Names | None
             banned = banned | ((jnp.arange(vocab)[None] == token_R[:, None]) & was_written[:, None])
         logits_RV = jnp.where(banned, LOW, logits_RV)
         logp_RV = jax.nn.log_softmax(logits_RV)
+        # What follows is left out without raising the others' probabilities, as in transformers.
+        if decoding.no_repeat_ngram:
+            n = decoding.no_repeat_ngram
+            banned = banned | bans.repeated_ngrams(tokens_RL, index, decoder.start, n, vocab)
+        if decoding.min_tokens:
+            banned = banned | bans.early_ends(index, given_R, eos, decoding.min_tokens, vocab)
         node = cache[1]
         if names is not None:
             node = jnp.where(was_written, names.advance(node[0], token_R), node[0])[None]
-            allowed = names.mask(node[0], vocab)
-            logits_RV, logp_RV = (jnp.where(allowed, x, LOW) for x in (logits_RV, logp_RV))
+            banned = banned | ~names.mask(node[0], open_RN, vocab)
+        logits_RV, logp_RV = (jnp.where(banned, LOW, x) for x in (logits_RV, logp_RV))
         return logits_RV, logp_RV, (kept, node)
 
-    def cache(rows: int) -> Any:
-        return decoder.init_cache(rows, length, dtype), None if names is None else names.begin(rows)
-
-    return step, cache
+    return step, (decoder.init_cache(len(given_R), length, dtype), tree)
 
 
 def _penalise(logits_RV, tokens_RL, penalty: float) -> jax.Array:
@@ -181,10 +268,10 @@ def _penalise(logits_RV, tokens_RL, penalty: float) -> jax.Array:
     return jnp.where(written, jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty), logits_RV)
 
 
-def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key, names):
+def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key_B, names):
     batch, length = forced_BL.shape
-    step, cache = _stepper(model, image_kv, forced_BL, decoding, names)
-    prompt_B = lengths(forced_BL)
+    step, cache = _stepper(model, image_kv, forced_BL, eos, decoding, names)
+    prompt_B, limit_B = lengths(forced_BL), _limits(forced_BL, decoding)
 
     def body(carry):
         index, tokens_BL, last_B, done_B, logp_B, cache = carry
@@ -193,14 +280,15 @@ def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key, names)
             next_B = jnp.argmax(logits_BV, axis=-1)
         else:
             scaled = _likeliest(logits_BV / decoding.temperature, decoding.top_k, decoding.top_p)
-            next_B = jax.random.categorical(jax.random.fold_in(key, index), scaled)
+            next_B = jax.vmap(lambda key, x: jax.random.categorical(jax.random.fold_in(key, index), x))(key_B, scaled)
         given_B = forced_BL[:, index]
         is_given_B = index < prompt_B
+        done_B = done_B | ((log_probs.max(axis=1) <= LOW / 2) & ~is_given_B)  # Nothing may be written.
         next_B = jnp.where(is_given_B, given_B, jnp.where(done_B, 0, next_B.astype(jnp.int32)))
         chosen = jnp.take_along_axis(log_probs, jnp.maximum(next_B, 1)[:, None], axis=1)[:, 0]
         logp_B = logp_B + jnp.where(done_B | is_given_B, 0.0, chosen)
         tokens_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, next_B[:, None], index, axis=1)
-        done_B = done_B | ((next_B == eos) & ~is_given_B)
+        done_B = done_B | ((next_B == eos) & ~is_given_B) | (index + 1 >= limit_B)
         return index + 1, tokens_BL, next_B, done_B, logp_B, cache
 
     def unfinished(carry):
@@ -212,7 +300,7 @@ def _one_by_one(model, image_kv, forced_BL, eos, decoding: Decoding, key, names)
         jnp.full((batch,), model.decoder.start, jnp.int32),
         jnp.zeros((batch,), bool),
         jnp.zeros((batch,), jnp.float32),
-        cache(batch),
+        cache,
     )
     _, tokens_BL, _, _, logp_B, _ = jax.lax.while_loop(unfinished, body, start)
     return tokens_BL, logp_B

@@ -101,6 +101,14 @@ ABILITIES = {
 }
 
 
+def check_limits(evaluator: Any, *names: str) -> None:
+    """Raises UserError where a number of examples is negative; 0 is for all."""
+    for name in names:
+        if getattr(evaluator, name) < 0:
+            kind = type(evaluator).__name__
+            raise UserError(f"{kind}: {name} must not be negative, not {getattr(evaluator, name)}; 0 is for all.")
+
+
 def to_host(array: jax.Array) -> np.ndarray:
     """A device array, sharded over any hosts, as one NumPy array on every host."""
     if array.is_fully_addressable:

@@ -13,7 +13,7 @@ from capvl.data.tasks import FEATURES, questions
 from capvl.decoding.generate import Decoding
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
-from capvl.evals import Confusion, Context, answer_metrics, submissions
+from capvl.evals import Confusion, Context, answer_metrics, check_limits, submissions
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform, over_rows
 from capvl.evals.names import class_names
@@ -52,6 +52,7 @@ class Answers(Decoding):
 
     def __post_init__(self):
         super().__post_init__()
+        check_limits(self, "limit")
         for what, known in ((self.task, FEATURE_OF), *((m, answer_metrics.METRICS) for m in self.metrics)):
             if what not in known:
                 raise UserError(f"answers: {what!r} is unknown." + nearest(what, known))
@@ -75,10 +76,12 @@ class Answers(Decoding):
         rows = read_rows(source, feature, self.limit)
         if not rows:
             raise UserError(f"Data set {name!r} has no {feature} in its split {self.split!r}.")
+        if self.submission:
+            submissions.check_unique(self.submission, [submissions.Written(r.image, r.id, "") for r in rows])
         prior = commonest(opened(self.prior, feature), feature) if self.prior else None
         prompts = _prompts(recipe, self.task, rows)
         names = self._names(context, source, recipe.tokenizer())
-        write, decode = compile_writer(context, self, names=names)
+        write, decode = compile_writer(context, self, names=names, widest=prompts.shape[1])
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch

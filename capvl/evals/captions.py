@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.data import loader, sources
-from capvl.decoding.generate import GREEDY, Decoding, generate
+from capvl.decoding.generate import GREEDY, Decoding, generate, planned_length
 from capvl.decoding.names import Names
 from capvl.errors import UserError
 from capvl.evals import Context, Samples, caption_metrics, submissions, to_host
@@ -54,9 +54,12 @@ class Captions(Decoding):
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
         write, decode = compile_writer(context, self, "caption")
+        names = [sources.name_of(source, i) for i in range(len(source))] if self.submission else []
+        if names:
+            submissions.check_unique(self.submission, [submissions.Written(n, "", "") for n in names])
 
         def evaluate(params):
-            images, written, references, ids = [], [], [], []
+            images, written, references, kept = [], [], [], []
             batches = loader.eval_batches(source, image_transform(context), context.batch)
             for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {source.name}"):
                 batch = loader.to_device(host_batch, batch_sharding(context.mesh))
@@ -66,9 +69,9 @@ class Captions(Decoding):
                 written += [decode(t) for t in to_host(write(params, batch["image"]))[mask]]
                 index = to_host(batch["index"])[mask]
                 references += [captions_of(source, i) for i in index]
-                ids += [sources.name_of(source, i) for i in index]
+                kept += list(index)
             if self.submission:
-                rows = [submissions.Written(i, "", text) for i, text in zip(ids, written, strict=True)]
+                rows = [submissions.Written(names[i], "", text) for i, text in zip(kept, written, strict=True)]
                 submissions.write(context.folder, f"{source.name}_{self.split}", self.submission, rows)
             yield "distinct", len(set(written)) / max(len(written), 1)
             if self.metrics:
@@ -90,7 +93,9 @@ def captions_of(source, index: int) -> list[str]:
     return [sources.as_text(t) for t in source.read(int(index), ("text",))["text"]]
 
 
-def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = "", names: Names | None = None):
+def compile_writer(
+    context: Context, decoding: Decoding = GREEDY, task: str = "", names: Names | None = None, widest: int = 0
+):
     """(jitted (params, uint8 images[, prompts (B, P)]) -> tokens (B, L), a function from tokens to text).
 
     Args:
@@ -98,14 +103,15 @@ def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = ""
       decoding: how.
       task: that the objective's `prompt` knows; "" where prompts are given with the images.
       names: what is written is one of these.
+      widest: tokens of the longest of the prompts that are given.
 
     Raises:
-      UserError: more beams than words.
+      UserError: the model can't write so (`capvl.decoding.generate.planned_length`).
     """
     recipe = context.recipe
-    decoding.check(recipe.model.vocab)
     tokenizer = recipe.tokenizer()
     prompt = recipe.objective.prompt(recipe.model, tokenizer, task) if task else None
+    length = planned_length(recipe.model, decoding, len(prompt) if task else widest, names)
 
     def write(params, image, prompt_BP=None):
         model = context.blueprint.bind(params)
@@ -113,7 +119,6 @@ def compile_writer(context: Context, decoding: Decoding = GREEDY, task: str = ""
         if prompt_BP is None:
             prompt_BP = jnp.broadcast_to(jnp.asarray(prompt)[None], (len(image), len(prompt)))
         key = jax.random.key(recipe.seed)
-        length, eos = recipe.model.length, tokenizer.eos
-        return generate(model, kv, length, eos, decoding, prompt_BP=prompt_BP, key=key, names=names)[0]
+        return generate(model, kv, length, tokenizer.eos, decoding, prompt_BP=prompt_BP, key=key, names=names)[0]
 
     return jax.jit(write), tokenizer.decode

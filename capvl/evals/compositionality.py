@@ -17,7 +17,7 @@ from capvl.data.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
 from capvl.data.shards import Rejected
 from capvl.errors import UserError, nearest
-from capvl.evals import Context
+from capvl.evals import Context, check_limits
 from capvl.evals.encode import image_transform, over_rows, tokenize
 from capvl.evals.pairs import cosine_scores, pair_scores
 from capvl.evals.scoring import grey_image
@@ -57,6 +57,7 @@ class Compositionality:
     limit: int = 0
 
     def __post_init__(self):
+        check_limits(self, "limit")
         known = ("", "likelihood", "similarity")
         if self.by not in known:
             raise UserError(f"compositionality by={self.by!r} is unknown." + nearest(self.by, known))

@@ -11,7 +11,7 @@ from capvl.data import lookup
 from capvl.data.lines import parse_json, read_text, split
 from capvl.data.rows import Id, Row, Text
 from capvl.errors import UserError
-from capvl.evals import Context
+from capvl.evals import Context, check_limits
 from capvl.evals.compositionality import GREY, PairScorer
 
 UNDECIDED = "-"
@@ -38,6 +38,9 @@ class Entailment:
     file: str = ""
     images: str = ""
     limit: int = 0
+
+    def __post_init__(self):
+        check_limits(self, "limit")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""

@@ -8,8 +8,7 @@ import numpy as np
 from capvl.data import loader, sources
 from capvl.data.scenes.world import COLORS, SHAPES, WORDS
 from capvl.decoding.generate import Decoding
-from capvl.errors import UserError
-from capvl.evals import Context, to_host
+from capvl.evals import Context, check_limits, to_host
 from capvl.evals.answers import confusion
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform
@@ -38,8 +37,7 @@ class Facts(Decoding):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.limit < 0:
-            raise UserError(f"facts.limit must not be negative, not {self.limit}.")
+        check_limits(self, "limit")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""

@@ -41,8 +41,15 @@ class FewShot:
     def __post_init__(self):
         if self.features not in ("encoder", "pixels"):
             raise UserError(f"fewshot features={self.features!r} should be 'encoder' or 'pixels'.")
-        if not self.shots or min(self.shots) < 1 or not self.seeds or not self.l2 or min(self.l2) < 0:
-            raise UserError("fewshot: shots, seeds and l2 must be named; shots at least 1, l2 not negative.")
+        if (
+            not self.shots
+            or min(self.shots) < 1
+            or not self.seeds
+            or min(self.seeds) < 0
+            or not self.l2
+            or min(self.l2) < 0
+        ):
+            raise UserError("fewshot: shots, seeds and l2 must be named; shots at least 1, seeds and l2 not negative.")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""

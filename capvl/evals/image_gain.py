@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from capvl.data import loader
-from capvl.evals import Context, finite, to_host
+from capvl.evals import Context, check_limits, finite, to_host
 from capvl.evals.perplexity import compile_scores, open_pairs, require_modes
 from capvl.nn.padding import lengths
 from capvl.parallel.rules import batch_sharding
@@ -32,6 +32,9 @@ class ImageGain:
     split: str = "val"
     limit: int = 0
     modes: tuple[str, ...] = ("cap", "pa")
+
+    def __post_init__(self):
+        check_limits(self, "limit")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""

@@ -9,7 +9,7 @@ from capvl.data import loader, sources
 from capvl.data.transforms import Crop, ImageText
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError, nearest
-from capvl.evals import Context, finite, to_host
+from capvl.evals import Context, check_limits, finite, to_host
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
@@ -32,6 +32,9 @@ class Perplexity:
     split: str = "val"
     limit: int = 0
     modes: tuple[str, ...] = ("cap", "pa")
+
+    def __post_init__(self):
+        check_limits(self, "limit")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""

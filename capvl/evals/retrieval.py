@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from capvl.data import sources
-from capvl.evals import Context, finite
+from capvl.evals import Context, check_limits, finite
 from capvl.evals.captions import captions_of
 from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
 from capvl.evals.perplexity import opened_pairs
@@ -33,6 +33,9 @@ class Retrieval:
     split: str = "val"
     limit: int = 0
     captions: int = 0
+
+    def __post_init__(self):
+        check_limits(self, "limit", "captions")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""

@@ -67,6 +67,24 @@ def check(format: str) -> None:
         raise UserError(f"The format {format!r} of a submission is unknown." + nearest(format, FORMATS))
 
 
+_BY_QUESTION = ("vqa", "gqa")
+
+
+def check_unique(format: str, rows: Iterable[Written]) -> None:
+    """Raises UserError where a server could not tell two results apart, or a question has no id."""
+    if format == "tsv":  # Its rows are told apart by image and question.
+        return
+    what = "question" if format in _BY_QUESTION else "image"
+    seen: set[str] = set()
+    for row in rows:
+        name = getattr(row, what)
+        if not name:
+            raise UserError(f"The format {format!r} of a submission needs ids of {what}s, and the data set has none.")
+        if name in seen:
+            raise UserError(f"The format {format!r} of a submission can't tell two {what}s {name!r} apart.")
+        seen.add(name)
+
+
 def write(folder, name: str, format: str, rows: Sequence[Written]) -> None:
     """Writes folder/submissions/NAME.json (or .tsv), on the first host.
 

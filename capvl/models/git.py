@@ -46,6 +46,7 @@ class GitOptions(ViTOptions):
       vocab, start: number of token ids, and the id that is read before a text ([CLS]).
       length: tokens of a text, the end included.
       text_positions: rows of the position table.
+      tied: the output layer is the token table with a bias; else it has a kernel of its own.
       fusion: "prefix" or "cross".
       norm: where the decoder's layer norms are: "post" (as BERT's) or "pre".
       projection_norm: a layer norm behind the projection of the image tokens.
@@ -67,6 +68,7 @@ class GitOptions(ViTOptions):
     start: int = 101
     length: int = 40
     text_positions: int = 1024
+    tied: bool = True
     fusion: str = "prefix"
     norm: str = "post"
     projection_norm: bool = True
@@ -213,7 +215,8 @@ def _split(key, count: int):
 class GitDecoder(nnx.Module):
     """Writes text behind image tokens; see `capvl.models.text_decoder.TextDecoder` for what is asked of a decoder.
 
-    Id 0 is padding; the output layer is the token table with a bias (section 8 of BERT's code, arXiv 1810.04805).
+    Id 0 is padding; the output layer is the token table with a bias (section 8 of BERT's code, arXiv 1810.04805), or,
+    where `options.tied` is False, one of its own.
     """
 
     def __init__(self, options: GitOptions, *, rngs: nnx.Rngs):
@@ -233,7 +236,11 @@ class GitDecoder(nnx.Module):
             shape = (size.depth, size.width, 2, size.heads, self.head_width)
             self.cross_kv = weight(rngs, shape, ("layers", "embed", None, "heads", None), init)
         self.norm = LayerNorm(size.width, eps=options.text_eps, rngs=rngs) if options.norm == "pre" else None
-        self.bias = weight(rngs, (options.vocab,), ("vocab",), weights.zeros)
+        if options.tied:
+            self.logits, self.bias = None, weight(rngs, (options.vocab,), ("vocab",), weights.zeros)
+        else:
+            shape, axes = (size.width, options.vocab), ("embed", "vocab")
+            self.logits = Dense(shape, axes, init, bias=(options.vocab,), rngs=rngs)
 
     def project_image(self, encoded_BND) -> jax.Array:
         """Image tokens in the decoder's width, (B, N, D)."""
@@ -312,7 +319,9 @@ class GitDecoder(nnx.Module):
         return self(shift_right(labels_BL, self.start), image_kv, causal=True, dtype=dtype, key=key)
 
     def output_layer(self) -> tuple[jax.Array, jax.Array]:
-        """Kernel (D, V), the token table's transpose, and bias (V,)."""
+        """Kernel (D, V), the token table's transpose where it is tied, and bias (V,)."""
+        if self.logits is not None:
+            return self.logits.kernel[...], self.logits.bias[...]
         return self.tokens[...].T, self.bias[...]
 
     def project(self, hidden_BLD) -> jax.Array:

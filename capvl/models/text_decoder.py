@@ -66,7 +66,7 @@ class TextDecoder(nnx.Module):
         width, heads = size.width, size.heads
         self.vocab, self.length, self.depth = vocab, length, size.depth
         self.remat, self.unroll = remat, unroll
-        self.tokens = weight(rngs, (vocab + 1, width), (None, "embed"), weights.normal(1.0))
+        self.tokens = weight(rngs, (vocab + 1, width), ("token", "embed"), weights.normal(1.0))
         self.positions = weight(rngs, (length, width), (None, "embed"), weights.normal(width**-0.5))
         # Cross-attention keys and values of all layers, one matmul.
         self.cross_kv = weight(

@@ -59,7 +59,7 @@ class TextTower(nnx.Module):
         self.causal, self.hide_padding, self.pad = causal, hide_padding, pad
         self.remat, self.unroll = remat, unroll
         kind = dict(activation=activation, eps=eps)
-        self.tokens = weight(rngs, (vocab, size.width), (None, "embed"), weights.normal(size.width**-0.5))
+        self.tokens = weight(rngs, (vocab, size.width), ("token", "embed"), weights.normal(size.width**-0.5))
         self.positions = weight(rngs, (length, size.width), (None, "embed"), weights.normal(size.width**-0.5))
         block = BertBlock if self.post_norm else EncoderBlock
         self.blocks = stack(lambda r: block(size, r, **kind), size.depth, rngs)

@@ -97,6 +97,8 @@ class ViTOptions:
             dtype=("bfloat16", "float32"),
             remat=tuple(REMAT),
         )
+        if self.registers < 0 or self.layer_scale < 0 or self.eps <= 0:
+            raise UserError("model: registers and layer_scale must not be negative, and eps must be positive.")
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"model.patch_dropout must be in [0, 1), not {self.patch_dropout}.")
         if self.class_position and (self.pool != "cls" or self.positions != "learned"):

@@ -63,7 +63,12 @@ class CapPa:
             raise UserError(f"objective.chunk must be at least 1, not {self.chunk}.")
 
     def check(self, model_options: CaptionerOptions, batch_per_device: int, micro_batches: int) -> None:
-        """Raises UserError where the stratified share is not a whole number of examples."""
+        """Raises UserError where the stratified share is not a whole number of examples, or nothing is masked."""
+        if self.pa and not int(self.mask_ratio * model_options.length):
+            raise UserError(
+                f"objective.mask_ratio={self.mask_ratio} masks none of model.length={model_options.length} tokens, so "
+                f"parallel prediction would only copy them."
+            )
         share = self.pa * batch_per_device
         if self.draw == "stratified" and abs(share - round(share)) > 1e-6:
             raise UserError(

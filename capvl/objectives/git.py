@@ -79,7 +79,7 @@ class Git:
                 raise UserError(f"objective.sides: {side} is not a multiple of the patch {patch}.")
         if self.sides and (model_options.max_side or model_options.positions != "learned"):
             raise UserError("objective.sides goes with square images and learned positions only.")
-        if self.kind == "masked" and self.mask_id >= model_options.vocab:
+        if self.kind == "masked" and not 0 <= self.mask_id < model_options.vocab:
             raise UserError(f"objective.mask_id={self.mask_id} is not an id below model.vocab={model_options.vocab}.")
         if self.kind == "masked" and model_options.text_positions <= model_options.length:
             raise UserError(

@@ -90,9 +90,11 @@ def split_trainable(params: dict, options: OptimizerOptions, also: tuple[str, ..
       UserError: a pattern matches nothing, or nothing is left to train.
     """
     patterns = (*options.frozen, *also)
-    for pattern in patterns:
-        if not any(re.fullmatch(pattern, path) for path in params):
-            raise UserError(f"optimizer.frozen: {pattern!r} matches no parameter." + nearest(pattern, params))
+    named = {"frozen": patterns} | {n: [p for p, _ in getattr(options, n)] for n in ("decay", "lr_mult")}
+    for name, each in named.items():
+        for pattern in each:
+            if not any(re.fullmatch(pattern, path) for path in params):
+                raise UserError(f"optimizer.{name}: {pattern!r} matches no parameter." + nearest(pattern, params))
     frozen = {p: v for p, v in params.items() if any(re.fullmatch(r, p) for r in patterns)}
     if len(frozen) == len(params):
         raise UserError("optimizer.frozen leaves no parameter to train.")

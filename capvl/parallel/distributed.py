@@ -11,6 +11,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ CONNECT_SECONDS = 120
 # A process that is silent for so long is taken for dead, and ends the others.
 HEARTBEAT_SECONDS = 40
 GOODBYE_SECONDS = 10
+T = TypeVar("T")
 
 
 def start() -> None:
@@ -133,6 +136,19 @@ def largest(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def first(call: Callable[[], T]) -> T | None:
+    """What a call gives on the first process, and None on the others; its UserError ends all."""
+    result, error = None, None
+    if jax.process_index() == 0:
+        try:
+            result = call()
+        except UserError as e:
+            error = e
+    if largest(int(error is not None)):
+        raise error or UserError("The first process can't go on; it says why.")
+    return result
 
 
 def code_version() -> str:

@@ -20,6 +20,7 @@ RULES = {
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "token": None,  # Rows of a token table that has one more than the vocabulary, or is looked up only.
     "layers": None,
 }
 

@@ -5,7 +5,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from capvl.parallel.rules import MESH_AXES, fsdp_advice
@@ -192,11 +191,11 @@ def _saved_bytes(recipe, step, batch: int) -> int:
 
     params = {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in step.blueprint.shapes.items()}
     kept = jax.eval_shape(pullback, params, recipe.objective.batch_spec(recipe.model, batch))
-    sizes = {(s.shape, jnp.dtype(s.dtype)) for s in params.values()}
+    sizes = {(s.shape, s.dtype) for s in params.values()}
     return sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(kept)
-        if (leaf.shape, jnp.dtype(leaf.dtype)) not in sizes
+        if (leaf.shape, leaf.dtype) not in sizes
     )
 
 

@@ -38,6 +38,7 @@ MODELS = {
         **IMAGE, text="w16d2h2m32", vocab=30, start=1, length=8, text_positions=8, frames=2, embedding_eps=1e-12,
     ),
 }  # fmt: skip
+MODELS["untied git"] = dataclasses.replace(MODELS["git"], tied=False)
 
 
 def random_params(options, seed=0):
@@ -48,7 +49,7 @@ def random_params(options, seed=0):
 def weights_of(name):
     options = MODELS[name]
     params = random_params(options)
-    if name in ("clip", "git"):  # CLIP has no place for these.
+    if name in ("clip", "git", "untied git"):  # CLIP has no place for these.
         params |= {"encoder/stem/bias": np.zeros(16, np.float32)}
     if name == "clip":
         params |= {"bias": np.zeros(1, np.float32)}
@@ -76,6 +77,7 @@ WAYS = [
     ("clip", "huggingface"),
     ("bert", "huggingface"),
     ("git", "huggingface"),
+    ("untied git", "huggingface"),
     ("encoder", "timm"),
     ("map encoder", "timm"),
     ("class token", "timm"),
@@ -94,7 +96,7 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
     again = folder.read_model(str(tmp_path / "again"))
     assert_same(again.params, weights.params)
     assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
-    if framework == "huggingface" and name in ("clip", "lit", "git"):
+    if framework == "huggingface" and name in ("clip", "lit", "git", "untied git"):
         assert again.options == weights.options
 
 
@@ -116,7 +118,7 @@ def test_official_git_has_other_names(tmp_path):
     weights = weights_of("git")
     params = dict(weights.params)
     frames, _ = params.pop("frames"), params.pop("encoder/stem/bias")
-    theirs = rules.write(params, git.OFFICIAL, "GIT")
+    theirs = rules.write(params, [*git.OFFICIAL, rules.Rule("decoder/bias", ("textual.output.bias",))], "GIT")
     theirs["textual.output.weight"] = theirs["textual.embedding.words.weight"]
     theirs["image_encoder.proj"] = np.zeros((16, 4), np.float32)
     theirs |= {f"img_temperal_embedding.{i}": frame[None, None] for i, frame in enumerate(frames)}
@@ -125,11 +127,69 @@ def test_official_git_has_other_names(tmp_path):
     assert_same(again.params, weights.params)
     assert again.interpolation == "bicubic" and again.options.embedding_eps == 1e-8
     assert (again.options.frames, again.options.res, again.options.vocab) == (2, 24, 30)
+    alone = {k: v for k, v in theirs.items() if k != "textual.output.weight"}
+    assert_same(git.read_official(alone, 2)[1], weights.params)
     theirs["textual.output.weight"] = theirs["textual.output.weight"] + 1
-    with pytest.raises(UserError, match="output layer is its token table"):
-        git.read_official(theirs, 2)
+    options, params = git.read_official(theirs, 2)
+    assert not options.tied and "decoder/bias" not in params
+    np.testing.assert_array_equal(params["decoder/logits/kernel"].T, theirs["textual.output.weight"])
+    np.testing.assert_array_equal(params["decoder/logits/bias"], weights.params["decoder/bias"])
     with pytest.raises(UserError, match="not GIT's official ones"):
         git.read_official({"a": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "says, file, tied",
+    [
+        (True, "equal", True),
+        (True, "none", True),
+        (None, "equal", True),
+        (None, "none", True),
+        (None, "other", False),
+        (False, "equal", True),  # As in the released models, whose configurations say what transformers' own says.
+        (False, "other", False),
+        (False, "none", "tie_word_embeddings=false, and the weights lack 'output.weight'"),
+        (True, "other", "tie_word_embeddings=true, and 'output.weight' differs from 'git.embeddings.word_embeddings"),
+    ],
+)
+def test_whether_a_git_is_tied_is_what_file_and_configuration_say(says, file, tied):
+    from capvl.convert import git
+
+    weights = weights_of("git")
+    state, config = git.write_hugging_face(weights.options, weights.params)
+    assert config.pop("tie_word_embeddings") is True
+    config |= {} if says is None else {"tie_word_embeddings": says}
+    if file == "none":
+        del state["output.weight"]
+    elif file == "other":
+        state["output.weight"] = state["output.weight"] + 1
+    if isinstance(tied, str):
+        with pytest.raises(UserError, match=tied):
+            git.read_hugging_face(state, config)
+        return
+    options, params = git.read_hugging_face(state, config)
+    assert options == dataclasses.replace(weights.options, tied=tied)
+    assert params.keys() == Blueprint(options).shapes.keys()
+    if tied:
+        assert_same(params, weights.params)
+    else:
+        np.testing.assert_array_equal(params["decoder/logits/kernel"].T, state["output.weight"])
+        np.testing.assert_array_equal(params["decoder/logits/bias"], weights.params["decoder/bias"])
+
+
+def test_an_untied_git_begins_with_a_tied_one_or_a_bert(tmp_path):
+    """Its own output layer is then a copy of the table; a tied one can't begin with an untied one."""
+    for name in ("git", "bert", "untied git"):
+        folder.write_folder(str(tmp_path / name), weights_of(name))
+    params = load_parameters(str(tmp_path / "git"), MODELS["untied git"])
+    tied = weights_of("git").params
+    np.testing.assert_array_equal(params["decoder/logits/kernel"], tied["decoder/tokens"].T)
+    np.testing.assert_array_equal(params["decoder/logits/bias"], tied["decoder/bias"])
+    bert = load_parameters(str(tmp_path / "bert"), MODELS["untied git"], ("decoder/(?!visual).*",))
+    np.testing.assert_array_equal(bert["decoder/logits/kernel"], weights_of("bert").params["tokens"].T)
+    np.testing.assert_array_equal(bert["decoder/logits/bias"], weights_of("bert").params["word_bias"])
+    with pytest.raises(UserError, match="decoder/(bias|logits)"):
+        load_parameters(str(tmp_path / "untied git"), MODELS["git"])
 
 
 def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):

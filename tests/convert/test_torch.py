@@ -68,12 +68,13 @@ def test_two_towers(name, kind, tmp_path):
     assert_close(found, logits(image, jnp.asarray(text, jnp.int32)), 1e-4)
 
 
-def test_git(tmp_path):
+@pytest.mark.parametrize("name", ["git", "untied git"])
+def test_git(name, tmp_path):
     """Logits of text behind images and clips, and what both write greedily and in beams."""
     transformers = pytest.importorskip("transformers")
     from capvl.decoding.generate import Decoding, generate
 
-    weights, model = ours("git")
+    weights, model = ours(name)
     convert.write("huggingface", str(tmp_path / "out"), weights)
     theirs, report = transformers.GitForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -101,6 +102,48 @@ def test_git(tmp_path):
         for row, expected in zip(written.tolist(), ids[:, 1:].tolist(), strict=True):
             end = expected.index(2) + 1 if 2 in expected else len(expected)
             assert row[:end] == expected[:end] and not any(row[end:])
+
+
+@pytest.mark.parametrize("tie", [None, False, True])
+def test_a_git_of_transformers(tie, tmp_path):
+    """What transformers makes and saves is read, gives its logits and texts, and goes back as it was."""
+    transformers = pytest.importorskip("transformers")
+    from capvl.decoding.generate import Decoding, generate
+
+    sizes = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, hidden_size=16)
+    says = {} if tie is None else {"tie_word_embeddings": tie}
+    config = transformers.GitConfig(
+        vision_config=dict(**sizes, image_size=24, patch_size=8), vocab_size=30, max_position_embeddings=12,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes, **says,
+    )  # fmt: skip
+    theirs = transformers.GitForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    weights = convert.read("huggingface", str(tmp_path / "theirs"))
+    assert weights.options.tied == bool(tie)
+    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    image, pixels = images(model)
+    text = np.random.default_rng(0).integers(3, 30, (3, 6)).astype(np.int32)
+    ids = torch.tensor(np.concatenate([np.full((3, 1), 1), text[:, :-1]], axis=1), dtype=torch.long)
+    convert.write("huggingface", str(tmp_path / "again"), weights)
+    again, report = transformers.GitForCausalLM.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert again.config.tie_word_embeddings == bool(tie)
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    longer = dict(max_new_tokens=6, eos_token_id=2, pad_token_id=0, do_sample=False)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=pixels).logits[:, -6:]
+        greedy = theirs.generate(input_ids=ids[:, :1], pixel_values=pixels, **longer)[:, 1:].tolist()
+    assert_close(jax.jit(model.logits)(image, jnp.asarray(text)), expected.numpy(), TOLERANCE)
+    kv = model.decoder.image_kv(model.encode(image))
+    written = np.asarray(generate(model, kv, 6, 2, Decoding())[0]).tolist()
+    for row, own in zip(written, greedy, strict=True):
+        end = own.index(2) + 1 if 2 in own else len(own)
+        assert row[:end] == own[:end]
 
 
 def test_bert_for_pre_training(tmp_path):

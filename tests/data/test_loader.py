@@ -137,7 +137,7 @@ def test_too_many_bad_images_stop_the_run(options, transform):
         for _ in range(20):
             next(made)
     hopeless = TrainLoader(options, Flaky(transform, lambda e: True), FEATURES, batch=4, seed=3)
-    with pytest.raises(UserError, match="10 images in a row"):
+    with pytest.raises(UserError, match="10 examples in a row"):
         next(hopeless)
 
 
@@ -193,7 +193,7 @@ def test_records_without_text_are_replaced_and_counted(texts_of):
 
 
 def test_too_many_records_without_text_stop_the_run(texts_of):
-    with pytest.raises(UserError, match="bad or without text, more than data.max_bad=0.05"):
+    with pytest.raises(UserError, match="bad, or without a text or label, more than data.max_bad=0.05"):
         texts_of([["a red circle"], [], ["a blue star"]], 100)
 
 

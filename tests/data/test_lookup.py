@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from capvl.data import lookup
+from capvl.data import lookup, sources
 from capvl.data.lookup import MISSING, SEVERAL, Names
 
 
@@ -75,3 +75,15 @@ def test_cuts_are_those_of_pil(box):
     x0, y0, x1, y1 = box
     padded = np.pad(pixels, ((50, 50), (50, 50), (0, 0)))
     np.testing.assert_array_equal(made, padded[y0 + 50 : y1 + 50, x0 + 50 : x1 + 50])
+
+
+def test_ones_own_files_under_a_known_name(tmp_path):
+    """The table knows COCO's features; a data set that people made of their own has others."""
+    from tensorflow_datasets import features
+
+    own = features.FeaturesDict({"image": features.Image(), "text": features.Sequence(features.Text())})
+    assert sources.guess_fields("coco_captions", own) == sources.Fields(text="text")
+    theirs = features.FeaturesDict(
+        {"image": features.Image(), "captions": features.Sequence({"text": features.Text()})}
+    )
+    assert sources.guess_fields("coco_captions:1.1.0", theirs).text == "captions/text"

@@ -314,3 +314,20 @@ def test_real_photos(tmp_path):
     for i in (0, len(source) - 1):
         assert source[i]["image"] == samples[i]["jpg"]
         assert [t.decode() for t in source[i]["text"]] == json.loads(samples[i]["json"])["captions"]
+
+
+def test_a_preparation_does_not_go_on_with_other_contents(tmp_path, monkeypatch):
+    """A shard that was written anew between the kill and the next start."""
+    for i in range(2):
+        write_tar(tmp_path / f"{i}.tar", [(f"{i}", GOOD | {"jpg": picture(i)})])
+    splits = {"train": f"{tmp_path}/*.tar"}
+    monkeypatch.setattr(corpus, "find_duplicates", lambda plan: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        corpus.prepare("cut", splits, str(tmp_path), workers=1)
+    monkeypatch.undo()
+    before = (tmp_path / "1.tar").read_bytes()
+    write_tar(tmp_path / "1.tar", [("1", GOOD | {"jpg": picture(2) + bytes(100_000)})])
+    with pytest.raises(UserError, match="files that have changed since; remove it"):
+        corpus.prepare("cut", splits, str(tmp_path), workers=1)
+    (tmp_path / "1.tar").write_bytes(before)
+    assert corpus.prepare("cut", splits, str(tmp_path), workers=1)

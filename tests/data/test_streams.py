@@ -160,7 +160,7 @@ def test_too_much_left_out_ends_the_run(options, tmp_path):
     rows = [(str(i), {"jpg": picture(i), "txt": b"text" if i % 4 else b""}) for i in range(40)]
     write_tar(tmp_path / "0.tar", rows)
     made = loader(options(tmp_path / "0.tar", max_bad=0.1))
-    with pytest.raises(UserError, match="bad or without text, more than data.max_bad=0.1"):
+    with pytest.raises(UserError, match="bad, or without a text or label, more than data.max_bad=0.1"):
         texts(made, 100)
 
 

@@ -4,7 +4,7 @@ import pytest
 from handmade import Letters
 
 from capvl.data.randomness import Uniforms
-from capvl.data.tasks import TaskText, TextPrompts
+from capvl.data.tasks import TaskText, TextPrompts, questions
 from capvl.data.transforms import Crop
 from capvl.errors import UserError
 
@@ -49,3 +49,22 @@ def test_too_few_frames():
     crop = Crop(16, frames=3)
     with pytest.raises(UserError, match="A clip has 2 frames, and the model reads 3"):
         crop({"frames": [b"", b""]}, Uniforms(0, 0))
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ('["red", "blue"]', ("red", "blue")),
+        ("[]", ()),
+        ("red", ("red",)),
+        ('"red"', ('"red"',)),
+        ("3", ("3",)),
+        ("{", ("{",)),
+        ("[1, 2]", ("[1, 2]",)),
+        (["red", b"blue"], ("red", "blue")),
+    ],
+)
+def test_answers_are_a_list_of_texts_or_one_text(given, wanted):
+    """A data set that was made elsewhere may have a plain text where ours has JSON."""
+    (row,) = questions({"question": [b"what?"], "answers": [given]})
+    assert row.answers == wanted

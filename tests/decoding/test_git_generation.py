@@ -79,7 +79,7 @@ def test_beams(case, task, rule, name):
 def test_prompts_of_unequal_length(case):
     """A batch of prompts of different lengths is as each by itself."""
     image, prompt, length = inputs(case, "vqa")
-    lengths = [0, 1, prompt.shape[1], 2][: len(image)]
+    lengths = [i % (prompt.shape[1] + 1) for i in range(len(image))]
     mixed = jnp.where(jnp.arange(prompt.shape[1])[None] < jnp.asarray(lengths)[:, None], prompt, 0)
     eos = case.config["eos"]
     for decoding in (Decoding(), Decoding(beams=3, rule="official")):
@@ -95,8 +95,9 @@ def test_prompts_of_unequal_length(case):
             assert cut(together, eos)[i] == cut(alone, eos)[0]
             assert_close(logp[i], own[0], 1e-4)
     # And a prompt that is padded is as one that isn't.
-    last, size = slice(len(lengths) - 1, len(lengths)), lengths[-1]
-    whole, short = (run(case.params, image[last], prompts[last])[0] for prompts in (mixed, mixed[:, :size]))
+    size = max(n for n in lengths if n < prompt.shape[1])
+    row = slice(lengths.index(size), lengths.index(size) + 1)
+    whole, short = (run(case.params, image[row], prompts[row])[0] for prompts in (mixed, mixed[:, :size]))
     assert cut(short, eos) == cut(whole, eos)
 
 

@@ -1,5 +1,6 @@
 """Real processes: kills, signals, exit codes."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -108,3 +109,27 @@ def test_import_is_quick_and_loads_no_tensorflow():
     script = "import sys, capvl.train, capvl.data.prepare, capvl.evaluate; print('tensorflow' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert out.strip() == "False", "TensorFlow is loaded at run time"
+
+
+def test_two_starts_on_one_workdir(start, tmp_path, undisturbed):
+    """The second says who has it, leaves with 2 and changes nothing; the first is as if alone."""
+    first = start(tmp_path)
+    assert wait_for(first, (tmp_path / "lock.json").exists)
+    before = (tmp_path / "lock.json").read_text()
+    code, out = finish(start(tmp_path))
+    assert code == 2 and out.startswith("error: "), out
+    assert f"in use by process {first.pid} on " in out and "since 20" in out
+    assert json.loads(before)["id"] == json.loads((tmp_path / "lock.json").read_text())["id"]
+    code, out = finish(first)
+    assert code == 0, out
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(lines)
+    assert_same_run(tmp_path, undisturbed)
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_two_make_the_embedded_data_at_once(tmp_path):
+    command = [sys.executable, "-m", "capvl.data.prepare", "scenes", "--config=tiny", f"--data_dir={tmp_path}"]
+    makers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
+    assert [finish(maker)[0] for maker in makers] == [0, 0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["scenes"]

@@ -223,14 +223,6 @@ def test_implicit_transfers_are_errors(tiny_recipe, tmp_path, monkeypatch):
         train.run(tiny_recipe(), str(tmp_path))
 
 
-def test_workdir_of_another_recipe(tiny_recipe, tmp_path):
-    train.metrics.open_workdir(str(tmp_path))
-    train._claim(tmp_path, tiny_recipe())
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    with pytest.raises(UserError, match="belongs to another recipe .optimizer.lr: 0.003 there, 0.1 here"):
-        train.run(tiny_recipe(optimizer__lr=0.1), str(tmp_path))
-
-
 def test_workdir_that_can_not_be_written(tiny_recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):

@@ -154,3 +154,23 @@ def test_nothing_written_is_never_right():
 )
 def test_contractions_are_the_official_tables(text, expected):
     assert answer_metrics.vqa_normalize(text) == expected
+
+
+@pytest.mark.parametrize(
+    "format, rows, words",
+    [
+        ("coco", [("a", ""), ("a", "")], "can't tell two images 'a' apart"),
+        ("clips", [("a", ""), ("a", "")], "can't tell two images 'a' apart"),
+        ("vqa", [("a", "1"), ("b", "1")], "can't tell two questions '1' apart"),
+        ("gqa", [("a", ""), ("b", "1")], "needs ids of questions"),
+    ],
+)
+def test_results_that_a_server_could_not_tell_apart(format, rows, words):
+    with pytest.raises(UserError, match=words):
+        submissions.check_unique(format, [Written(image, question, "") for image, question in rows])
+    submissions.check_unique(format, [Written(str(i), str(i), "") for i in range(3)])
+
+
+def test_several_questions_of_an_image():
+    submissions.check_unique("vqa", [Written("a", "1", ""), Written("a", "2", "")])
+    submissions.check_unique("tsv", [Written("a", "1", ""), Written("a", "2", "")])

@@ -8,6 +8,7 @@ import pytest
 from colors import NAMES, by_word, colors, context_of, mesh
 from handmade import captioner
 
+from capvl.errors import UserError
 from capvl.evals import answers
 
 
@@ -30,6 +31,10 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     assert found["free/exact/blind"] <= 1 / 3  # Grey: the same text for all.
     assert found["free/exact/prior"] == pytest.approx(1 / 3)
     assert found["closed/exact"] == pytest.approx(2 / 3)
+    (tmp_path / "long.txt").write_text("red\n" + "red " * 50 + "\n")
+    closed = dict(task="caption", split="test", vocabulary=str(tmp_path / "long.txt"))
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="1 of 2 names are longer"):
+        answers.Answers(**closed).setup(context)
     rows = json.loads((tmp_path / "submissions" / "colors_test.json").read_text())
     assert [row["caption"] for row in rows[:3]] == NAMES and rows[1]["image_id"] == "000000001"
     shown = json.loads((tmp_path / "samples" / "3.json").read_text())

@@ -87,6 +87,17 @@ def test_captions_of_the_hand_made_model(by_word, colors, mesh):
         assert found["distinct"] == 3 / 12
 
 
+def test_how_captions_are_written_is_said_in_the_config(by_word, colors, mesh):
+    context, params = context_of(captioner, colors, mesh)
+    words = [text.split() for text in NAMES]
+    with jax.set_mesh(mesh):
+        found = dict(Captions(split="test", max_tokens=1).setup(context)(params))
+        assert found["samples"].written == [words[i % 3][0] for i in range(12)]
+        for options in (dict(max_tokens=99), dict(max_tokens=99, beams=2)):
+            with pytest.raises(UserError, match="max_tokens=99 behind a prompt of 0 tokens is more than the"):
+                Captions(split="test", **options).setup(context)
+
+
 def test_scores_by_the_tree_equal_those_one_by_one():
     """Random weights, names that share beginnings, several trees: the same log-likelihoods."""
     options, _ = captioner()

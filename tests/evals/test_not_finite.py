@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import case
 
-from capvl.data import corpus, sources
+from capvl.data import corpus, loader, sources
 from capvl.errors import UserError
 from capvl.evals import Context, NotFiniteError, labels, linear_probe, retrieval, run, zeroshot
 
@@ -64,3 +64,18 @@ def test_no_label_at_all(tmp_path, tiny_recipe, monkeypatch):
     monkeypatch.setattr(sources, "labels", lambda *_: np.full(4, -1))
     with pytest.raises(UserError, match="has a label"):
         labels.open_labelled(Context(recipe, None, None, 8, tmp_path), "scenes/tiny", "val")
+
+
+@pytest.mark.cases
+def test_a_probe_trains_on_what_is_labelled(tmp_path, tiny_recipe):
+    splits = {s: case(f"partly_labelled_{s}.tar") for s in ("train", "val")}
+    corpus.prepare("partly", splits, str(tmp_path), workers=1)
+    stored = sources.labels("partly", "train", str(tmp_path))
+    assert (stored < 0).any() and (stored >= 0).any()
+    data = {"name": "partly", "data_dir": str(tmp_path), "crop": "center", "max_bad": 1.0}
+    model = {"encoder": "w16d2h2m32/16", "res": 32, "classes": int(stored.max()) + 1, "dtype": "float32"}
+    recipe = tiny_recipe(objective={"name": "probe"}, model=model, data=data)
+    transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
+    batches = loader.TrainLoader(recipe.data, transform, recipe.objective.features(), batch=16, seed=0)
+    found = np.concatenate([next(batches)["label"] for _ in range(4)])
+    assert set(found) == set(stored[stored >= 0]) and batches.bad > 0

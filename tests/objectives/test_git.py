@@ -29,6 +29,7 @@ TINY = dict(
     dropout=0.0,
 )
 VARIANTS = {"prefix": {}, "cross": {"fusion": "cross"}, "pre": {"norm": "pre"}, "plain": {"projection_norm": False}}
+VARIANTS["untied"] = {"tied": False}
 
 
 def make(seed=0, **changes):
@@ -130,18 +131,21 @@ def test_layouts_agree(changes):
         assert_close(results[1][1][name], value, 1e-4, name)
 
 
-def test_sharded_is_one_device():
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_is_one_device(tied):
     """Loss and gradients over data, weights and heads are those of one device."""
     from capvl.parallel.mesh import MeshOptions, make_mesh
     from capvl.parallel.rules import batch_sharding
 
-    blueprint, params = make()
+    blueprint, params = make(tied=tied)
     batch = batch_of(np.random.default_rng(4), rows=4, texts=2)
     step = jax.jit(jax.value_and_grad(loss_of(blueprint, Git(texts=2))))
     expected = jax.device_get(step(params, batch))
     mesh = make_mesh(MeshOptions(replica=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         shardings = blueprint.shardings(mesh)
+        if not tied:
+            assert tuple(shardings["decoder/logits/kernel"].spec) == ("fsdp", "tensor")
         found = step(
             {k: jax.device_put(v, shardings[k]) for k, v in params.items()},
             jax.device_put(batch, batch_sharding(mesh)),

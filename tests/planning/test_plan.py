@@ -150,6 +150,18 @@ def test_analytic_command(capsys, tmp_path, data_dir):
     assert found[0]["flops"] == found[0]["analytic_flops"] and found[0]["hbm"]["fits"]
 
 
+def test_an_output_layer_of_its_own_is_counted(tiny_recipe, data_dir):
+    """Its kernel and Adam's means of it, the first in bfloat16; FLOPs as with the table. Dropout can be planned."""
+    place, found = topology.parse("v5e:2x2"), []
+    for tied in (True, False):
+        model = dict(encoder="w16d1h2m16/8", res=16, text="w8d1h2m8", vocab=64, start=2, length=8, text_positions=8)
+        recipe = tiny_recipe(objective={"name": "git"}, model=model | {"tied": tied, "dropout": 0.1},
+                             optimizer={"name": "adamw", "lr": 1e-3}, mesh={"replica": 4, "fsdp": 1})  # fmt: skip
+        found.append(estimate.paper_plan(recipe, place))
+    assert found[1].arguments - found[0].arguments == (4 + 2 + 4) * 8 * 64
+    assert found[1].cost.flops == found[0].cost.flops > 0
+
+
 def test_missing_libtpu_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     ahead.devices.cache_clear()

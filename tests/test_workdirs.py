@@ -1,0 +1,143 @@
+"""A workdir is whole: it holds its tokenizer, and another one is an error."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import capvl
+from capvl import config, evaluate, metrics, train, workdirs
+from capvl.data import prepare, tokenizer
+from capvl.errors import UserError
+from capvl.parallel.mesh import make_mesh
+
+WORDS = ["a circle", "two red squares", "green and blue", "nothing but a triangle in a corner"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """One of the eight devices: several compile longer and are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, evaluate):
+            patch.setattr(module, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """(values of its recipe, workdir of a run of two steps, the tokenizer that it was given)."""
+    from conftest import tiny_values
+
+    folder = tmp_path_factory.mktemp("whole")
+    own = folder / "mine.model"
+    shutil.copyfile(prepare.scenes_tokenizer(data_dir), own)
+    values = tiny_values(data_dir) | {"steps": 2, "evals": {"perplexity": {"limit": 20}}}
+    values["data"] |= {"tokenizer": str(own)}
+    train.run(config.resolve(values), str(folder / "run"))
+    return values, folder / "run", own
+
+
+@pytest.fixture
+def moved(trained, tmp_path):
+    """The same run elsewhere, its tokenizer's own path gone; and another vocabulary of the same size."""
+    values, workdir, own = trained
+    there = tmp_path / "elsewhere"
+    shutil.copytree(workdir, there)
+    values = json.loads(json.dumps(values).replace(str(own), str(tmp_path / "gone.model")))
+    file = there / "config.json"
+    file.write_text(file.read_text().replace(str(own), str(tmp_path / "gone.model")))
+    other = tmp_path / "other.model"
+    tokenizer.train(WORDS * 20, 40, other)
+    return values, there, str(other)
+
+
+def test_a_moved_run_is_the_same_model(trained, moved):
+    _, workdir, own = trained
+    _, there, _ = moved
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    here, elsewhere = capvl.load(str(workdir)), capvl.load(str(there))
+    assert pathlib.Path(elsewhere.tokenizer.path).parent == there
+    assert elsewhere.tokenizer.pieces() == tokenizer.load(str(own)).pieces()
+    np.testing.assert_array_equal(here.score([image], WORDS), elsewhere.score([image], WORDS))
+    rows = evaluate.evaluate(str(there))
+    assert rows == evaluate.evaluate(str(workdir))
+
+
+def test_resuming_without_the_file_that_the_recipe_names(moved, capsys):
+    values, there, _ = moved
+    train.run(config.resolve(values), str(there))
+    assert "Resumed after step 2" in capsys.readouterr().out
+
+
+def test_resuming_with_the_same_vocabulary_elsewhere(trained, moved, tmp_path, capsys):
+    values, there, _ = moved
+    values["data"]["tokenizer"] = str(shutil.copyfile(trained[2], tmp_path / "same.model"))
+    train.run(config.resolve(values), str(there))
+    assert "Resumed after step 2" in capsys.readouterr().out
+
+
+def test_another_vocabulary_is_an_error(moved):
+    values, there, other = moved
+    before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+    values["data"]["tokenizer"] = other
+    with pytest.raises(UserError, match=r"other.model' is not the one that the run .* was begun with"):
+        train.run(config.resolve(values), str(there))
+    words = r"has another vocabulary than .*tokenizer.model': id \d+ is "
+    with pytest.raises(UserError, match=words):
+        evaluate.evaluate(str(there), [("data.tokenizer", other)])
+    with pytest.raises(UserError, match=words):
+        capvl.load(str(there), tokenizer=other)
+    after = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+    for file in ("config.json", "tokenizer.model", "metrics.jsonl"):
+        assert after[there / file] == before[there / file]
+
+
+def test_a_config_does_not_bring_another_tokenizer(trained, tmp_path):
+    """`capvl.evaluate --config` takes the data, never the vocabulary, from elsewhere."""
+    values, workdir, _ = trained
+    spec = tmp_path / "other_data.py"
+    changed = values | {"data": values["data"] | {"tokenizer": ""}}
+    spec.write_text(f"def get_config():\n  return {changed!r}\n")
+    assert evaluate.evaluate(str(workdir), spec=str(spec)) == evaluate.evaluate(str(workdir))
+
+
+def test_a_first_start_that_failed_binds_nothing(moved, tmp_path):
+    values, there, other = moved
+    workdir = tmp_path / "new"
+    workdir.mkdir()
+    shutil.copy(there / "tokenizer.model", workdir)
+    values["data"]["tokenizer"] = other
+    train.run(config.resolve(values), str(workdir))
+    assert (workdir / "tokenizer.model").read_bytes() == pathlib.Path(other).read_bytes()
+
+
+def test_begun_from_another_vocabulary(trained, moved, tiny, tmp_path):
+    """Text parameters mean nothing under other ids; an encoder has none."""
+    _, workdir, _ = trained
+    _, _, other = moved
+    recipe = config.resolve(tiny(init_from=str(workdir), data__tokenizer=other))
+    with pytest.raises(UserError, match="has another vocabulary"):
+        train.run(recipe, str(tmp_path / "a"))
+    encoder = tiny(init_from=str(workdir), init_only=("encoder/.*",), data__tokenizer=other)
+    train.run(config.resolve(encoder), str(tmp_path / "b"))
+
+
+def test_an_old_workdir_keeps_its_path(trained, tmp_path):
+    """Written before workdirs held copies."""
+    _, workdir, own = trained
+    old = tmp_path / "old"
+    shutil.copytree(workdir, old)
+    (old / "tokenizer.model").unlink()
+    assert capvl.load(str(old)).tokenizer.path == str(own)
+
+
+def test_workdir_of_another_recipe(tiny_recipe, tmp_path):
+    workdirs.write(metrics.open_workdir(str(tmp_path)), tiny_recipe(), "")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match="belongs to another recipe .optimizer.lr: 0.003 there, 0.1 here"):
+        train.run(tiny_recipe(optimizer__lr=0.1), str(tmp_path))
+    assert (tmp_path / "config.json").read_bytes() == before
