@@ -89,7 +89,8 @@ class LoadedModel:
         self._tokenizer_path, self._objective = weights.tokenizer, weights.objective
         sizes = {name: getattr(self.options, name, 0) for name in ("max_side", "frames")}
         kind = "aspect" if sizes["max_side"] else weights.crop
-        self._crop = Crop(getattr(self.options, "res", 0), kind, interpolation=weights.interpolation, **sizes)
+        how = dict(interpolation=weights.interpolation, fraction=weights.crop_fraction)
+        self._crop = Crop(getattr(self.options, "res", 0), kind, **how, **sizes)
         self._compiled: dict[Any, Any] = {}
 
     def __repr__(self) -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 
 import jax
 from etils import epath
@@ -69,7 +68,7 @@ def tokenizer_of(path: epath.Path, recipe: config.Recipe) -> str:
     """
     copy = find_tokenizer(path)
     if copy:
-        return storage.local(copy)
+        return tokenizers.local(copy)
     return tokenizer_named(recipe)
 
 
@@ -91,14 +90,14 @@ def with_tokenizer(path: epath.Path, recipe: config.Recipe) -> config.Recipe:
     copy = find_tokenizer(path)
     if copy is None or os.path.isfile(tokenizer_named(recipe)):
         return recipe
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=storage.local(copy)))
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=tokenizers.local(copy)))
 
 
 def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
-    data = pathlib.Path(tokenizer).read_bytes()
-    distributed.check_same(tokenizer=hashlib.sha256(data).hexdigest())
+    files = tokenizers.copies(tokenizer)
+    distributed.check_same(tokenizer=hashlib.sha256(b"".join(files.values())).hexdigest())
     copy = find_tokenizer(path)
-    if copy and copy.read_bytes() == data:
+    if copy and all((path / name).exists() and (path / name).read_bytes() == data for name, data in files.items()):
         return
     if copy and _begun(path):
         raise UserError(
@@ -108,4 +107,5 @@ def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
     if jax.process_index() == 0:
         if copy:
             copy.unlink(missing_ok=True)
-        storage.replace_bytes(path / tokenizers.name_of_copy(tokenizer), data)
+        for name, data in files.items():
+            storage.replace_bytes(path / name, data)

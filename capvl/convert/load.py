@@ -9,6 +9,7 @@ import numpy as np
 from capvl import workdirs
 from capvl.checkpoint import check_leaves
 from capvl.config import Trust, own_code
+from capvl.convert.bert import tower_of_bert
 from capvl.convert.folder import Weights, read_model
 from capvl.convert.git import decoder_of_bert, untied
 from capvl.data import tokenizer as tokenizers
@@ -16,6 +17,7 @@ from capvl.errors import UserError, nearest
 from capvl.models.bert import BertOptions
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
+from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize_grid
 from capvl.terminal import say
 
@@ -27,7 +29,7 @@ def load_parameters(
 
     Args:
       path: see `capvl.convert.folder.read_model`; several with + between them, the later ones adding what they have. A
-        converted BERT gives the decoder of a GIT.
+        converted BERT gives the decoder of a GIT, or the text tower of two towers.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
       tokenizer: path of the one that the model's texts go through; "" for any.
@@ -76,6 +78,8 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
     params = weights.params
     if isinstance(weights.options, BertOptions) and isinstance(model_options, GitOptions):
         return decoder_of_bert(params, model_options, path)
+    if isinstance(weights.options, BertOptions) and isinstance(model_options, TwoTowersOptions):
+        return tower_of_bert(params, weights.options, model_options, path)
     if isinstance(model_options, GitOptions) and getattr(weights.options, "tied", False) and not model_options.tied:
         params = untied(params)
     name = "encoder/positions"
