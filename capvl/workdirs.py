@@ -24,7 +24,16 @@ def check(path: epath.Path, recipe: config.Recipe) -> None:
     if file.exists() and _begun(path):
         # The tokenizer is compared by what is in it.
         moved = ("data.tokenizer",) if find_tokenizer(path) else ()
-        config.check_same(config.read_values(file), recipe.source, str(path), moved)
+        config.check_same(_with_defaults(config.read_values(file), recipe), recipe.source, str(path), moved)
+
+
+def _with_defaults(values: dict, recipe: config.Recipe) -> dict:
+    """A workdir's plain values, with the defaults of keys that were not there yet when it was begun."""
+    try:
+        # Evaluators may differ, and what the recipe itself names may be imported.
+        return config.resolve(values | {"evals": {}}, config.own_code(recipe.source)).source
+    except UserError:  # Of another objective, or with keys that are gone: compared as it stands.
+        return values
 
 
 def _begun(path: epath.Path) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import capvl
 from capvl import config, evaluate, metrics, train, workdirs
@@ -141,3 +142,20 @@ def test_workdir_of_another_recipe(tiny_recipe, tmp_path):
     with pytest.raises(UserError, match="belongs to another recipe .optimizer.lr: 0.003 there, 0.1 here"):
         train.run(tiny_recipe(optimizer__lr=0.1), str(tmp_path))
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_workdir_from_before_a_key_was_there(tiny_recipe, tmp_path):
+    """New options have defaults that change nothing, so they hinder no resuming."""
+    workdirs.write(metrics.open_workdir(str(tmp_path)), tiny_recipe(), "")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["data"]["crop_fraction"], values["model"]["layer_scale"], values["spike"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    path = epath.Path(tmp_path)
+    workdirs.check(path, tiny_recipe())
+    with pytest.raises(UserError, match=r"model.layer_scale: 0.0 there, 0.1 here"):
+        workdirs.check(path, tiny_recipe(model__layer_scale=0.1))
+    values["data"]["gone_by_now"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"data.gone_by_now: 1 there, None here"):
+        workdirs.check(path, tiny_recipe())

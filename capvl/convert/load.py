@@ -51,7 +51,9 @@ def load_parameters(
             raise UserError(f"init_from: {e}") from e
         fitting = _fitting(weights, model_options, shapes, part.strip())
         params |= fitting
-        if tokenizer and any({"vocab", "token"} & set(axes) for axes in _taken(blueprint.axes, fitting, only)):
+        taken = [n for n in fitting if n in shapes and (not only or any(re.fullmatch(p, n) for p in only))]
+        _check_computed(weights.options, model_options, taken, part.strip())
+        if tokenizer and any({"vocab", "token"} & set(blueprint.axes[name]) for name in taken):
             _check_vocabulary(weights.tokenizer, tokenizer, part.strip())
     if only:
         params, shapes = (
@@ -61,9 +63,31 @@ def load_parameters(
     return params
 
 
-def _taken(axes: dict[str, tuple], names, only: tuple[str, ...]) -> list[tuple]:
-    """Logical axes of the parameters that are taken."""
-    return [axes[n] for n in names if n in axes and (not only or any(re.fullmatch(p, n) for p in only))]
+# What a tower does with its parameters, and no shape tells.
+_COMPUTED = {
+    "encoder/": ("activation", "eps", "pixels"),
+    "text/": ("text_activation", "text_eps", "text_norm", "text_causal"),
+    "decoder/": ("norm", "text_activation", "text_eps", "embedding_eps"),
+}
+
+
+def _check_computed(theirs, ours, taken: list[str], path: str) -> None:
+    """Raises UserError where the model would compute something else from the parameters of a tower."""
+    for tower, names in _COMPUTED.items():
+        if not any(name.startswith(tower) for name in taken):
+            continue
+        pairs = {n: (_option(ours, n), _option(theirs, n)) for n in names if hasattr(ours, n) and hasattr(theirs, n)}
+        different = [f"model.{n}={there!r} (here {here!r})" for n, (here, there) in pairs.items() if here != there]
+        if different:
+            raise UserError(
+                f"init_from: the parameters of {path!r} under {tower} were trained with {', '.join(different)}."
+            )
+
+
+def _option(options, name: str):
+    """A value; a text tower's own "" or 0 stands for the image tower's."""
+    value = getattr(options, name)
+    return value or getattr(options, name.removeprefix("text_")) if name in ("text_activation", "text_eps") else value
 
 
 def _check_vocabulary(theirs: str, ours: str, path: str) -> None:

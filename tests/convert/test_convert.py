@@ -210,6 +210,32 @@ def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):
         load_parameters(str(tmp_path / "bert"), dataclasses.replace(options, text_positions=9), ("decoder/.*",))
 
 
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        (
+            "clip",
+            {"activation": "gelu"},
+            r"under encoder/ were trained with model.activation='quick_gelu' \(here 'gelu'",
+        ),
+        ("clip", {"eps": 1e-6}, r"under encoder/ were trained with model.eps=1e-05 \(here 1e-06\)"),
+        ("clip", {"pixels": "half"}, r"model.pixels='clip' \(here 'half'\)"),
+        ("clip", {"text_causal": False}, r"under text/ were trained with model.text_causal=True"),
+        ("git", {"text_eps": 1e-5}, r"under decoder/ were trained with model.text_eps=1e-12 \(here 1e-05\)"),
+    ],
+)
+def test_parameters_that_would_compute_something_else(tmp_path, name, change, words):
+    """No shape tells which activation, eps or pixels a tower was trained with."""
+    folder.write_folder(str(tmp_path / name), weights_of(name))
+    options = MODELS[name]
+    load_parameters(str(tmp_path / name), options)
+    with pytest.raises(UserError, match=words):
+        load_parameters(str(tmp_path / name), dataclasses.replace(options, **change))
+    if "under text/" in words:
+        only = ("encoder/.*",)
+        assert load_parameters(str(tmp_path / name), dataclasses.replace(options, **change), only)
+
+
 def test_open_clip_is_openai_clip_by_other_names():
     """The same weights under open_clip's names give the same parameters."""
     options, params = MODELS["clip"], weights_of("clip").params
