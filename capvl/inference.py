@@ -258,7 +258,7 @@ class LoadedModel:
         are not as many texts as images."""
         self._need("a decoder")
         pixels, texts = self.pixels(images), _texts(texts)
-        tokens = self._tokens(texts)
+        tokens = self._tokens(texts, whole=True)
         if len(pixels) == len(texts):
 
             def function(model, batch):
@@ -299,7 +299,7 @@ class LoadedModel:
 
     def _all_scores(self, images: Images, texts: list[str]) -> np.ndarray:
         self._need("a decoder")
-        tokens = self._tokens(texts)
+        tokens = self._tokens(texts, whole=True)
         return self._run(("score", tokens.tobytes()), Scorer(tokens), self.pixels(images))
 
     def pixels(self, images: Images) -> np.ndarray:
@@ -337,7 +337,9 @@ class LoadedModel:
         films = [[_encoded(frame) for frame in video.read_frames(v, frames)] for v in several]
         return np.stack([self._crop({"frames": film}, Uniforms(0, 0)) for film in films])
 
-    def _tokens(self, texts: list[str]) -> np.ndarray:
+    def _tokens(self, texts: list[str], *, whole: bool = False) -> np.ndarray:
+        if whole:
+            tokenizers.check_whole(self.tokenizer, texts, self.options.length)
         return np.stack([self.tokenizer(text, self.options.length) for text in texts])
 
     def _has(self, ability: str) -> bool:

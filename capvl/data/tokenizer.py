@@ -22,6 +22,7 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,16 @@ class SubwordTokenizer:
     def to_json(self) -> bytes:
         """A tokenizer.json of it."""
         return self._model.to_str().encode()
+
+
+def check_whole(tokenizer: Tokenizer | SubwordTokenizer, texts: Sequence[str], length: int) -> None:
+    """Raises UserError where a text has more than `length` tokens, so that its likelihood would be another text's."""
+    long = [text for text in texts if lengths(tokenizer(text, MAX_CHARACTERS)) > length]
+    if long:
+        raise UserError(
+            f"{len(long)} of {len(texts)} texts have more than the {length} tokens that the model writes, the end "
+            f"included; the first is {long[0][:60]!r}."
+        )
 
 
 def _until(end: int, ids) -> list[int]:
