@@ -184,8 +184,8 @@ def crop_and_resize(data: bytes, box: tuple[float, float, float, float] | None, 
       box: (x0, y0, x1, y1) as fractions of width and height; None for the largest central square.
       side: pixels.
     """
-    height, width = image_size(data)
     if box is None:
+        height, width = image_size(data)
         square = min(height, width)
         x, y = (1 - square / width) / 2, (1 - square / height) / 2
         box = (x, y, 1 - x, 1 - y)
