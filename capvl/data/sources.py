@@ -280,14 +280,27 @@ def open_source(
 
 
 def _builder(directory: str):
-    """tfds' builder of a prepared folder, which imports the classes that features.json names: only tfds' own."""
+    """tfds' builder of a prepared folder, which imports the classes that features.json names: only tfds' own.
+
+    Raises:
+      UserError: it names others, or tfds can't read the folder.
+    """
     import tensorflow_datasets as tfds
 
     file = pathlib.Path(directory, "features.json")
-    foreign = sorted({n for n in _classes(storage.read_json(file)) if not n.startswith("tensorflow_datasets.")})
+    try:
+        foreign = sorted(n for n in _classes(storage.read_json(file)) if not _TFDS_CLASS.fullmatch(n))
+    except RecursionError as e:
+        raise UserError(f"{str(file)!r} is nested too deeply for the features of a data set.") from e
     if foreign:
         raise UserError(f"{str(file)!r} names code to import, {foreign[0]!r}, which is not of tensorflow_datasets.")
-    return tfds.builder_from_directory(directory)
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as e:  # tfds, protobuf and json raise many kinds.
+        raise UserError(f"{directory!r} can't be read as a data set: {type(e).__name__}: {storage.reason(e)}") from e
+
+
+_TFDS_CLASS = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+")
 
 
 def _classes(value: Any) -> Iterator[str]:
@@ -299,11 +312,11 @@ def _classes(value: Any) -> Iterator[str]:
         for key, item in value.items():
             if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
                 yield item
-            elif key == "content" and isinstance(item, str):  # JSON within JSON: the old spelling's.
-                with contextlib.suppress(ValueError):
-                    yield from _classes(json.loads(item))
             else:
                 yield from _classes(item)
+    elif isinstance(value, str):  # JSON within JSON, which tfds reads in more than one place.
+        with contextlib.suppress(ValueError):
+            yield from _classes(json.loads(value))
 
 
 def find(name: str, data_dir: str) -> str:
