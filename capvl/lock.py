@@ -256,7 +256,7 @@ def _read(path: epath.Path) -> Holder | None:
         return None
     except OSError as e:
         raise UserError(
-            f"{str(path)!r} can't be read ({storage.reason(e)}), which says whether another run has the workdir; remove "
+            f"{str(path)!r} can't be read ({storage.reason(e)}), and says whether another run has the workdir; remove "
             f"it if none has."
         ) from e
     try:
