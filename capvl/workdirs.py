@@ -52,8 +52,15 @@ def write(path: epath.Path, recipe: config.Recipe, tokenizer: str) -> None:
 
 
 def find_tokenizer(path: epath.Path) -> epath.Path | None:
-    """The tokenizer's file in a workdir; None where it has none, as of a recipe without texts."""
-    found = [file for file in path.glob("tokenizer.*") if file.suffix != ".tmp"]
+    """The tokenizer's file in a workdir; None where it has none, as of a recipe without texts.
+
+    Raises:
+      UserError: there are several.
+    """
+    found = [path / name for name in tokenizers.COPIES if (path / name).is_file()]
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found)
+        raise UserError(f"There are {names} in {str(path)!r}, and a run has one tokenizer; remove what is not its own.")
     return found[0] if found else None
 
 
@@ -65,12 +72,13 @@ def tokenizer_of(path: epath.Path, recipe: config.Recipe) -> str:
       recipe: of the workdir, whose path is taken where the workdir has no copy.
 
     Returns:
-      A path, "" where there is none.
+      A path, "" where there is none, or it is gone.
     """
     copy = find_tokenizer(path)
     if copy:
         return storage.local(copy)
-    return tokenizer_named(recipe)
+    named = tokenizer_named(recipe)
+    return named if os.path.isfile(named) else ""
 
 
 def tokenizer_named(recipe: config.Recipe) -> str:
@@ -101,6 +109,7 @@ def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
     if copy and copy.read_bytes() == data:
         return
     if copy and _begun(path):
+        _check_copy(copy)
         raise UserError(
             f"Tokenizer {tokenizer!r} is not the one that the run in {str(path)!r} was begun with ({copy.name} there); "
             f"give that one, or choose another --workdir."
@@ -109,3 +118,13 @@ def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
         if copy:
             copy.unlink(missing_ok=True)
         storage.replace_bytes(path / tokenizers.name_of_copy(tokenizer), data)
+
+
+def _check_copy(copy: epath.Path) -> None:
+    """Raises UserError where a workdir's tokenizer can't be read."""
+    try:
+        tokenizers.load(storage.local(copy))
+    except UserError as e:
+        raise UserError(
+            f"{e} Remove it where the recipe's tokenizer is the run's; a copy of that takes its place."
+        ) from e

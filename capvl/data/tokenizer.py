@@ -222,20 +222,31 @@ def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     return model
 
 
-@functools.cache
-def load(path: str, start: bool = True) -> Tokenizer | SubwordTokenizer:
-    """The tokenizer of a path, loaded once; its suffix says which kind it is.
+_SUBWORDS = (".json", ".txt", ".txt.gz")
+COPIES = tuple(f"tokenizer{suffix}" for suffix in (".model", *_SUBWORDS))
+"""What a tokenizer's file may be called in a workdir or a converted folder."""
+
+
+def load(path: str | os.PathLike, start: bool = True) -> Tokenizer | SubwordTokenizer:
+    """The tokenizer of a path, loaded once as long as the file stays the same; its suffix says which kind it is.
 
     Args:
       path: of the file.
       start: whether texts begin with the start id, where the tokenizer has one.
     """
-    return SubwordTokenizer(path, start) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
+    path = os.fspath(path)
+    found = os.stat(path) if os.path.isfile(path) else None
+    return _load(path, start, found and (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.cache
+def _load(path: str, start: bool, _version) -> Tokenizer | SubwordTokenizer:
+    return SubwordTokenizer(path, start) if path.endswith(_SUBWORDS) else Tokenizer(path)
 
 
 def name_of_copy(path: str) -> str:
-    """What a tokenizer's file is called in a workdir or a converted folder: its suffix says which kind it is."""
-    return "tokenizer" + "".join(pathlib.Path(path).suffixes[-2:])
+    """The one of COPIES that says, by its suffix, which kind a tokenizer's file is."""
+    return "tokenizer" + next((suffix for suffix in _SUBWORDS if path.endswith(suffix)), ".model")
 
 
 def check_same_pieces(path: str, other: str) -> None:
@@ -309,7 +320,10 @@ def train_word_piece(texts, vocab: int, out: str | os.PathLike) -> SubwordTokeni
 def _write(out: str | os.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all."""
     path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"Folder {str(path.parent)!r} can't be made: {storage.reason(e)}.") from e
     storage.replace_bytes(epath.Path(path), data)
 
 
