@@ -122,7 +122,7 @@ def resume(open_: Callable[[], Iterator[T]], *, what: str) -> Iterator[T]:
 
 
 def folder(text: str) -> epath.Path:
-    """A workdir as a path: a local folder, or gs://BUCKET/…
+    """A workdir as a path: a local folder, ~/… too (shells leave it in --workdir=~/…), or gs://BUCKET/…
 
     Raises:
       UserError: a scheme that nothing here can read.
@@ -132,7 +132,7 @@ def folder(text: str) -> epath.Path:
         raise UserError(f"{text!r} is neither a local folder nor {' nor '.join(f'{b}://…' for b in BUCKETS)}.")
     if scheme and importlib.util.find_spec(BUCKETS[scheme[1]]) is None:
         raise UserError(f"{text!r} needs the package {BUCKETS[scheme[1]]}: pip install {BUCKETS[scheme[1]]}.")
-    return epath.Path(text)
+    return epath.Path(os.path.expanduser(text))
 
 
 def in_bucket(path: os.PathLike) -> bool:

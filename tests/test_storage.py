@@ -11,6 +11,7 @@ from etils import epath
 from capvl import storage
 from capvl.data import shards, streams
 from capvl.data.filters import Filters
+from capvl.data.loader import DataOptions
 from capvl.errors import UserError
 
 EIO = OSError(errno.EIO, "Input/output error")
@@ -218,3 +219,11 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="can't be written: the disk is full"):
         storage.replace_text(epath.Path(tmp_path / "x.json"), "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_home(monkeypatch, tmp_path):
+    """Shells leave ~ as it is in --workdir=~/run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(storage.folder("~/run")) == str(tmp_path / "run")
+    assert DataOptions(data_dir="~/data").directory() == str(tmp_path / "data")
+    assert DataOptions(tokenizer="~/a.model").tokenizer_path() == str(tmp_path / "a.model")

@@ -222,21 +222,39 @@ def _check_features(name: str, features, wanted: dict[str, str]) -> None:
 def _open_split(builder, split: str, name: str):
     from tensorflow_datasets.core.file_adapters import FileFormat
 
-    known = list(builder.info.splits)
-    bare = re.split(r"[\[+]", split)[0]
-    if bare not in known:
-        raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    examples = _examples(builder, split, name)
     if not builder.info.available_file_formats() & FileFormat.with_random_access():
         raise UserError(
             f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
             f"`python -m capvl.data.prepare tfds --name={name}`."
         )
     try:
-        if not builder.info.splits[split].num_examples:
+        if not examples:
             raise UserError(f"Split {split!r} of data set {name!r} is empty.")
         return builder.as_data_source(split=split).data_source
     except (ValueError, OSError) as e:
         raise UserError(f"Split {split!r} of data set {name!r} can't be read: {e}") from e
+
+
+def _examples(builder, split: str, name: str) -> int:
+    """How many examples a split has.
+
+    Raises:
+      UserError: it hasn't that split.
+    """
+    known = list(builder.info.splits)
+    for bare in _names(split):
+        if bare not in known:
+            raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    try:
+        return builder.info.splits[split].num_examples
+    except Exception as e:  # tfds reads the text with a parser of its own.
+        raise UserError(f"Split {split!r} of data set {name!r} can't be read: {storage.reason(e)}") from e
+
+
+def _names(split: str) -> list[str]:
+    """Of the splits that a tfds split such as "train[:90%]+val" is made of."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
 def guess_fields(name: str, features) -> Fields:
@@ -352,9 +370,15 @@ def find(name: str, data_dir: str) -> str:
     )
 
 
-def count(directory: str, split: str) -> int:
-    """Number of examples of a split of a prepared folder."""
-    return _builder(directory).info.splits[split].num_examples
+def contents(directory: str, split: str) -> tuple[int, list[str]]:
+    """Number of examples of a split of a prepared folder, and paths of all shards that it is taken from.
+
+    Raises:
+      UserError: it hasn't that split.
+    """
+    builder = _builder(directory)
+    examples, splits = _examples(builder, split, directory), builder.info.splits
+    return examples, sorted({str(path) for name in _names(split) for path in splits[name].filepaths})
 
 
 def splits(name: str, data_dir: str = "") -> list[str]:
