@@ -120,7 +120,7 @@ def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
     values["model"] = dataclasses.asdict(weights.options) | ({} if kind else {"probe_pool": "encoder"})
     if kind == "git":
         values["objective"]["tasks"] = list(TASKS)
-    values["data"]["interpolation"] = weights.interpolation
+    values["data"] |= {name: getattr(weights, name) for name in ("crop", "crop_fraction", "interpolation")}
     if weights.tokenizer:
         values["data"]["tokenizer"] = weights.tokenizer
     for key, text in overrides:

@@ -89,7 +89,8 @@ class LoadedModel:
         self._tokenizer_path, self._objective = weights.tokenizer, weights.objective
         sizes = {name: getattr(self.options, name, 0) for name in ("max_side", "frames")}
         kind = "aspect" if sizes["max_side"] else weights.crop
-        self._crop = Crop(getattr(self.options, "res", 0), kind, interpolation=weights.interpolation, **sizes)
+        how = dict(interpolation=weights.interpolation, fraction=weights.crop_fraction)
+        self._crop = Crop(getattr(self.options, "res", 0), kind, **how, **sizes)
         self._compiled: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
@@ -257,7 +258,7 @@ class LoadedModel:
         are not as many texts as images."""
         self._need("a decoder")
         pixels, texts = self.pixels(images), _texts(texts)
-        tokens = self._tokens(texts)
+        tokens = self._tokens(texts, whole=True)
         if len(pixels) == len(texts):
 
             def function(model, batch):
@@ -298,7 +299,7 @@ class LoadedModel:
 
     def _all_scores(self, images: Images, texts: list[str]) -> np.ndarray:
         self._need("a decoder")
-        tokens = self._tokens(texts)
+        tokens = self._tokens(texts, whole=True)
         return self._run(("score", tokens.tobytes()), Scorer(tokens), self.pixels(images))
 
     def pixels(self, images: Images) -> np.ndarray:
@@ -336,7 +337,9 @@ class LoadedModel:
         films = [[_encoded(frame) for frame in video.read_frames(v, frames)] for v in several]
         return np.stack([self._crop({"frames": film}, Uniforms(0, 0)) for film in films])
 
-    def _tokens(self, texts: list[str]) -> np.ndarray:
+    def _tokens(self, texts: list[str], *, whole: bool = False) -> np.ndarray:
+        if whole:
+            tokenizers.check_whole(self.tokenizer, texts, self.options.length)
         return np.stack([self.tokenizer(text, self.options.length) for text in texts])
 
     def _has(self, ability: str) -> bool:

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 
 import jax
 from etils import epath
 
 from capvl import config, storage
 from capvl.data import tokenizer as tokenizers
+from capvl.data.cleaning import SETTINGS
 from capvl.errors import UserError
 from capvl.parallel import distributed
 
@@ -25,7 +25,16 @@ def check(path: epath.Path, recipe: config.Recipe) -> None:
     if file.exists() and _begun(path):
         # The tokenizer is compared by what is in it.
         moved = ("data.tokenizer",) if find_tokenizer(path) else ()
-        config.check_same(config.read_values(file), recipe.source, str(path), moved)
+        config.check_same(_with_defaults(config.read_values(file), recipe), recipe.source, str(path), moved)
+
+
+def _with_defaults(values: dict, recipe: config.Recipe) -> dict:
+    """A workdir's plain values, with the defaults of keys that were not there yet when it was begun."""
+    try:
+        # Evaluators may differ, and what the recipe itself names may be imported.
+        return config.resolve(values | {"evals": {}}, config.own_code(recipe.source)).source
+    except UserError:  # Of another objective, or with keys that are gone: compared as it stands.
+        return values
 
 
 def _begun(path: epath.Path) -> bool:
@@ -76,7 +85,7 @@ def tokenizer_of(path: epath.Path, recipe: config.Recipe) -> str:
     """
     copy = find_tokenizer(path)
     if copy:
-        return storage.local(copy)
+        return tokenizers.local(copy)
     named = tokenizer_named(recipe)
     return named if os.path.isfile(named) else ""
 
@@ -99,14 +108,15 @@ def with_tokenizer(path: epath.Path, recipe: config.Recipe) -> config.Recipe:
     copy = find_tokenizer(path)
     if copy is None or os.path.isfile(tokenizer_named(recipe)):
         return recipe
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=storage.local(copy)))
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=tokenizers.local(copy)))
 
 
 def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
-    data = pathlib.Path(tokenizer).read_bytes()
-    distributed.check_same(tokenizer=hashlib.sha256(data).hexdigest())
+    files = tokenizers.copies(tokenizer)
+    distributed.check_same(tokenizer=hashlib.sha256(b"".join(files.values())).hexdigest())
     copy = find_tokenizer(path)
-    if copy and copy.read_bytes() == data:
+    kept = [file for file in (copy, path / SETTINGS) if file and file.is_file()]
+    if copy and {file.name: file.read_bytes() for file in kept} == files:
         return
     if copy and _begun(path):
         _check_copy(copy)
@@ -115,15 +125,16 @@ def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
             f"give that one, or choose another --workdir."
         )
     if jax.process_index() == 0:
-        if copy:
-            copy.unlink(missing_ok=True)
-        storage.replace_bytes(path / tokenizers.name_of_copy(tokenizer), data)
+        for file in kept:
+            file.unlink(missing_ok=True)
+        for name, data in files.items():
+            storage.replace_bytes(path / name, data)
 
 
 def _check_copy(copy: epath.Path) -> None:
     """Raises UserError where a workdir's tokenizer can't be read."""
     try:
-        tokenizers.load(storage.local(copy))
+        tokenizers.load(tokenizers.local(copy))
     except UserError as e:
         raise UserError(
             f"{e} Remove it where the recipe's tokenizer is the run's; a copy of that takes its place."

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import capvl
 from capvl import config, evaluate, metrics, train, workdirs
@@ -62,7 +63,7 @@ def test_a_moved_run_is_the_same_model(trained, moved):
     here, elsewhere = capvl.load(str(workdir)), capvl.load(str(there))
     assert pathlib.Path(elsewhere.tokenizer.path).parent == there
     assert elsewhere.tokenizer.pieces() == tokenizer.load(str(own)).pieces()
-    np.testing.assert_array_equal(here.score([image], WORDS), elsewhere.score([image], WORDS))
+    np.testing.assert_array_equal(here.score([image], WORDS[:3]), elsewhere.score([image], WORDS[:3]))
     rows = evaluate.evaluate(str(there))
     assert rows == evaluate.evaluate(str(workdir))
 
@@ -176,6 +177,15 @@ def test_a_broken_copy_can_be_mended(trained, moved):
     assert (there / "tokenizer.model").read_bytes() == trained[2].read_bytes()
 
 
+def test_settings_of_the_tokenizer_are_part_of_it(trained, moved, tmp_path):
+    """A run that was begun with settings is not gone on with without them."""
+    values, there, _ = moved
+    values["data"]["tokenizer"] = str(shutil.copyfile(trained[2], tmp_path / "same.model"))
+    (there / "tokenizer_config.json").write_text(json.dumps({"clean": "lower"}, indent=1))
+    with pytest.raises(UserError, match="is not the one that the run"):
+        train.run(config.resolve(values), str(there))
+
+
 @pytest.mark.parametrize("name", ["plain", "v1.0.model", "mine.MODEL", "mine.tmp"])
 def test_any_name_of_a_tokenizer_has_a_copy(trained, tiny_recipe, tmp_path, name):
     workdir = metrics.open_workdir(str(tmp_path / "new"))
@@ -199,3 +209,20 @@ def test_workdir_of_another_recipe(tiny_recipe, tmp_path):
     with pytest.raises(UserError, match="belongs to another recipe .optimizer.lr: 0.003 there, 0.1 here"):
         train.run(tiny_recipe(optimizer__lr=0.1), str(tmp_path))
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_workdir_from_before_a_key_was_there(tiny_recipe, tmp_path):
+    """New options have defaults that change nothing, so they hinder no resuming."""
+    workdirs.write(metrics.open_workdir(str(tmp_path)), tiny_recipe(), "")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["data"]["crop_fraction"], values["model"]["layer_scale"], values["spike"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    path = epath.Path(tmp_path)
+    workdirs.check(path, tiny_recipe())
+    with pytest.raises(UserError, match=r"model.layer_scale: 0.0 there, 0.1 here"):
+        workdirs.check(path, tiny_recipe(model__layer_scale=0.1))
+    values["data"]["gone_by_now"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"data.gone_by_now: 1 there, None here"):
+        workdirs.check(path, tiny_recipe())

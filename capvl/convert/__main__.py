@@ -10,22 +10,24 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shutil
 
 import numpy as np
 
+from capvl.checkpoint import check_leaves
+from capvl.convert import pixels, tokens
 from capvl.convert.files import read_npz, read_weights, write_safetensors
 from capvl.convert.folder import Weights, new_folder, read_model, write_folder
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
+from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import ViTOptions
 
 SOURCES = ("capvl", "big_vision", "huggingface", "git", "open_clip", "timm")
 TARGETS = ("capvl", "big_vision", "huggingface", "timm", "stablehlo")
-_TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.txt")
+_THEIR_TOKENIZERS = {".json": "tokenizer.json", ".model": "spiece.model", ".txt": "vocab.txt"}
 
 
 def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False, trust: bool = False) -> Weights:
@@ -43,6 +45,14 @@ def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False, 
     """
     if source == "capvl":
         return read_model(path, trust=trust)
+    weights = _read(source, path, heads, allow_pickle)
+    # What a configuration says of sizes is compared with the arrays.
+    stored = {k: [list(v.shape), str(v.dtype)] for k, v in weights.params.items()}
+    check_leaves(stored, Blueprint(weights.options).shapes, path)
+    return weights
+
+
+def _read(source: str, path: str, heads: int, allow_pickle: bool) -> Weights:
     if source == "big_vision":
         from capvl.convert.big_vision import from_big_vision
         from capvl.convert.shapes import options_of
@@ -50,30 +60,60 @@ def read(source: str, path: str, *, heads: int = 0, allow_pickle: bool = False, 
         params = from_big_vision(read_npz(path))
         return Weights(params, options_of(params), "big_vision", crop="squash")
     theirs, config = read_weights(path, allow_pickle=allow_pickle)
+    tokenizer = tokens.find(path)
     if source == "huggingface":
-        options, params = _read_hugging_face(theirs, config, path)
-        bicubic = "bicubic" if options.__class__ in (TwoTowersOptions, GitOptions) else "fast"
-        return Weights(params, _alone(options), "hugging_face", _tokenizer(path), interpolation=bicubic)
+        return _read_hugging_face(theirs, config, path, tokenizer)
     if source == "git":
         from capvl.convert import git
 
         options, params = git.read_official(theirs, heads)
-        return Weights(params, options, "hugging_face", _tokenizer(path), interpolation="bicubic")
-    from capvl.convert import timm
+        return Weights(params, options, "hugging_face", tokenizer, interpolation="bicubic")
+    if source == "timm":
+        from capvl.convert.timm import read_timm
 
-    reader = timm.read_timm if source == "timm" else timm.read_open_clip
-    options, params = reader(theirs, config, heads)
-    return Weights(params, _alone(options), "timm", _tokenizer(path))
+        options, params = read_timm(theirs, config, heads)
+        how = pixels.of_timm(config.get("pretrained_cfg") or {}, options.res)
+        return _weights(params, options, how, "timm")
+    from capvl.convert.open_clip import read_open_clip
+
+    options, params = read_open_clip(theirs, config, heads)
+    text = config.get("model_cfg", config)["text_cfg"]
+    clean = tokens.open_clip_cleaning(text, tokenizer) if tokenizer else ""
+    if options.text_pool == "last":  # Which reads the padding.
+        options = dataclasses.replace(options, text_pad=_padding(tokenizer, text))
+    return _weights(params, options, pixels.of_open_clip(config), "timm", tokenizer, clean)
 
 
-def _read_hugging_face(theirs: dict[str, np.ndarray], config: dict, path: str):
-    from capvl.convert import bert, git, hugging_face
+def _padding(tokenizer: str, text: dict) -> int:
+    """Id of the padding that an open_clip text tower reads."""
+    found = tokens.padding(tokenizer)
+    if found is None:
+        known = {"SigLIP2": 0, "SigLIP": 1}  # Theirs have these, whatever their size.
+        found = next((i for name, i in known.items() if name in str(text.get("hf_tokenizer_name"))), None)
+    if found is None:
+        raise UserError(
+            "The text tower reads its padding (pool_type='last'), and no tokenizer beside says which id it is."
+        )
+    return found
+
+
+def _weights(params, options, how: pixels.Pixels, resize: str, tokenizer: str = "", clean: str = "") -> Weights:
+    """Of a model with an image tower; one that is alone becomes an encoder by itself."""
+    if type(options) is ViTOptions:
+        options = EncoderOptions(**dataclasses.asdict(options))
+    options = dataclasses.replace(options, pixels=how.pixels)
+    seen = dict(crop=how.crop, crop_fraction=how.crop_fraction, interpolation=how.interpolation)
+    return Weights(params, options, resize, tokenizer, clean, **seen)
+
+
+def _read_hugging_face(theirs: dict[str, np.ndarray], config: dict, path: str, tokenizer: str) -> Weights:
+    from capvl.convert import bert, git, hugging_face, siglip, vit
 
     kind = str(config.get("model_type", "")).removesuffix("_vision_model").removesuffix("_text_model")
     readers = {
         "clip": hugging_face.read_clip,
-        "siglip": hugging_face.read_siglip,
-        "vit": hugging_face.read_vit,
+        "siglip": lambda theirs, config: siglip.read_siglip(theirs, config, tokens.padding(tokenizer)),
+        "vit": vit.read_vit,
         "git": git.read_hugging_face,
         "bert": bert.read_bert,
     }
@@ -82,20 +122,12 @@ def _read_hugging_face(theirs: dict[str, np.ndarray], config: dict, path: str):
             f"{path!r} needs a config.json beside its weights whose model_type is one of {', '.join(readers)}; "
             f"found {config.get('model_type')!r}."
         )
-    return readers[kind](theirs, config)
-
-
-def _alone(options):
-    """Options of a whole model: an image tower becomes an encoder by itself."""
-    if type(options) is ViTOptions:
-        return EncoderOptions(**dataclasses.asdict(options))
-    return options
-
-
-def _tokenizer(path: str) -> str:
+    options, params = readers[kind](theirs, config)
+    if kind == "bert":
+        return Weights(params, options, "hugging_face", tokenizer)
     folder = pathlib.Path(path)
-    folder = folder if folder.is_dir() else folder.parent
-    return next((str(folder / name) for name in _TOKENIZERS if (folder / name).exists()), "")
+    how = pixels.of_hugging_face(folder if folder.is_dir() else folder.parent, kind, options.res)
+    return _weights(params, options, how, "hugging_face", tokenizer)
 
 
 def write(target: str, path: str, weights: Weights, *, scan: bool = False) -> None:
@@ -116,7 +148,7 @@ def write(target: str, path: str, weights: Weights, *, scan: bool = False) -> No
     elif target == "big_vision":
         from capvl.convert.big_vision import to_big_vision
 
-        if isinstance(options, BertOptions):
+        if isinstance(options, BertOptions) or getattr(options, "text_norm", "pre") != "pre":
             raise UserError("big_vision has no form of this BERT.")
         _save_npz(path, {f"params/{k}": v for k, v in to_big_vision(params, scan=scan).items()})
     elif target == "stablehlo":
@@ -128,14 +160,20 @@ def write(target: str, path: str, weights: Weights, *, scan: bool = False) -> No
 
         if isinstance(options, BertOptions):
             raise UserError("timm has image models only, and this model has no image tower.")
-        _save_folder(path, *write_timm(options, params))
+        state, config = write_timm(options, params)
+        config["pretrained_cfg"] |= pixels.to_timm(weights)
+        _save_folder(path, state, config)
     else:
         _save_folder(path, *_to_hugging_face(options, params))
-        _copy_tokenizer(path, weights.tokenizer)
+        if not isinstance(options, BertOptions):
+            pixels.write_processor(pathlib.Path(path), options, weights)
+        if weights.tokenizer:
+            name = _THEIR_TOKENIZERS.get(pathlib.Path(weights.tokenizer).suffix, pathlib.Path(weights.tokenizer).name)
+            tokens.copy(weights.tokenizer, pathlib.Path(path), name, weights.clean)
 
 
 def _to_hugging_face(options, params):
-    from capvl.convert import bert, git, hugging_face
+    from capvl.convert import bert, git, hugging_face, siglip
 
     if isinstance(options, BertOptions):
         return bert.write_bert(options, params)
@@ -144,9 +182,9 @@ def _to_hugging_face(options, params):
     if isinstance(options, TwoTowersOptions) and options.pool == "cls":
         return hugging_face.write_clip(options, params)
     if isinstance(options, TwoTowersOptions):
-        return hugging_face.write_siglip(options, params)
+        return siglip.write_siglip(options, params)
     # A captioner's or an encoder's image tower.
-    return hugging_face.write_siglip(options, {k: v for k, v in params.items() if k.startswith("encoder/")})
+    return siglip.write_siglip(options, {k: v for k, v in params.items() if k.startswith("encoder/")})
 
 
 def _save_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
@@ -164,14 +202,7 @@ def _save_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
 def _save_folder(path: str, state: dict[str, np.ndarray], config: dict) -> None:
     folder = new_folder(path)
     write_safetensors(folder / "model.safetensors", state)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-
-
-def _copy_tokenizer(path: str, tokenizer: str) -> None:
-    if tokenizer:
-        name = pathlib.Path(tokenizer).name
-        name = name if name in _TOKENIZERS else "spiece.model" if name.endswith(".model") else name
-        shutil.copyfile(tokenizer, pathlib.Path(path) / name)
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

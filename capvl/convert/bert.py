@@ -1,4 +1,4 @@
-"""Hugging Face's BERT, in and out."""
+"""Hugging Face's BERT, in and out; and as the text tower of a two-tower model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,69 +6,122 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import rules
-from capvl.convert.hugging_face import ACTIVATIONS, size_name
+from capvl.convert.hugging_face import ACTIVATIONS, activation, size_name
 from capvl.convert.rules import Rule
+from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.bert import BertOptions
+from capvl.models.two_towers import TwoTowersOptions
+from capvl.terminal import say
 
-_LAYER = "bert.encoder.layer.{i}"
-BERT = [
-    Rule("tokens", ("bert.embeddings.word_embeddings.weight",)),
-    Rule("positions", ("bert.embeddings.position_embeddings.weight",)),
-    Rule("types", ("bert.embeddings.token_type_embeddings.weight",)),
-    *rules.norm("norm", "bert.embeddings.LayerNorm"),
-    *rules.attention(
-        "blocks/{i}/attn",
-        *(f"{_LAYER}.attention.self.{part}" for part in ("query", "key", "value")),
-        f"{_LAYER}.attention.output.dense",
-    ),
-    *rules.norm("blocks/{i}/norm1", f"{_LAYER}.attention.output.LayerNorm"),
-    *rules.dense("blocks/{i}/mlp/up", f"{_LAYER}.intermediate.dense"),
-    *rules.dense("blocks/{i}/mlp/down", f"{_LAYER}.output.dense"),
-    *rules.norm("blocks/{i}/norm2", f"{_LAYER}.output.LayerNorm"),
-    *rules.dense("pooler", "bert.pooler.dense"),
-    *rules.dense("transform", "cls.predictions.transform.dense"),
-    *rules.norm("transform_norm", "cls.predictions.transform.LayerNorm"),
-    Rule("word_bias", ("cls.predictions.bias",)),
-    *rules.dense("next_sentence", "cls.seq_relationship"),
-]
-_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-_DEFAULTS = dict(hidden_act="gelu", layer_norm_eps=1e-12, max_position_embeddings=512, type_vocab_size=2)
+
+def _table(heads: str) -> list[Rule]:
+    """Rules of a BERT with these heads (`BertOptions.heads`); only one for pre-training has the prefix."""
+    prefix = "bert." if heads == "pretraining" else ""
+    layer = f"{prefix}encoder.layer.{{i}}"
+    table = [
+        Rule("tokens", (f"{prefix}embeddings.word_embeddings.weight",)),
+        Rule("positions", (f"{prefix}embeddings.position_embeddings.weight",)),
+        Rule("types", (f"{prefix}embeddings.token_type_embeddings.weight",)),
+        *rules.norm("norm", f"{prefix}embeddings.LayerNorm"),
+        *rules.attention(
+            "blocks/{i}/attn",
+            *(f"{layer}.attention.self.{part}" for part in ("query", "key", "value")),
+            f"{layer}.attention.output.dense",
+        ),
+        *rules.norm("blocks/{i}/norm1", f"{layer}.attention.output.LayerNorm"),
+        *rules.dense("blocks/{i}/mlp/up", f"{layer}.intermediate.dense"),
+        *rules.dense("blocks/{i}/mlp/down", f"{layer}.output.dense"),
+        *rules.norm("blocks/{i}/norm2", f"{layer}.output.LayerNorm"),
+    ]
+    if heads != "none":
+        table += rules.dense("pooler", f"{prefix}pooler.dense")
+    if heads == "pretraining":
+        table += [
+            *rules.dense("transform", "cls.predictions.transform.dense"),
+            *rules.norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+            Rule("word_bias", ("cls.predictions.bias",)),
+            *rules.dense("next_sentence", "cls.seq_relationship"),
+        ]
+    return table
+
+
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+# What transformers leaves out of config.json where it has its default, and what must have it.
+_DEFAULTS = dict(
+    hidden_act="gelu", layer_norm_eps=1e-12, max_position_embeddings=512, type_vocab_size=2, vocab_size=30522,
+    hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+)  # fmt: skip
+_FIXED = dict(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
 
 
 def read_bert(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
-    """(options, parameters) of a BertForPreTraining.
+    """(options, parameters) of a BertModel or BertForPreTraining, or of the encoder of a BERT for another task.
 
-    The output layer is the token table in both, so its copy is not read.
+    The output layer of pre-training is the token table in both, so its copy is not read.
 
     Raises:
       UserError: it is another model.
     """
+    for name, value in _FIXED.items():
+        if config.get(name, value) != value:
+            raise UserError(f"config.json has {name}={config[name]!r}; of BERTs only those with {value!r} are read.")
     config = _DEFAULTS | dict(config)
     # Old checkpoints name a norm's weights gamma and beta.
     theirs = {
         k.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): v
         for k, v in theirs.items()
+        if not k.endswith("position_ids")
     }
-    theirs = {k: v for k, v in theirs.items() if k not in _TIED and not k.endswith("position_ids")}
+    heads, theirs = _heads(theirs)
     options = BertOptions(
         text=size_name(config),
         vocab=config["vocab_size"],
         length=config["max_position_embeddings"],
         types=config["type_vocab_size"],
-        activation=ACTIVATIONS[config["hidden_act"]],
+        heads=heads,
+        activation=activation(config["hidden_act"]),
         eps=config["layer_norm_eps"],
     )
-    return options, rules.read(theirs, BERT, lambda _: config["num_attention_heads"], "BERT for pre-training")
+    what = "BERT for pre-training" if heads == "pretraining" else "BERT"
+    return options, rules.read(theirs, _table(heads), lambda _: config["num_attention_heads"], what)
+
+
+def _heads(theirs: dict[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
+    """What stands behind the states, and the arrays of it; what belongs to another task is left out and said.
+
+    Raises:
+      UserError: an output layer is a table of its own.
+    """
+    if (
+        "bert.pooler.dense.weight" in theirs
+        and {"cls.predictions.bias", "cls.seq_relationship.weight"} <= theirs.keys()
+    ):
+        for name, original in _TIED.items():
+            if name in theirs and not np.array_equal(theirs.pop(name), theirs.get(original)):
+                raise UserError(f"{name!r} differs from {original!r}; a BERT for pre-training has one for both.")
+        return "pretraining", theirs
+    encoder = theirs
+    if any(k.startswith("bert.") for k in theirs):
+        encoder = {k.removeprefix("bert."): v for k, v in theirs.items() if k.startswith("bert.")}
+        left = sorted({k.split(".")[0] for k in theirs if not k.startswith("bert.")})
+        if left:
+            say(f"Left out: what stands behind the BERT for its task ({', '.join(left)}).")
+    return ("pooler" if "pooler.dense.weight" in encoder else "none"), encoder
 
 
 def write_bert(options: BertOptions, params: Mapping[str, np.ndarray]):
-    """(state dict, config) of a BertForPreTraining."""
+    """(state dict, config) of a BertForPreTraining, or of a BertModel where there are no heads for that."""
     size = sizes.parse_size(options.text)
-    state = rules.write(params, BERT, "BERT")
-    state |= {_TIED[0]: state["bert.embeddings.word_embeddings.weight"], _TIED[1]: state["cls.predictions.bias"]}
+    state = rules.write(params, _table(options.heads), "BERT")
+    whole = options.heads == "pretraining"
+    if whole:
+        state |= {copy: state[original] for copy, original in _TIED.items()}
     config = {
-        "architectures": ["BertForPreTraining"],
+        "architectures": ["BertForPreTraining" if whole else "BertModel"],
         "model_type": "bert",
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
@@ -81,3 +134,37 @@ def write_bert(options: BertOptions, params: Mapping[str, np.ndarray]):
         "type_vocab_size": options.types,
     }
     return state, config
+
+
+def tower_of_bert(
+    params: Mapping[str, np.ndarray], bert: BertOptions, options: TwoTowersOptions, path: str
+) -> dict[str, np.ndarray]:
+    """The text tower of two towers from a BERT of ours, without its heads and with its first positions.
+
+    BERT adds the embedding of segment 0 to every token; here it becomes part of the positions.
+
+    Args:
+      params, bert: of the BERT.
+      options: of the two towers.
+      path: where the BERT is from, for messages.
+
+    Raises:
+      UserError: the tower is of another form than the BERT.
+    """
+    same = sizes.parse_size(options.text) == sizes.parse_size(bert.text)
+    wanted = {
+        "text_norm": (options.text_norm, "post"),
+        "text": (options.text, options.text if same else bert.text),
+        "vocab": (options.vocab, bert.vocab),
+        "length": (options.length, min(options.length, bert.length)),
+        "text_activation": (options.text_activation or options.activation, bert.activation),
+        "text_eps": (options.text_eps or options.eps, bert.eps),
+    }
+    different = [f"model.{name}={there!r} (here {here!r})" for name, (here, there) in wanted.items() if here != there]
+    if different:
+        raise UserError(f"init_from: the BERT in {path!r} makes a text tower of {', '.join(different)}.")
+    out = {
+        "text/tokens": params["tokens"],
+        "text/positions": params["positions"][: options.length] + params["types"][:1],
+    }
+    return out | {f"text/{k}": v for k, v in params.items() if k.startswith(("blocks/", "norm/"))}

@@ -29,7 +29,7 @@ def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np
         config = _config(file)
         index = next(file.glob("*.safetensors.index.json"), None)
         if index is not None:
-            parts = sorted(set(_json(index)["weight_map"].values()))
+            parts = sorted(set(read_json(index)["weight_map"].values()))
             arrays = {}
             for part in parts:
                 arrays |= read_safetensors(str(file / part))
@@ -45,11 +45,16 @@ def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np
 def _config(folder: pathlib.Path) -> dict[str, Any]:
     for name in ("open_clip_config.json", "config.json"):
         if (folder / name).exists():
-            return _json(folder / name)
+            return read_json(folder / name)
     return {}
 
 
-def _json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+      UserError: it is no such file.
+    """
     value = storage.read_json(file)
     if not isinstance(value, dict):
         raise UserError(f"{str(file)!r} should be a JSON object.")

@@ -6,14 +6,14 @@ wherever they take a run's workdir.
 
 import dataclasses
 import json
-import shutil
 from typing import Any
 
 import numpy as np
 
 from capvl import config, storage, workdirs
+from capvl.convert import tokens
 from capvl.convert.files import read_npz, read_safetensors, write_safetensors
-from capvl.data.tokenizer import name_of_copy
+from capvl.data import tokenizer as tokenizers
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -31,8 +31,8 @@ KINDS = {
 FORMAT = 1
 CHOICES = {
     "resize": ("big_vision", "hugging_face", "timm"),
-    "crop": ("center", "squash"),
-    "interpolation": ("fast", "bicubic"),
+    "crop": ("center", "center_floor", "squash"),
+    "interpolation": ("fast", "bilinear", "bicubic"),
 }
 """Values of Weights' attributes."""
 
@@ -46,8 +46,8 @@ class Weights:
       options: of the model; a value of KINDS.
       resize: how its positions are resized; see CHOICES.
       tokenizer: path of its tokenizer; "" where it has none.
-      crop: how images are brought to its resolution; see CHOICES.
-      interpolation: and resized; see CHOICES.
+      clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.cleaning.CLEANERS`.
+      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.transforms.Crop`.
       objective: that it was trained with, for its prompts; None for what models of its kind usually have.
     """
 
@@ -55,7 +55,9 @@ class Weights:
     options: Any
     resize: str = "big_vision"
     tokenizer: str = ""
+    clean: str = ""
     crop: str = "center"
+    crop_fraction: float = 1.0
     interpolation: str = "fast"
     objective: Any = None
 
@@ -70,8 +72,7 @@ def write_folder(folder: str, weights: Weights) -> None:
     write_safetensors(path / "weights.safetensors", weights.params)
     tokenizer = ""
     if weights.tokenizer:
-        tokenizer = name_of_copy(weights.tokenizer)
-        shutil.copyfile(weights.tokenizer, path / tokenizer)
+        tokenizer = tokens.copy(weights.tokenizer, path, tokenizers.name_of_copy(weights.tokenizer), weights.clean)
     kind = next(name for name, cls in KINDS.items() if type(weights.options) is cls)
     description = {
         "format": FORMAT,
@@ -80,6 +81,7 @@ def write_folder(folder: str, weights: Weights) -> None:
         "resize": weights.resize,
         "tokenizer": tokenizer,
         "crop": weights.crop,
+        "crop_fraction": weights.crop_fraction,
         "interpolation": weights.interpolation,
     }
     storage.replace_text(path / "model.json", json.dumps(description, indent=1))
@@ -117,7 +119,7 @@ def read_model(path: str, *, step: int | None = None, trust: config.Trust = Fals
         from capvl.convert.shapes import options_of
 
         params = from_big_vision(read_npz(path))
-        return Weights(params, options_of(params), "big_vision")
+        return Weights(params, options_of(params), "big_vision", crop="squash")
     place = storage.folder(path)
     if (place / "model.json").exists():
         return _read_folder(place)
@@ -139,16 +141,18 @@ def _read_folder(place) -> Weights:
         known = all(values.get(name, choices[0]) in choices for name, choices in CHOICES.items())
         if not known or not isinstance(values.get("tokenizer", ""), str):
             raise TypeError
+        if not 0 < values.get("crop_fraction", 1) <= 1:
+            raise TypeError
     except (KeyError, TypeError) as e:
         raise UserError(f"{str(place / 'model.json')!r} is not the description of a model.") from e
     options = config.build(kind, options, "options")
     params = read_safetensors(str(place / "weights.safetensors"))
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
-    kept = {name: values[name] for name in ("tokenizer", *CHOICES) if name in values}
+    kept = {name: values[name] for name in ("tokenizer", "crop_fraction", *CHOICES) if name in values}
     if kept.pop("tokenizer", ""):
         copy = place / values["tokenizer"]
-        kept["tokenizer"] = storage.local(copy) if copy.is_file() else ""
+        kept["tokenizer"] = tokenizers.local(copy) if copy.is_file() else ""
     return Weights(params, options, **kept)
 
 
@@ -160,6 +164,7 @@ def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
     recipe = config.resolve(values, trust)
     params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
     params = {k: np.asarray(v, np.float32) for k, v in params.items()}
-    crop = "squash" if recipe.data.crop == "squash" else "center"
+    crop = "center" if recipe.data.crop == "random" else recipe.data.crop
+    pixels = dict(crop=crop, crop_fraction=recipe.data.crop_fraction, interpolation=recipe.data.interpolation)
     tokenizer = workdirs.tokenizer_of(place, recipe)
-    return Weights(params, recipe.model, "big_vision", tokenizer, crop, recipe.data.interpolation, recipe.objective)
+    return Weights(params, recipe.model, "big_vision", tokenizer, **pixels, objective=recipe.objective)

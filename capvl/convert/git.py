@@ -224,7 +224,8 @@ def decoder_of_bert(params: Mapping[str, np.ndarray], options: GitOptions, path:
     out = {
         "decoder/tokens": params["tokens"],
         "decoder/positions": params["positions"][:rows] + params["types"][:1],
-        "decoder/bias": params["word_bias"],
+        # A BERT without heads for pre-training has none.
+        "decoder/bias": params.get("word_bias", np.zeros(len(params["tokens"]), np.float32)),
     }
     out |= {f"decoder/embedding_norm/{leaf}": params[f"norm/{leaf}"] for leaf in ("scale", "bias")}
     out = out if options.tied else untied(out)

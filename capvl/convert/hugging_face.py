@@ -1,13 +1,12 @@
-"""Hugging Face's CLIP, SigLIP and ViT, in and out."""
+"""Hugging Face's CLIP, in and out, and what its towers share with SigLIP and ViT."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from capvl.convert import rules
-from capvl.convert.rules import CONV, ROW, ROW3, SCALAR, TABLE3, Rule
+from capvl.convert.rules import CONV, ROW, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.two_towers import TwoTowersOptions
@@ -22,7 +21,7 @@ PLAIN_FORM = dict(stem="patch", layer_scale=0.0, registers=0)
 CLIP_FORM = PLAIN_FORM | dict(pool="cls", pre_norm=True, class_position=True, positions="learned")
 
 
-def _layers(ours: str, theirs: str) -> list[Rule]:
+def layers(ours: str, theirs: str) -> list[Rule]:
     """The blocks of CLIP and SigLIP, of either tower."""
     block, layer = f"{ours}/blocks/{{i}}", f"{theirs}encoder.layers.{{i}}"
     attention = [f"{layer}.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
@@ -35,75 +34,14 @@ def _layers(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def _siglip_image(prefix: str, head: bool) -> list[Rule]:
-    attention = f"{prefix}head.attention"
-    pooling = [
-        Rule("encoder/map/probe", (f"{prefix}head.probe",), ROW3),
-        *_packed_map(f"{attention}.in_proj_weight", "kernel"),
-        *_packed_map(f"{attention}.in_proj_bias", "bias"),
-        Rule("encoder/map/attn/out/kernel", (f"{attention}.out_proj.weight",), rules.OUT),
-        Rule("encoder/map/attn/out/bias", (f"{attention}.out_proj.bias",)),
-        *rules.norm("encoder/map/norm", f"{prefix}head.layernorm"),
-        *rules.dense("encoder/map/mlp/up", f"{prefix}head.mlp.fc1"),
-        *rules.dense("encoder/map/mlp/down", f"{prefix}head.mlp.fc2"),
-    ]
-    return [
-        Rule("encoder/stem/kernel", (f"{prefix}embeddings.patch_embedding.weight",), CONV),
-        Rule("encoder/stem/bias", (f"{prefix}embeddings.patch_embedding.bias",)),
-        Rule("encoder/positions", (f"{prefix}embeddings.position_embedding.weight",)),
-        *_layers("encoder", prefix),
-        *rules.norm("encoder/norm", f"{prefix}post_layernorm"),
-        *(pooling if head else []),
-    ]
-
-
-def _packed_map(theirs: str, leaf: str) -> list[Rule]:
-    """PyTorch's in_proj of (query, key, value), which `_unpack` has cut in two."""
-    return [
-        Rule(f"encoder/map/attn/q/{leaf}", (f"{theirs}.q",), rules.Q),
-        Rule(f"encoder/map/kv/{leaf}", (f"{theirs}.kv",), rules.PACKED_KV),
-    ]
-
-
-def _unpack(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """in_proj of a MAP head as query, and key with value."""
-    out = {}
-    for name, value in theirs.items():
-        if re.search(r"head\.attention\.in_proj_(weight|bias)$", name):
-            third = len(value) // 3
-            out |= {f"{name}.q": value[:third], f"{name}.kv": value[third:]}
-        else:
-            out[name] = value
-    return out
-
-
-def _pack(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    out = {}
-    for name, value in theirs.items():
-        if name.endswith(".q"):
-            out[name[:-2]] = np.concatenate([value, theirs[name[:-2] + ".kv"]])
-        elif not name.endswith(".kv"):
-            out[name] = value
-    return out
-
-
-def _text(prefix: str) -> list[Rule]:
+def text_tower(prefix: str) -> list[Rule]:
+    """The text tower of CLIP and SigLIP, whose names begin with a prefix."""
     return [
         Rule("text/tokens", (f"{prefix}embeddings.token_embedding.weight",)),
         Rule("text/positions", (f"{prefix}embeddings.position_embedding.weight",)),
-        *_layers("text", prefix),
+        *layers("text", prefix),
         *rules.norm("text/norm", f"{prefix}final_layer_norm"),
     ]
-
-
-SIGLIP_VISION, SIGLIP_VISION_HEADLESS = _siglip_image("", True), _siglip_image("", False)
-SIGLIP = [
-    *_siglip_image("vision_model.", True),
-    *_text("text_model."),
-    *rules.dense("text/head", "text_model.head"),
-    Rule("log_scale", ("logit_scale",), SCALAR),
-    Rule("bias", ("logit_bias",), SCALAR),
-]
 
 
 def clip_image(prefix: str) -> list[Rule]:
@@ -113,7 +51,7 @@ def clip_image(prefix: str) -> list[Rule]:
         Rule("encoder/cls", (f"{prefix}embeddings.class_embedding",), ROW),
         Rule("encoder/positions", (f"{prefix}embeddings.position_embedding.weight",)),
         *rules.norm("encoder/pre_norm", f"{prefix}pre_layrnorm"),
-        *_layers("encoder", prefix),
+        *layers("encoder", prefix),
         *rules.norm("encoder/norm", f"{prefix}post_layernorm"),
     ]
 
@@ -121,36 +59,13 @@ def clip_image(prefix: str) -> list[Rule]:
 CLIP_VISION = clip_image("")
 CLIP = [
     *clip_image("vision_model."),
-    *_text("text_model."),
+    *text_tower("text_model."),
     *rules.dense("image_head", "visual_projection", bias=False),
     *rules.dense("text/head", "text_projection", bias=False),
     Rule(
         "log_scale", ("logit_scale",), rules.Layout(lambda theirs, heads: theirs[0].reshape(1), lambda ours: [ours[0]])
     ),
 ]
-_VIT_LAYER = "layers.{i}"
-VIT = [
-    Rule("encoder/stem/kernel", ("embeddings.patch_embeddings.projection.weight",), CONV),
-    Rule("encoder/stem/bias", ("embeddings.patch_embeddings.projection.bias",)),
-    Rule("encoder/cls", ("embeddings.cls_token",), ROW3),
-    Rule("encoder/positions", ("embeddings.position_embeddings",), TABLE3),
-    *rules.norm("encoder/blocks/{i}/norm1", f"{_VIT_LAYER}.layernorm_before"),
-    *rules.attention("encoder/blocks/{i}/attn", *(f"{_VIT_LAYER}.attention.{p}_proj" for p in "qkvo")),
-    *rules.norm("encoder/blocks/{i}/norm2", f"{_VIT_LAYER}.layernorm_after"),
-    *rules.dense("encoder/blocks/{i}/mlp/up", f"{_VIT_LAYER}.mlp.fc1"),
-    *rules.dense("encoder/blocks/{i}/mlp/down", f"{_VIT_LAYER}.mlp.fc2"),
-    *rules.norm("encoder/norm", "layernorm"),
-]
-# Names of ViT checkpoints on the hub -> names since transformers 5.
-_OLD_VIT = (
-    (r"^vit\.", ""),
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda m: f".attention.{m[1][0]}_proj."),
-    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-)
-_BUFFERS = ("position_ids", "pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias")
 
 
 def size_name(config: Mapping[str, Any]) -> str:
@@ -173,7 +88,8 @@ def activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def _image_options(config: Mapping[str, Any], **rest) -> dict[str, Any]:
+def image_options(config: Mapping[str, Any], **rest) -> dict[str, Any]:
+    """Options of an image tower from its section of config.json."""
     return {
         "encoder": f"{size_name(config)}/{config['patch_size']}",
         "res": config["image_size"],
@@ -183,7 +99,7 @@ def _image_options(config: Mapping[str, Any], **rest) -> dict[str, Any]:
     } | rest
 
 
-def _text_options(config: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+def text_options(config: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
     """Of a text tower; its activation and eps are left to the image tower where they are the same."""
     act = activation(config["hidden_act"])
     return {
@@ -191,7 +107,7 @@ def _text_options(config: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[
         "vocab": config["vocab_size"],
         "length": config["max_position_embeddings"],
         "text_activation": "" if act == activation(vision["hidden_act"]) else act,
-        "text_eps": 0.0 if config["layer_norm_eps"] == vision["layer_norm_eps"] else config["layer_norm_eps"],
+        "text_eps": rules.other_eps(config["layer_norm_eps"], vision["layer_norm_eps"]),
     }
 
 
@@ -213,7 +129,7 @@ def _end_of_text(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"text_pool": "eos", "text_end": end}
 
 
-def _heads(config: Mapping[str, Any]):
+def heads_of(config: Mapping[str, Any]):
     """Number of heads by our parameter's name."""
     vision = config.get("vision_config", config)["num_attention_heads"]
     text = config.get("text_config", config)["num_attention_heads"]
@@ -222,51 +138,15 @@ def _heads(config: Mapping[str, Any]):
 
 # What transformers leaves out of config.json where it has its default.
 _DEFAULTS = {
-    "clip": dict(
+    "vision": dict(
         hidden_act="quick_gelu", layer_norm_eps=1e-5, image_size=224, hidden_size=768, intermediate_size=3072,
         num_hidden_layers=12, num_attention_heads=12, patch_size=32,
     ),
-    "clip_text": dict(
+    "text": dict(
         hidden_act="quick_gelu", layer_norm_eps=1e-5, vocab_size=49408, hidden_size=512, intermediate_size=2048,
         num_hidden_layers=12, num_attention_heads=8, max_position_embeddings=77,
     ),
-    "siglip": dict(
-        hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, image_size=224, hidden_size=768, intermediate_size=3072,
-        num_hidden_layers=12, num_attention_heads=12, patch_size=16,
-    ),
-    "siglip_text": dict(
-        hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, vocab_size=32000, hidden_size=768, intermediate_size=3072,
-        num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=64, pad_token_id=1,
-    ),
-    "vit": dict(
-        hidden_act="gelu", layer_norm_eps=1e-12, image_size=224, hidden_size=768, intermediate_size=3072,
-        num_hidden_layers=12, num_attention_heads=12, patch_size=16,
-    ),
 }  # fmt: skip
-
-
-def read_siglip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
-    """(options, parameters) of a SiglipModel or SiglipVisionModel.
-
-    Raises:
-      UserError: it is another model.
-    """
-    theirs = {k.removesuffix(".position_ids") if k.endswith("position_ids") else k: v for k, v in theirs.items()}
-    theirs = _unpack({k: v for k, v in theirs.items() if not k.endswith("embeddings")})
-    vision = _DEFAULTS["siglip"] | dict(config.get("vision_config", config))
-    heads = vision["num_attention_heads"]
-    if any(k.startswith("text_model.") for k in theirs):
-        text = _DEFAULTS["siglip_text"] | dict(config.get("text_config", {}))
-        options = TwoTowersOptions(
-            **_image_options(vision, pool="map"), **_text_options(text, vision), text_pad=text["pad_token_id"] or 0,
-        )  # fmt: skip
-        both = {"vision_config": vision, "text_config": text}
-        return options, rules.read(theirs, SIGLIP, _heads(both), "SigLIP model", _BUFFERS)
-    theirs = {k.removeprefix("vision_model."): v for k, v in theirs.items()}
-    head = "head.probe" in theirs
-    options = ViTOptions(**_image_options(vision, pool="map" if head else "mean"))
-    table = SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS
-    return options, rules.read(theirs, table, lambda _: heads, "SigLIP image tower", _BUFFERS)
 
 
 def read_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
@@ -278,46 +158,25 @@ def read_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
       UserError: it is another model.
     """
     theirs = {k: v for k, v in theirs.items() if not k.endswith("position_ids")}
-    vision = _DEFAULTS["clip"] | dict(config.get("vision_config", config))
+    vision = _DEFAULTS["vision"] | dict(config.get("vision_config", config))
     extra = dict(pool="cls", pre_norm=True, class_position=True, pixels="clip")
     if any(k.startswith("text_model.") for k in theirs):
-        text = _DEFAULTS["clip_text"] | dict(config.get("text_config", {}))
+        text = _DEFAULTS["text"] | dict(config.get("text_config", {}))
         options = TwoTowersOptions(
-            **_image_options(vision, **extra),
-            **_text_options(text, vision),
+            **image_options(vision, **extra),
+            **text_options(text, vision),
             **_end_of_text(text),
             text_causal=True,
             projection=config.get("projection_dim", len(theirs["visual_projection.weight"])),
         )
         both = {"vision_config": vision, "text_config": text}
-        params = rules.read(theirs, CLIP, _heads(both), "CLIP model") | {"bias": np.zeros(1, np.float32)}
+        params = rules.read(theirs, CLIP, heads_of(both), "CLIP model") | {"bias": np.zeros(1, np.float32)}
     else:
         theirs = {k.removeprefix("vision_model."): v for k, v in theirs.items()}
-        options = ViTOptions(**_image_options(vision, **extra))
+        options = ViTOptions(**image_options(vision, **extra))
         params = rules.read(theirs, CLIP_VISION, lambda _: vision["num_attention_heads"], "CLIP image tower")
     width = sizes.parse(options.encoder)[0].width
     return options, params | {"encoder/stem/bias": np.zeros(width, np.float32)}
-
-
-def read_vit(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
-    """(options, parameters) of a ViTModel or ViTForImageClassification, without its pooler and classifier.
-
-    Raises:
-      UserError: it is another model.
-    """
-    renamed = {}
-    for name, value in theirs.items():
-        for pattern, new in _OLD_VIT:
-            name = re.sub(pattern, new, name)
-        renamed[name] = value
-    config = _DEFAULTS["vit"] | dict(config)
-    if not config.get("qkv_bias", True):  # Zeros are the same.
-        zeros = np.zeros(config["hidden_size"], np.float32)
-        renamed |= {
-            f"layers.{i}.attention.{p}_proj.bias": zeros for i in range(config["num_hidden_layers"]) for p in "qkv"
-        }
-    options = ViTOptions(**_image_options(config, pool="cls", class_position=True))
-    return options, rules.read(renamed, VIT, lambda _: config["num_attention_heads"], "ViT", _BUFFERS)
 
 
 def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
@@ -326,7 +185,7 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the model is not one of CLIP's form.
     """
-    check_form(options, CLIP_FORM | dict(text_causal=True), "CLIP model")
+    check_form(options, CLIP_FORM | dict(text_causal=True, text_norm="pre"), "CLIP model")
     if options.text_pool not in ("argmax", "eos"):
         raise UserError(f"A CLIP model has model.text_pool='argmax' or 'eos'; this model has {options.text_pool!r}.")
     params = dict(params)
@@ -338,9 +197,9 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": options.projection,
-        "vision_config": section(size, _theirs(options.activation), options.eps)
+        "vision_config": section(size, their_activation(options.activation), options.eps)
         | {"image_size": options.res, "patch_size": patch},
-        "text_config": _text_section(options)
+        "text_config": text_section(options)
         | {
             "vocab_size": options.vocab,
             "max_position_embeddings": options.length,
@@ -348,45 +207,6 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
         },
     }
     return rules.write(params, CLIP, "CLIP model"), config
-
-
-def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
-    """(state dict, config) of a SiglipModel where there is a text tower of its form, else of a SiglipVisionModel.
-
-    Raises:
-      UserError: the model is not one of SigLIP's form.
-    """
-    form = PLAIN_FORM | dict(pre_norm=False, class_position=False, pixels="half")
-    what = "SigLIP image tower"
-    check_form(options, form, what)
-    if options.pool == "cls":
-        raise UserError(f"A {what} has no class token.")
-    params = with_table(options, params)
-    size, patch = sizes.parse(options.encoder)
-    vision = section(size, _theirs(options.activation), options.eps)
-    vision |= {"image_size": options.res, "patch_size": patch, "num_channels": 3}
-    if not any(name.startswith("text/") for name in params):
-        head = options.pool == "map"
-        state = rules.write(params, SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS, what)
-        vision |= {"vision_use_head": head, "model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"]}
-        return _pack(state), vision
-    form = dict(pool="map", text_pool="last", text_causal=False, text_hides_padding=False, projection=0)
-    check_form(options, form, "SigLIP model")
-    config = {
-        "architectures": ["SiglipModel"],
-        "model_type": "siglip",
-        "vision_config": vision,
-        "text_config": _text_section(options)
-        | {
-            "vocab_size": options.vocab,
-            "max_position_embeddings": options.length,
-            "projection_size": size.width,
-            "pad_token_id": options.text_pad,
-            "bos_token_id": None,
-            "eos_token_id": 1,
-        },
-    }
-    return _pack(rules.write(params, SIGLIP, "SigLIP model")), config
 
 
 def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -400,14 +220,15 @@ def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[st
     return {**params, "encoder/positions": sincos_2d(grid, grid, size.width)}
 
 
-def _theirs(ours: str) -> str:
+def their_activation(ours: str) -> str:
     """Their name of an activation of ours."""
     return "gelu_pytorch_tanh" if ours == "gelu_tanh" else ours
 
 
-def _text_section(options: TwoTowersOptions) -> dict[str, Any]:
+def text_section(options: TwoTowersOptions) -> dict[str, Any]:
+    """What config.json says of a text tower."""
     act, eps = options.text_activation or options.activation, options.text_eps or options.eps
-    return section(sizes.parse_size(options.text), _theirs(act), eps)
+    return section(sizes.parse_size(options.text), their_activation(act), eps)
 
 
 def section(size: sizes.Size, activation: str, eps: float) -> dict[str, Any]:

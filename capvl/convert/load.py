@@ -9,6 +9,7 @@ import numpy as np
 from capvl import workdirs
 from capvl.checkpoint import check_leaves
 from capvl.config import Trust, own_code
+from capvl.convert.bert import tower_of_bert
 from capvl.convert.folder import Weights, read_model
 from capvl.convert.git import decoder_of_bert, untied
 from capvl.data import tokenizer as tokenizers
@@ -16,6 +17,7 @@ from capvl.errors import UserError, nearest
 from capvl.models.bert import BertOptions
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
+from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize_grid
 from capvl.terminal import say
 
@@ -27,7 +29,7 @@ def load_parameters(
 
     Args:
       path: see `capvl.convert.folder.read_model`; several with + between them, the later ones adding what they have. A
-        converted BERT gives the decoder of a GIT.
+        converted BERT gives the decoder of a GIT, or the text tower of two towers.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
       tokenizer: path of the one that the model's texts go through; "" for any.
@@ -49,7 +51,9 @@ def load_parameters(
             raise UserError(f"init_from: {e}") from e
         fitting = _fitting(weights, model_options, shapes, part.strip())
         params |= fitting
-        if tokenizer and any({"vocab", "token"} & set(axes) for axes in _taken(blueprint.axes, fitting, only)):
+        taken = [n for n in fitting if n in shapes and (not only or any(re.fullmatch(p, n) for p in only))]
+        _check_computed(weights.options, model_options, taken, part.strip())
+        if tokenizer and any({"vocab", "token"} & set(blueprint.axes[name]) for name in taken):
             _check_vocabulary(weights.tokenizer, tokenizer, part.strip())
     if only:
         params, shapes = (
@@ -59,9 +63,31 @@ def load_parameters(
     return params
 
 
-def _taken(axes: dict[str, tuple], names, only: tuple[str, ...]) -> list[tuple]:
-    """Logical axes of the parameters that are taken."""
-    return [axes[n] for n in names if n in axes and (not only or any(re.fullmatch(p, n) for p in only))]
+# What a tower does with its parameters, and no shape tells.
+_COMPUTED = {
+    "encoder/": ("activation", "eps", "pixels"),
+    "text/": ("text_activation", "text_eps", "text_norm", "text_causal"),
+    "decoder/": ("norm", "text_activation", "text_eps", "embedding_eps"),
+}
+
+
+def _check_computed(theirs, ours, taken: list[str], path: str) -> None:
+    """Raises UserError where the model would compute something else from the parameters of a tower."""
+    for tower, names in _COMPUTED.items():
+        if not any(name.startswith(tower) for name in taken):
+            continue
+        pairs = {n: (_option(ours, n), _option(theirs, n)) for n in names if hasattr(ours, n) and hasattr(theirs, n)}
+        different = [f"model.{n}={there!r} (here {here!r})" for n, (here, there) in pairs.items() if here != there]
+        if different:
+            raise UserError(
+                f"init_from: the parameters of {path!r} under {tower} were trained with {', '.join(different)}."
+            )
+
+
+def _option(options, name: str):
+    """A value; a text tower's own "" or 0 stands for the image tower's."""
+    value = getattr(options, name)
+    return value or getattr(options, name.removeprefix("text_")) if name in ("text_activation", "text_eps") else value
 
 
 def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
@@ -76,6 +102,8 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
     params = weights.params
     if isinstance(weights.options, BertOptions) and isinstance(model_options, GitOptions):
         return decoder_of_bert(params, model_options, path)
+    if isinstance(weights.options, BertOptions) and isinstance(model_options, TwoTowersOptions):
+        return tower_of_bert(params, weights.options, model_options, path)
     if isinstance(model_options, GitOptions) and getattr(weights.options, "tied", False) and not model_options.tied:
         params = untied(params)
     name = "encoder/positions"

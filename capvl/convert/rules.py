@@ -157,6 +157,19 @@ def read(
     return {name: np.ascontiguousarray(value) for name, value in ours.items()}
 
 
+def other_eps(text: float, image: float) -> float:
+    """model.text_eps of a text tower beside an image tower: 0 where they are the same.
+
+    Raises:
+      UserError: it is 0, which means the image tower's.
+    """
+    if text == image:
+        return 0.0
+    if not text:
+        raise UserError(f"The text tower's layer norms have eps=0 beside {image} of the image tower; ours can't have.")
+    return text
+
+
 def _depth(theirs: Mapping[str, np.ndarray], name: str) -> int:
     before, after = name.split("{i}")
     numbers = {n[len(before) : -len(after)] for n in theirs if n.startswith(before) and n.endswith(after)}

@@ -1,4 +1,4 @@
-"""timm's Vision Transformers, in and out, and open_clip's two towers in."""
+"""timm's Vision Transformers, in and out."""
 
 import re
 from collections.abc import Mapping
@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import rules
-from capvl.convert.hugging_face import PLAIN_FORM, check_form, with_table
-from capvl.convert.rules import CONV, LINEAR, ROW, ROW3, SCALAR, TABLE3, Rule
+from capvl.convert.hugging_face import check_form, with_table
+from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
-from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import PIXELS, ViTOptions
+from capvl.nn.layers import ACTIVATIONS
 
 
-def _vit(cls: bool, pooling: bool) -> list[Rule]:
+def _vit(options: ViTOptions) -> list[Rule]:
+    """Rules of an encoder of these options."""
     block, layer = "encoder/blocks/{i}", "blocks.{i}"
     table = [
         Rule("encoder/stem/kernel", ("patch_embed.proj.weight",), CONV),
@@ -30,9 +31,15 @@ def _vit(cls: bool, pooling: bool) -> list[Rule]:
         *rules.dense(f"{block}/mlp/down", f"{layer}.mlp.fc2"),
         *rules.norm("encoder/norm", "norm"),
     ]
-    if cls:
+    if options.pre_norm:
+        table += rules.norm("encoder/pre_norm", "norm_pre")
+    if options.layer_scale:
+        table += [Rule(f"{block}/scale{n}", (f"{layer}.ls{n}.gamma",)) for n in (1, 2)]
+    if options.pool == "cls":
         table.append(Rule("encoder/cls", ("cls_token",), ROW3))
-    if pooling:
+    if options.registers:
+        table.append(Rule("encoder/registers", ("reg_token",), TABLE3))
+    if options.pool == "map":
         table += [
             Rule("encoder/map/probe", ("attn_pool.latent",), ROW3),
             *rules.map_attention("encoder/map", "attn_pool.q", "attn_pool.kv", "attn_pool.proj"),
@@ -44,19 +51,40 @@ def _vit(cls: bool, pooling: bool) -> list[Rule]:
 
 
 _CLASSIFIER = ("head.weight", "head.bias")
+# Names of timm that are plain ViTs; others have rotary or relative positions, or other blocks, under the same names.
+_FAMILIES = (
+    r"vit_[a-z0-9]+_patch\d+(_(plus|clip|quickgelu|siglip|gap|map|dinov2|tipsv2|reg\d|miil|36x1|\d+))+"
+    r"|deit3?_[a-z]+_patch\d+_\d+|flexivit_[a-z]+"
+)
+_TANH = r"vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*|large_patch16_siglip(_gap)?_512)"
+_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+# Arguments of a model that say nothing that its arrays, or the evaluation, don't say.
+_SILENT = r"img_size|patch_size|embed_dim|depth|num_heads|mlp_ratio|class_token|num_classes|fc_norm|.*drop.*|act_layer"
+_SILENT += r"|global_pool|init_values|reg_tokens|no_embed_class|pre_norm|qkv_bias|dynamic_img_size|weight_init|fix_init"
+_PLAIN = dict(
+    in_chans=3, pos_embed="learn", qk_norm=False, dynamic_img_pad=False, pool_include_prefix=False, final_norm=True
+)
 
 
-def _shapes(theirs: Mapping[str, np.ndarray], heads: int) -> dict[str, Any]:
-    """Size, patch and resolution of a timm ViT, from its arrays."""
-    if "patch_embed.proj.weight" not in theirs or "pos_embed" not in theirs:
-        raise UserError("The weights lack 'patch_embed.proj.weight' or 'pos_embed', so they are not of a timm ViT.")
-    width, _, patch, _ = theirs["patch_embed.proj.weight"].shape
-    depth = len({k.split(".")[1] for k in theirs if k.startswith("blocks.")})
-    heads = heads or max(1, width // 64)
-    cls = "cls_token" in theirs
-    grid = round((theirs["pos_embed"].shape[1] - cls) ** 0.5)
-    mlp = theirs["blocks.0.mlp.fc1.weight"].shape[0]
-    return {"encoder": f"w{width}d{depth}h{heads}m{mlp}/{patch}", "res": grid * patch}
+def architecture(name: str, width: int) -> dict[str, Any]:
+    """What a timm ViT of this name has that its arrays don't tell: heads, activation and eps.
+
+    Raises:
+      UserError: the name is not of a ViT that is known.
+    """
+    if not re.fullmatch(_FAMILIES, name):
+        raise UserError(
+            f"timm's architecture {name!r} is not known; of timm plain ViTs are read (vit_*_patch*, deit*, flexivit_*)."
+        )
+    heads = _HEADS.get(width, width // 64)
+    if name.startswith(("vit_giantopt_", "vit_base_patch16_gap_")):
+        heads = 16
+    tanh = re.fullmatch(_TANH, name)
+    return {
+        "heads": max(1, heads),
+        "activation": "quick_gelu" if "quickgelu" in name else "gelu_tanh" if tanh else "gelu",
+        "eps": 1e-5 if "_clip_" in name else 1e-6,
+    }
 
 
 def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads: int = 0):
@@ -64,32 +92,82 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
 
     Args:
       theirs: state dict.
-      config: timm's config.json, or {}.
-      heads: of the attention; 0 for width / 64, timm's own rule.
+      config: timm's config.json.
+      heads: of the attention; 0 for the architecture's.
 
     Raises:
-      UserError: it is another model.
+      UserError: it is another model, or of a form that ours has not.
     """
+    name = config.get("architecture")
+    if not name:
+        raise UserError("timm's config.json, which names the architecture, is not beside the weights.")
     arguments = dict(config.get("model_args") or {})
-    pretrained = dict(config.get("pretrained_cfg") or {})
-    shapes = _shapes(theirs, heads or arguments.get("num_heads", 0))
-    cls, pooling = "cls_token" in theirs, "attn_pool.latent" in theirs
-    siglip = "siglip" in config.get("architecture", "")
-    mean = tuple(pretrained.get("mean", PIXELS["half"][0]))
-    pixels = next((name for name, (m, _) in PIXELS.items() if np.allclose(m, mean)), None)
-    if pixels is None:
-        raise UserError(f"The pixels' mean {mean} is none of {', '.join(PIXELS)}.")
-    act = arguments.get("act_layer", "gelu_tanh" if pooling or siglip else "gelu")
+    for key, value in arguments.items():
+        if not re.fullmatch(_SILENT, key) and value is not None and value != _PLAIN.get(key, False):
+            raise UserError(f"timm's model_args have {key}={value!r}, which isn't known here.")
+    if "patch_embed.proj.weight" not in theirs or "pos_embed" not in theirs:
+        raise UserError("The weights lack 'patch_embed.proj.weight' or 'pos_embed', so they are not of a timm ViT.")
+    width, _, patch, _ = theirs["patch_embed.proj.weight"].shape
+    known = architecture(name, width)
+    heads = heads or arguments.get("num_heads") or known["heads"]
+    depth = len({k.split(".")[1] for k in theirs if k.startswith("blocks.")})
+    cls, registers = "cls_token" in theirs, len(theirs.get("reg_token", [()])[0])
+    grid, prefix = _grid(theirs["pos_embed"].shape[1], cls, registers)
     options = ViTOptions(
-        **shapes,
-        pool="map" if pooling else "cls" if cls else "mean",
-        class_position=cls,
-        activation=act,
-        pixels=pixels,
+        encoder=f"w{width}d{depth}h{heads}m{theirs['blocks.0.mlp.fc1.weight'].shape[0]}/{patch}",
+        res=grid * patch,
+        pool=_pool(theirs, arguments.get("global_pool", config.get("global_pool"))),
+        class_position=cls and prefix > 0,
+        registers=registers,
+        layer_scale=1e-5 if "blocks.0.ls1.gamma" in theirs else 0.0,
+        pre_norm="norm_pre.weight" in theirs,
+        activation=_activation(arguments.get("act_layer") or known["activation"]),
+        eps=known["eps"],
         dtype="float32",
     )
-    count = sizes.parse(options.encoder)[0].heads
-    return options, rules.read(theirs, _vit(cls, pooling), lambda _: count, "timm ViT", _CLASSIFIER)
+    theirs = dict(theirs)
+    if "patch_embed.proj.bias" not in theirs:
+        theirs["patch_embed.proj.bias"] = np.zeros(width, np.float32)
+    for i in range(depth):  # Without biases of queries, keys and values; zeros are the same.
+        theirs.setdefault(f"blocks.{i}.attn.qkv.bias", np.zeros(3 * width, np.float32))
+    return options, rules.read(theirs, _vit(options), lambda _: heads, "timm ViT", _CLASSIFIER)
+
+
+def _activation(name: Any) -> str:
+    if name not in ACTIVATIONS:
+        raise UserError(f"timm's act_layer={name!r} is none of {', '.join(ACTIVATIONS)}.")
+    return name
+
+
+def _grid(rows: int, cls: bool, registers: int) -> tuple[int, int]:
+    """(side of the grid, rows before its own) of a table of positions."""
+    for prefix in (0, int(cls)):
+        side = round((rows - prefix) ** 0.5)
+        if side * side == rows - prefix:
+            return side, prefix
+    raise UserError(
+        f"The {rows} positions are those of no square of patches, with or without a class token"
+        + (f" ({registers} registers have positions of their own)." if registers else ".")
+    )
+
+
+def _pool(theirs: Mapping[str, np.ndarray], said: str | None) -> str:
+    """Our pooling of timm's.
+
+    Args:
+      theirs: state dict.
+      said: global_pool of the configuration; None where it is left to the arrays.
+    """
+    cls = "cls_token" in theirs
+    if "fc_norm.weight" in theirs:
+        raise UserError("The timm ViT normalises behind its pooling (fc_norm), which ours does not.")
+    found = "map" if "attn_pool.latent" in theirs else "token" if cls else "avg"
+    if (said or found) != found or (cls and found == "map"):
+        raise UserError(
+            f"The timm ViT has global_pool={said or found!r} and {'a' if cls else 'no'} class token; known are 'token' "
+            f"with one, 'avg' and 'map' without."
+        )
+    return {"token": "cls", "avg": "mean", "map": "map"}[found]
 
 
 def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
@@ -98,13 +176,12 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the encoder is not one of timm's form.
     """
-    check_form(options, PLAIN_FORM | dict(pre_norm=False), "timm ViT")
+    check_form(options, dict(stem="patch", pre_norm=False, eps=1e-6), "timm ViT")
+    if options.registers and options.class_position:
+        raise UserError("A timm ViT with registers has no position of the class token alone, and this model has.")
     params = {k: v for k, v in with_table(options, params).items() if k.startswith("encoder/")}
     size, patch = sizes.parse(options.encoder)
     cls, pooling = options.pool == "cls", options.pool == "map"
-    if cls and not options.class_position:  # timm's class token has a position: zero.
-        table = params["encoder/positions"]
-        params["encoder/positions"] = np.concatenate([np.zeros_like(table[:1]), table])
     mean, std = PIXELS[options.pixels]
     arguments = {
         "img_size": options.res,
@@ -115,8 +192,11 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
         # timm takes the whole part of width times this.
         "mlp_ratio": (size.mlp + 0.5) / size.width,
         "class_token": cls,
+        "no_embed_class": not options.class_position,
         "global_pool": "map" if pooling else "token" if cls else "avg",
         "fc_norm": False,
+        "init_values": options.layer_scale or None,
+        "reg_tokens": options.registers,
         "act_layer": options.activation,
         "num_classes": 0,
     }
@@ -134,105 +214,4 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
             "classifier": "head",
         },
     }
-    return rules.write(params, _vit(cls, pooling), "timm ViT"), config
-
-
-def _residual_blocks(ours: str, theirs: str) -> list[Rule]:
-    block, layer = f"{ours}/blocks/{{i}}", f"{theirs}transformer.resblocks.{{i}}"
-    return [
-        *rules.norm(f"{block}/norm1", f"{layer}.ln_1"),
-        *rules.packed_attention(
-            f"{block}/attn", f"{layer}.attn.in_proj_weight", f"{layer}.attn.in_proj_bias", f"{layer}.attn.out_proj"
-        ),
-        *rules.norm(f"{block}/norm2", f"{layer}.ln_2"),
-        *rules.dense(f"{block}/mlp/up", f"{layer}.mlp.c_fc"),
-        *rules.dense(f"{block}/mlp/down", f"{layer}.mlp.c_proj"),
-    ]
-
-
-OPEN_CLIP = [
-    Rule("encoder/stem/kernel", ("visual.conv1.weight",), CONV),
-    Rule("encoder/cls", ("visual.class_embedding",), ROW),
-    Rule("encoder/positions", ("visual.positional_embedding",)),
-    *rules.norm("encoder/pre_norm", "visual.ln_pre"),
-    *_residual_blocks("encoder", "visual."),
-    *rules.norm("encoder/norm", "visual.ln_post"),
-    Rule("image_head/kernel", ("visual.proj",)),
-    Rule("text/tokens", ("token_embedding.weight",)),
-    Rule("text/positions", ("positional_embedding",)),
-    *_residual_blocks("text", ""),
-    *rules.norm("text/norm", "ln_final"),
-    Rule("text/head/kernel", ("text_projection",)),
-    Rule("log_scale", ("logit_scale",), SCALAR),
-]
-_OPEN_CLIP_TEXT = [
-    Rule("text/tokens", ("text.token_embedding.weight",)),
-    Rule("text/positions", ("text.positional_embedding",)),
-    *_residual_blocks("text", "text."),
-    *rules.norm("text/norm", "text.ln_final"),
-    Rule("text/head/kernel", ("text.text_projection.weight",), LINEAR),
-    Rule("text/head/bias", ("text.text_projection.bias",)),
-    Rule("log_scale", ("logit_scale",), SCALAR),
-    Rule("bias", ("logit_bias",), SCALAR),
-]
-
-
-def read_open_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads: int = 0):
-    """(options, parameters) of open_clip's CLIP, or of its SigLIP, whose image tower is a timm ViT.
-
-    Args:
-      theirs: state dict.
-      config: open_clip_config.json, or {}: then heads are width / 64 and the activation is exact GELU.
-      heads: of both towers; 0 for the configuration's.
-
-    Raises:
-      UserError: it is another model.
-    """
-    theirs = {k: v for k, v in theirs.items() if k != "attn_mask" and not k.endswith(".attn_mask")}
-    model = dict(config.get("model_cfg", config))
-    vision, text = dict(model.get("vision_cfg") or {}), dict(model.get("text_cfg") or {})
-    siglip = any(k.startswith("visual.trunk.") for k in theirs)
-    tokens, positions = ("text." * siglip + name for name in ("token_embedding.weight", "positional_embedding"))
-    if tokens not in theirs:
-        raise UserError(f"The weights lack {tokens!r}, so they are not of an open_clip model.")
-    vocab, text_width = theirs[tokens].shape
-    prefix = "text." * siglip + "transformer.resblocks."
-    text_depth = len({k[len(prefix) :].split(".")[0] for k in theirs if k.startswith(prefix)})
-    text_mlp = theirs[f"{prefix}0.mlp.c_fc.weight"].shape[0]
-    text_heads = heads or text.get("heads", max(1, text_width // 64))
-    shared = dict(
-        text=f"w{text_width}d{text_depth}h{text_heads}m{text_mlp}", vocab=vocab, length=len(theirs[positions])
-    )
-    if siglip:
-        trunk = {k.removeprefix("visual.trunk."): v for k, v in theirs.items() if k.startswith("visual.trunk.")}
-        image, params = read_timm(trunk, {}, heads)
-        rest = {k: v for k, v in theirs.items() if not k.startswith("visual.trunk.")}
-        params |= rules.read(rest, _OPEN_CLIP_TEXT, lambda _: text_heads, "open_clip SigLIP")
-        return TwoTowersOptions(**(vars(image) | shared), text_pad=1), params
-    if "visual.conv1.weight" not in theirs:
-        raise UserError("The weights lack 'visual.conv1.weight': of open_clip's image towers only ViTs are known.")
-    width, _, patch, _ = theirs["visual.conv1.weight"].shape
-    depth = len({m[1] for k in theirs if (m := re.match(r"visual\.transformer\.resblocks\.(\d+)\.", k))})
-    image_heads = heads or width // vision.get("head_width", 64) or 1
-    mlp = theirs["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-    grid = round((len(theirs["visual.positional_embedding"]) - 1) ** 0.5)
-    options = TwoTowersOptions(
-        encoder=f"w{width}d{depth}h{image_heads}m{mlp}/{patch}",
-        res=grid * patch,
-        pool="cls",
-        pre_norm=True,
-        class_position=True,
-        pixels="clip",
-        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
-        eps=1e-5,
-        text_pool="argmax",
-        text_causal=True,
-        projection=theirs["visual.proj"].shape[1],
-        dtype="float32",
-        **shared,
-    )
-    params = rules.read(
-        theirs, OPEN_CLIP, lambda name: text_heads if name.startswith("text/") else image_heads, "open_clip CLIP"
-    )
-    zeros = {"encoder/stem/bias": np.zeros(width, np.float32), "bias": np.zeros(1, np.float32)}
-    return options, params | zeros
+    return rules.write(params, _vit(options), "timm ViT"), config

@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 MAX_PIXELS = 120_000_000
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION = 0x0112
 _ERRORS = (ValueError, OSError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError, Warning)
 
@@ -202,13 +203,13 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "fa
     Args:
       pixels: (H, W, 3) uint8.
       height, width: of the result.
-      interpolation: "fast" (bilinear; area means where it shrinks to half or less) or "bicubic" (widened where it
-        shrinks: Pillow's, with which CLIP and GIT were trained).
+      interpolation: "fast" (bilinear; area means where it shrinks to half or less), or one of PILLOW, widened where it
+        shrinks: "bicubic" (CLIP, GIT, SigLIP) or "bilinear" (the first ViT).
     """
     if pixels.shape[:2] == (height, width):
         return pixels
-    if interpolation == "bicubic":
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    if interpolation in PILLOW:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), PILLOW[interpolation]))
     # Bilinear reads two neighbours: enough below a factor of 2, aliased above it.
     shrinks = pixels.shape[0] >= 2 * height and pixels.shape[1] >= 2 * width
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from capvl.data import sources
-from capvl.data.decode import BadImageError
+from capvl.data.decode import PILLOW, BadImageError
 from capvl.data.lines import read_lines
 from capvl.data.patterns import expand
 from capvl.data.randomness import Uniforms, replacement
@@ -28,6 +28,7 @@ from capvl.data.tasks import FEATURES, without_text
 from capvl.errors import UserError, nearest
 
 MIN_SEEN = 200
+CROPS = ("random", "center", "center_floor", "squash")
 CHECKED = 32
 """Records of a data set that are looked at for texts before a run begins."""
 
@@ -46,9 +47,11 @@ class DataOptions:
         suffix or (text) the key of the JSON, where it isn't called as these are.
       class_names: file of names by label, one a line or a JSON list, where the data set's own are codes.
       tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
-      crop: "random", "center" or "squash".
+      crop: "random" (the middle in evaluations), "center", "center_floor" (as transformers rounds) or "squash".
+      crop_fraction: but for random crops, the part of the resized image's side that is kept; see
+        `capvl.data.transforms.Crop`.
       crop_scale, crop_ratio: area and aspect ranges of random crops.
-      interpolation: "fast" or "bicubic" (Pillow's, as CLIP and GIT were trained).
+      interpolation: "fast", or Pillow's "bicubic" (CLIP, GIT, SigLIP) or "bilinear".
       flip: flip half of the images (captions that name sides become wrong).
       threads: batches that are made at once.
       workers: processes that make batches; 0 for threads of this one.
@@ -67,6 +70,7 @@ class DataOptions:
     crop: str = "random"
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    crop_fraction: float = 1.0
     interpolation: str = "fast"
     flip: bool = False
     threads: int = 2
@@ -77,13 +81,15 @@ class DataOptions:
     window: int = 10_000
 
     def __post_init__(self):
-        for name, known in (("crop", ("random", "center", "squash")), ("interpolation", ("fast", "bicubic"))):
+        for name, known in (("crop", CROPS), ("interpolation", ("fast", *PILLOW))):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"data.{name}={value!r} is unknown." + nearest(value, known))
         for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
             if not 0 < low <= high:
                 raise UserError(f"data.{name} must be a range of positive numbers, not {(low, high)}.")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(f"data.crop_fraction must be above 0 and at most 1, not {self.crop_fraction}.")
         if self.crop_scale[1] > 1:
             raise UserError(f"data.crop_scale is a share of the image's area and ends at 1, not {self.crop_scale[1]}.")
         for name in ("threads", "prefetch", "readers", "window"):

@@ -9,25 +9,29 @@ padding; a zero before it is a piece, where a vocabulary has one of id 0 (`capvl
 
 The names of special tokens are plain text where a caption has them: "[SEP]" ends nothing.
 
-Files of other frameworks are read by the `tokenizers` library: tokenizer.json of Hugging Face, BERT's vocab.txt
-and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start id that the model was trained with.
+Files of other frameworks are read by the `tokenizers` library: tokenizer.json of Hugging Face, CLIP's vocab.json with
+merges.txt beside, BERT's vocab.txt and CLIP's bpe_simple_vocab_16e6.txt.gz; their texts also begin with the start id
+that the model was trained with. What tokenizer_config.json beside a file says of letters and punctuation is done
+(`capvl.data.cleaning`).
 """
 
 import argparse
 import functools
 import gzip
-import html
 import io
+import json
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
-import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
 from etils import epath
 
 from capvl import storage
+from capvl.data.cleaning import SETTINGS, clean, cleaner, settings
 from capvl.data.lines import read_text, split
 from capvl.errors import UserError
 from capvl.nn.padding import lengths
@@ -52,9 +56,7 @@ class Tokenizer:
                 f"Tokenizer {self.path!r} is missing; train one with "
                 f"`python -m capvl.data.tokenizer --data=NAME --vocab=N --out={self.path}`."
             )
-        self._load()
-
-    def _load(self):
+        self._clean = cleaner(settings(self.path))
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=self.path)
         except (RuntimeError, OSError) as e:
@@ -79,7 +81,7 @@ class Tokenizer:
         """(length,) int32 ids: pieces, end of sentence, padding."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
-        ids = self._model.encode(text[:MAX_CHARACTERS])[: length - 1]
+        ids = self._model.encode(self._clean(text[:MAX_CHARACTERS]))[: length - 1]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
         out[len(ids)] = self.eos
@@ -90,6 +92,11 @@ class Tokenizer:
         ids = _until(self.eos, ids)
         return self._model.decode([i for i in ids if i < self.vocab])
 
+    def id_of(self, piece: str) -> int | None:
+        """Id of a piece; None where there is none."""
+        found = self._model.piece_to_id(piece)
+        return found if self._model.id_to_piece(found) == piece else None
+
 
 class SubwordTokenizer:
     """A tokenizer of the `tokenizers` library: start, pieces, end, and 0 behind. Pickles as its path."""
@@ -98,23 +105,26 @@ class SubwordTokenizer:
         """Reads a file.
 
         Args:
-          path: tokenizer.json, a WordPiece vocabulary (.txt) or CLIP's merges (.txt.gz).
+          path: tokenizer.json, CLIP's vocab.json (with merges.txt) or merges (.txt.gz), or BERT's vocabulary (.txt).
           start: whether texts begin with the start id.
 
         Raises:
           UserError: it is missing or not such a file.
         """
         self.path, self.start = os.fspath(path), start
-        self.cleans = self.path.endswith(".gz")
+        said = settings(self.path)
+        self._clean = clean if self.path.endswith(".gz") else cleaner(said)
         if not os.path.isfile(self.path):
             raise UserError(f"Tokenizer {self.path!r} is missing.")
         try:
-            if self.path.endswith(".json"):
+            if os.path.basename(self.path) == "vocab.json":
+                self._model = _clip_of_hugging_face(self.path)
+            elif self.path.endswith(".json"):
                 self._model = tokenizers.Tokenizer.from_file(self.path)
             elif self.path.endswith(".gz"):
                 self._model = _clip_bpe(self.path)
             else:
-                self._model = _word_piece(self.path)
+                self._model = _word_piece(self.path, said)
             self._model.no_padding()
             self._model.no_truncation()
             self._model.encode_special_tokens = True  # What stands in a text is no special token.
@@ -147,7 +157,7 @@ class SubwordTokenizer:
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
         text = text[:MAX_CHARACTERS]
-        ids = self._model.encode(clean(text) if self.cleans else text).ids[self._first :]
+        ids = self._model.encode(self._clean(text)).ids[self._first :]
         ids = ids if len(ids) <= length else [*ids[: length - 1], self.eos]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
@@ -160,6 +170,24 @@ class SubwordTokenizer:
         ids = _until(self.eos, ids[begin:])
         return self._model.decode([i for i in ids if i not in self._starts]).strip()
 
+    def id_of(self, piece: str) -> int | None:
+        """Id of a piece; None where there is none."""
+        return self._model.token_to_id(piece)
+
+    def to_json(self) -> bytes:
+        """A tokenizer.json of it."""
+        return self._model.to_str().encode()
+
+
+def check_whole(tokenizer: Tokenizer | SubwordTokenizer, texts: Sequence[str], length: int) -> None:
+    """Raises UserError where a text has more than `length` tokens, so that its likelihood would be another text's."""
+    long = [text for text in texts if lengths(tokenizer(text, MAX_CHARACTERS)) > length]
+    if long:
+        raise UserError(
+            f"{len(long)} of {len(texts)} texts have more than the {length} tokens that the model writes, the end "
+            f"included; the first is {long[0][:60]!r}."
+        )
+
 
 def _until(end: int, ids) -> list[int]:
     """The ids before the first end, without padding."""
@@ -168,19 +196,15 @@ def _until(end: int, ids) -> list[int]:
     return ids[: int(lengths(np.array(ids, np.int32)))]
 
 
-def clean(text: str) -> str:
-    """A text as CLIP's code cleans it before it is split: broken encodings and typographic forms are mended by ftfy,
-    HTML entities become characters, twice, blanks single spaces, and letters small (Python's way: a final sigma)."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # Nothing is mended in those.
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
-
-
-def _word_piece(path: str) -> tokenizers.Tokenizer:
-    """BERT's tokenizer of lower-case text: [CLS] pieces [SEP]."""
+def _word_piece(path: str, said: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer: [CLS] pieces [SEP]; of small letters, unless `said` (its settings) has do_lower_case=false."""
     vocabulary = {piece: i for i, piece in enumerate(split(read_text(path, "Vocabulary")))}
     model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    model.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=said.get("do_lower_case", True),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     model.decoder = tokenizers.decoders.WordPiece()
     ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
@@ -188,6 +212,7 @@ def _word_piece(path: str) -> tokenizers.Tokenizer:
     return model
 
 
+_CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 _CLIP_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
@@ -201,9 +226,20 @@ def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     # The alphabet of bytes in the order of its code points after shifting, printable ones first.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    ends = ("<|startoftext|>", "<|endoftext|>")
-    pieces = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges), *ends]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    pieces = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges), *_CLIP_ENDS]
+    return _clip({piece: i for i, piece in enumerate(pieces)}, merges)
+
+
+def _clip_of_hugging_face(path: str) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer from vocab.json and merges.txt."""
+    vocabulary = json.loads(read_text(path, "Vocabulary"))
+    if not isinstance(vocabulary, dict) or not set(_CLIP_ENDS) <= vocabulary.keys():
+        raise ValueError(f"it should hold {' and '.join(_CLIP_ENDS)}, as CLIP's")
+    lines = split(read_text(str(pathlib.Path(path).with_name("merges.txt")), "Merges"))
+    return _clip(vocabulary, [tuple(line.split()) for line in lines if line and not line.startswith("#version")])
+
+
+def _clip(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> tokenizers.Tokenizer:
     model = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
     )
@@ -215,9 +251,9 @@ def _clip_bpe(path: str) -> tokenizers.Tokenizer:
     model.decoder = tokenizers.decoders.Sequence(
         [tokenizers.decoders.BPEDecoder(suffix="</w>"), tokenizers.decoders.ByteLevel()]
     )
-    special = [(name, vocabulary[name]) for name in ends]
+    special = [(name, vocabulary[name]) for name in _CLIP_ENDS]
     model.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{ends[0]} $A {ends[1]}", special_tokens=special
+        single=f"{_CLIP_ENDS[0]} $A {_CLIP_ENDS[1]}", special_tokens=special
     )
     return model
 
@@ -228,25 +264,49 @@ COPIES = tuple(f"tokenizer{suffix}" for suffix in (".model", *_SUBWORDS))
 
 
 def load(path: str | os.PathLike, start: bool = True) -> Tokenizer | SubwordTokenizer:
-    """The tokenizer of a path, loaded once as long as the file stays the same; its suffix says which kind it is.
+    """The tokenizer of a path, loaded once as long as its files stay the same; its suffix says which kind it is.
 
     Args:
       path: of the file.
       start: whether texts begin with the start id, where the tokenizer has one.
     """
     path = os.fspath(path)
-    found = os.stat(path) if os.path.isfile(path) else None
-    return _load(path, start, found and (found.st_ino, found.st_size, found.st_mtime_ns))
+    folder = os.path.dirname(path)
+    files = (path, *(os.path.join(folder, name) for name in (SETTINGS, "merges.txt")))
+    found = [os.stat(file) for file in files if os.path.isfile(file)]
+    return _load(path, start, tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found))
 
 
 @functools.cache
-def _load(path: str, start: bool, _version) -> Tokenizer | SubwordTokenizer:
+def _load(path: str, start: bool, _versions: tuple) -> Tokenizer | SubwordTokenizer:
     return SubwordTokenizer(path, start) if path.endswith(_SUBWORDS) else Tokenizer(path)
 
 
 def name_of_copy(path: str) -> str:
     """The one of COPIES that says, by its suffix, which kind a tokenizer's file is."""
     return "tokenizer" + next((suffix for suffix in _SUBWORDS if path.endswith(suffix)), ".model")
+
+
+def copies(path: str, **said: str) -> dict[str, bytes]:
+    """The files, by name, of a copy of a tokenizer in a workdir or a converted folder: itself, and its settings if any.
+
+    Args:
+      path: of the tokenizer's file; CLIP's vocab.json with its merges.txt becomes one tokenizer.json.
+      said: more settings, for its tokenizer_config.json.
+    """
+    whole = os.path.basename(path) == "vocab.json"
+    files = {name_of_copy(path): load(path).to_json() if whole else pathlib.Path(path).read_bytes()}
+    values = settings(path) | said
+    return files | ({SETTINGS: json.dumps(values, indent=1).encode()} if values else {})
+
+
+def local(path: epath.Path) -> str:
+    """The path of a tokenizer's file as a local one, its settings beside it."""
+    copy = storage.local(path)
+    beside = path.with_name(SETTINGS)
+    if storage.in_bucket(path) and beside.exists():
+        beside.copy(os.path.join(os.path.dirname(copy), SETTINGS))
+    return copy
 
 
 def check_same_pieces(path: str, other: str) -> None:

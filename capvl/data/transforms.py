@@ -13,6 +13,11 @@ from capvl.errors import UserError
 MOST_PIXELS = 1 << 20
 
 
+def resized_side(res: int, fraction: float) -> int:
+    """Side to which an image is resized before its middle of `res` pixels is cut out."""
+    return math.floor(res / fraction + 1e-6)
+
+
 def random_crop(uniforms: Uniforms, size: tuple[int, int], scale, ratio) -> tuple[float, float, float, float]:
     """A box (x0, y0, x1, y1) in fractions, of an area in `scale` and an aspect ratio in `ratio`.
 
@@ -40,9 +45,11 @@ class Crop:
 
     Attributes:
       res: side of the square, or the short side where images keep their aspect.
-      kind: "random", "center", "squash" or "aspect".
+      kind: "random", "center", "center_floor", "squash" or "aspect".
       scale, ratio: area and aspect ranges of random crops.
-      interpolation: "fast" or "bicubic"; see `capvl.data.decode.resize`.
+      interpolation: "fast", "bilinear" or "bicubic"; see `capvl.data.decode.resize`.
+      fraction: kinds "center" and "squash": the image is resized to the resolution divided by this, rounded down, and
+        the middle cut out (`crop_pct` of timm).
       max_side: kind "aspect" only: the long side at most, and the side of the square that images are padded to.
       frames: 0 for images; else frames of a clip, all cropped alike.
       train: frames are drawn, one of each part of the clip; else the middle of each part.
@@ -53,6 +60,7 @@ class Crop:
     scale: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
     interpolation: str = "fast"
+    fraction: float = 1.0
     max_side: int = 0
     frames: int = 0
     train: bool = False
@@ -60,9 +68,10 @@ class Crop:
     @classmethod
     def from_options(cls, data, *, res: int, train: bool, max_side: int = 0, frames: int = 0) -> "Crop":
         """From `config.data` (`capvl.data.loader.DataOptions`)."""
-        kind = data.crop if train or data.crop == "squash" else "center"
+        kind = data.crop if train or data.crop != "random" else "center"
         kind = "aspect" if max_side else kind
-        return cls(res, kind, data.crop_scale, data.crop_ratio, data.interpolation, max_side, frames, train)
+        interpolation, fraction = data.interpolation, data.crop_fraction
+        return cls(res, kind, data.crop_scale, data.crop_ratio, interpolation, fraction, max_side, frames, train)
 
     @classmethod
     def of_model(cls, data, model_options, *, train: bool) -> "Crop":
@@ -104,13 +113,13 @@ class Crop:
     def _box(self, data: bytes, uniforms: Uniforms):
         if self.kind == "random":
             return random_crop(uniforms, image_size(data), self.scale, self.ratio)
-        return (0.0, 0.0, 1.0, 1.0) if self.kind == "squash" else None
+        return None
 
     def _pixels(self, data: bytes, box) -> np.ndarray:
         if self.kind == "aspect":
             return self._padded(decode(data))
         if self.interpolation == "fast":
-            return crop_and_resize(data, box, self.res)
+            return crop_and_resize(data, box or self._middle(data), self.res)
         pixels = decode(data)
         height, width = pixels.shape[:2]
         if box is not None:
@@ -118,11 +127,24 @@ class Crop:
             left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
             cut = pixels[top : max(top + 1, round(y1 * height)), left : max(left + 1, round(x1 * width))]
             return resize(cut, self.res, self.res, self.interpolation)
-        # The short side is resized and the middle cut out, with the roundings of torchvision.
-        height, width = aspect_size(height, width, self.res, MOST_PIXELS)
+        # The short side (or both) is resized and the middle cut out, with the roundings of torchvision or transformers.
+        short = resized_side(self.res, self.fraction)
+        height, width = (short, short) if self.kind == "squash" else aspect_size(height, width, short, MOST_PIXELS)
         pixels = resize(pixels, height, width, self.interpolation)
-        top, left = round((height - self.res) / 2), round((width - self.res) / 2)
+        half = math.floor if self.kind == "center_floor" else round
+        top, left = half((height - self.res) / 2), half((width - self.res) / 2)
         return pixels[top : top + self.res, left : left + self.res]
+
+    def _middle(self, data: bytes) -> tuple[float, float, float, float] | None:
+        """The box of a crop that isn't drawn; None for the largest central square."""
+        if self.kind == "squash":
+            width = height = self.fraction
+        elif self.fraction == 1:
+            return None
+        else:
+            height, width = image_size(data)
+            height, width = (self.fraction * min(height, width) / side for side in (height, width))
+        return (1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2
 
     def _padded(self, pixels: np.ndarray) -> np.ndarray:
         height, width = aspect_size(*pixels.shape[:2], self.res, self.max_side)

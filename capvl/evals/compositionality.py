@@ -206,7 +206,8 @@ class PairScorer:
           images: image name -> a function that reads the encoded image.
         """
         context = self._context
-        tokens = dict(zip((texts := list(dict.fromkeys(c for _, c in pairs))), tokenize(context, texts), strict=True))
+        texts = list(dict.fromkeys(caption for _, caption in pairs))
+        tokens = dict(zip(texts, tokenize(context, texts, whole=self._likelihood), strict=True))
         scores: dict[tuple[str, str], float] = {}
         blind = [c for name, c in pairs if name == GREY]
         if blind:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from capvl.data import loader
+from capvl.data.tokenizer import check_whole
 from capvl.data.transforms import Crop, ImageLabel
 from capvl.errors import UserError
 from capvl.evals import Context, finite, to_host
@@ -76,13 +77,21 @@ def over_texts(context: Context, texts: list[str], function, params, what: str) 
     return over_rows(context, {"text": tokens}, lambda p, batch: function(p, batch["text"]), params, what)
 
 
-def tokenize(context: Context, texts: list[str]) -> np.ndarray:
+def tokenize(context: Context, texts: list[str], *, whole: bool = False) -> np.ndarray:
     """Tokens (N, L) by the recipe's tokenizer.
 
+    Args:
+      context: of the run.
+      texts: longer ones are cut, as a text tower's are,
+      whole: or are an error, where likelihoods are compared.
+
     Raises:
-      UserError: there is no text, or one is empty.
+      UserError: there is no text, one is empty, or doesn't fit.
     """
     if not texts or not all(t.strip() for t in texts):
         raise UserError("There is an empty text to evaluate." if texts else "There are no texts to evaluate.")
     tokenizer = context.recipe.tokenizer()
-    return np.stack([tokenizer(text, context.recipe.model.length) for text in texts])
+    length = context.recipe.model.length
+    if whole:
+        check_whole(tokenizer, texts, length)
+    return np.stack([tokenizer(text, length) for text in texts])

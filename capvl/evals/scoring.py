@@ -49,7 +49,7 @@ class Scoring:
         context.require("a decoder", "scoring")
         source, labels = open_labelled(context, self.name, self.split)
         names = class_names(context.path(self.classes), source, labels)
-        tokens = tokenize(context, [self.prompt.format(name) for name in names])
+        tokens = tokenize(context, [self.prompt.format(name) for name in names], whole=True)
         scorer = Scorer(tokens, mean=self.mean)
         score = compile_images(context, scorer)
         grey = jax.jit(lambda params: scorer(context.blueprint.bind(params), grey_image(context.recipe.model)))

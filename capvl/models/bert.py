@@ -1,4 +1,4 @@
-"""BERT (arXiv 1810.04805): post-LN text encoder with pooler and both pre-training heads."""
+"""BERT (arXiv 1810.04805): post-LN text encoder, with or without its pooler and both pre-training heads."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,6 +18,8 @@ from capvl.nn.stack import scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
+HEADS = ("pretraining", "pooler", "none")
+
 
 @dataclasses.dataclass(frozen=True)
 class BertOptions:
@@ -26,6 +28,7 @@ class BertOptions:
     Attributes:
       text: its size (`capvl.models.sizes`).
       vocab, length, types: number of token ids, text positions, and segment ids.
+      heads: what stands behind the states: "pretraining" (pooler and both heads), "pooler", or "none".
       activation, eps, dtype, remat, unroll: as in `capvl.models.vit.ViTOptions`.
     """
 
@@ -33,6 +36,7 @@ class BertOptions:
     vocab: int = 30_522
     length: int = 512
     types: int = 2
+    heads: str = "pretraining"
     activation: str = "gelu"
     eps: float = 1e-12
     dtype: str = "float32"
@@ -45,6 +49,8 @@ class BertOptions:
         sizes.parse_size(self.text)
         if min(self.vocab, self.length, self.types) < 1:
             raise UserError("BERT's vocab, length and types must be at least 1.")
+        if self.heads not in HEADS:
+            raise UserError(f"A BERT's heads are one of {', '.join(HEADS)}, not {self.heads!r}.")
 
     def make(self, rngs: nnx.Rngs) -> "Bert":
         """Builds the model."""
@@ -54,19 +60,20 @@ class BertOptions:
 class BertBlock(nnx.Module):
     """x = LN(x + Attention(x)); x = LN(x + MLP(x))."""
 
-    def __init__(self, size: Size, options: BertOptions, rngs: nnx.Rngs):
+    def __init__(self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu", eps: float = 1e-12):
         self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
-        self.norm1 = LayerNorm(size.width, eps=options.eps, rngs=rngs)
-        self.mlp = Mlp(size.width, size.mlp, activation=options.activation, rngs=rngs)
-        self.norm2 = LayerNorm(size.width, eps=options.eps, rngs=rngs)
+        self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
+        self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
+        self.norm2 = LayerNorm(size.width, eps=eps, rngs=rngs)
 
-    def __call__(self, x_BLD, mask) -> jax.Array:
-        x_BLD = checkpoint_name(self.norm1(x_BLD + self.attn(x_BLD, mask=mask)), "residual")
+    def __call__(self, x_BLD, *, mask=None, causal: bool = False) -> jax.Array:
+        added = self.attn(x_BLD, mask=mask, causal=causal)
+        x_BLD = checkpoint_name(self.norm1(x_BLD + added), "residual")
         return constrain(self.norm2(x_BLD + self.mlp(x_BLD)), "batch", None, None)
 
 
 class Bert(nnx.Module):
-    """Token ids (B, L) -> states (B, L, D), a pooled state, and the logits of both pre-training tasks."""
+    """Token ids (B, L) -> states (B, L, D), and what its heads make of them: a pooled state, logits of both tasks."""
 
     def __init__(self, options: BertOptions, *, rngs: nnx.Rngs):
         size = sizes.parse_size(options.text)
@@ -77,9 +84,12 @@ class Bert(nnx.Module):
         self.positions = weight(rngs, (options.length, width), (None, "embed"), small)
         self.types = weight(rngs, (options.types, width), (None, "embed"), small)
         self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
-        self.blocks = stack(lambda r: BertBlock(size, options, r), size.depth, rngs)
+        kind = dict(activation=options.activation, eps=options.eps)
+        self.blocks = stack(lambda r: BertBlock(size, r, **kind), size.depth, rngs)
         square = dict(init=small, bias=(width,), rngs=rngs)
-        self.pooler = Dense((width, width), ("embed", None), **square)
+        self.pooler = Dense((width, width), ("embed", None), **square) if options.heads != "none" else None
+        if options.heads != "pretraining":
+            return
         self.transform = Dense((width, width), ("embed", None), **square)
         self.transform_norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         self.word_bias = weight(rngs, (options.vocab,), ("vocab",), weights.zeros)
@@ -95,7 +105,7 @@ class Bert(nnx.Module):
         """States (B, L, D); keys where `mask_BL` is False are hidden."""
         x = constrain(self.embed(text_BL, types_BL), "batch", None, None)
         mask = mask_BL[:, None, None]
-        return scan(self.blocks, lambda block, h, _: block(h, mask), x, remat=self.remat, unroll=self.unroll)
+        return scan(self.blocks, lambda block, h, _: block(h, mask=mask), x, remat=self.remat, unroll=self.unroll)
 
     def pool(self, hidden_BLD) -> jax.Array:
         """tanh of a projection of the first position: (B, D)."""

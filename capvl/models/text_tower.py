@@ -1,9 +1,10 @@
-"""Text encoder of a two-tower model: the encoder blocks of the ViT over token embeddings (LiT, CLIP, SigLIP)."""
+"""Text encoder of a two-tower model: the ViT's blocks over token embeddings (LiT, CLIP, SigLIP), or BERT's."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from capvl.models.bert import BertBlock
 from capvl.models.sizes import Size
 from capvl.models.vit import EncoderBlock, MapHead
 from capvl.nn import weights
@@ -25,6 +26,8 @@ class TextTower(nnx.Module):
       pool: "last" (position), "mean" (of the tokens that aren't padding where `hide_padding`, else of
         all), "map", "argmax" (the position of the highest id, CLIP's end of text), "eos" (the first position
         of the id `end`; the first of all where there is none), "first", "max".
+      norm: where layer norms stand: "pre" (before attention and MLP, and at the end) or "post" (BERT: behind the
+        embeddings, and behind what attention and MLP are added to).
       causal: a token sees only itself and those before it.
       hide_padding: nobody sees padding (id 0).
       pad: id that the tower reads where the text has padding.
@@ -41,6 +44,7 @@ class TextTower(nnx.Module):
         out_bias: bool,
         pool: str,
         end: int = 0,
+        norm: str = "pre",
         causal: bool,
         hide_padding: bool,
         pad: int,
@@ -51,13 +55,14 @@ class TextTower(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vocab, self.length, self.pool_kind = vocab, length, pool
-        self.end = end
+        self.end, self.post_norm = end, norm == "post"
         self.causal, self.hide_padding, self.pad = causal, hide_padding, pad
         self.remat, self.unroll = remat, unroll
         kind = dict(activation=activation, eps=eps)
         self.tokens = weight(rngs, (vocab, size.width), ("token", "embed"), weights.normal(size.width**-0.5))
         self.positions = weight(rngs, (length, size.width), (None, "embed"), weights.normal(size.width**-0.5))
-        self.blocks = stack(lambda r: EncoderBlock(size, r, **kind), size.depth, rngs)
+        block = BertBlock if self.post_norm else EncoderBlock
+        self.blocks = stack(lambda r: block(size, r, **kind), size.depth, rngs)
         self.norm = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.map = MapHead(size, rngs, **kind) if pool == "map" else None
         self.head = Dense(
@@ -69,17 +74,19 @@ class TextTower(nnx.Module):
         )
 
     def hidden(self, text_BL, *, dtype=jnp.float32) -> jax.Array:
-        """Token states (B, L, D) after the final LN, of texts of at most `length` tokens."""
+        """Token states (B, L, D) behind the last LN, of texts of at most `length` tokens."""
         real_BL = real(text_BL)
         ids_BL = jnp.where(real_BL, text_BL, self.pad)
         x = self.tokens[...][ids_BL] + self.positions[...][None, : text_BL.shape[1]]
-        x = constrain(x.astype(dtype), "batch", None, None)
+        x = self.norm(x.astype(dtype)) if self.post_norm else x.astype(dtype)
+        x = constrain(x, "batch", None, None)
         mask = real_BL[:, None, None] if self.hide_padding else None
 
         def body(block, h, _):
             return block(h, mask=mask, causal=self.causal)
 
-        return self.norm(scan(self.blocks, body, x, remat=self.remat, unroll=self.unroll))
+        x = scan(self.blocks, body, x, remat=self.remat, unroll=self.unroll)
+        return x if self.post_norm else self.norm(x)
 
     def pooled(self, hidden_BLD, text_BL) -> jax.Array:
         """One state (B, D) a text."""

@@ -30,6 +30,7 @@ class TwoTowersOptions(ViTOptions):
       text_pool: "last", "mean", "map", "argmax", "eos", "first" or "max"; see `capvl.models.text_tower`.
       text_end: id of the end of a text, at whose first place text_pool="eos" looks.
       text_activation, text_eps: of the text tower; "" and 0: as the image tower's.
+      text_norm: "pre", or "post" as in BERT, which `init_from` can then give; see `capvl.models.text_tower`.
       text_causal: a token sees only those before it (CLIP).
       text_hides_padding: nobody sees padding.
       text_pad: id that the text tower reads for padding.
@@ -47,6 +48,7 @@ class TwoTowersOptions(ViTOptions):
     text_end: int = 0
     text_activation: str = ""
     text_eps: float = 0.0
+    text_norm: str = "pre"
     text_causal: bool = False
     text_hides_padding: bool = False
     text_pad: int = 0
@@ -59,7 +61,7 @@ class TwoTowersOptions(ViTOptions):
     def __post_init__(self):
         super().__post_init__()
         sizes.parse_size(self.text)
-        self.check_choices(text_pool=POOLS, text_activation=("", *ACTIVATIONS))
+        self.check_choices(text_pool=POOLS, text_activation=("", *ACTIVATIONS), text_norm=("pre", "post"))
         if self.text_eps < 0:
             raise UserError(f"model.text_eps must not be negative, not {self.text_eps}.")
         if min(self.vocab, self.length) < 1 or min(self.projection, self.decoder_layers) < 0 or self.temperature <= 0:
@@ -100,6 +102,7 @@ class TwoTowers(nnx.Module):
             out_bias=not options.projection or options.projection_bias,
             pool=options.text_pool,
             end=options.text_end,
+            norm=options.text_norm,
             causal=options.text_causal,
             hide_padding=options.text_hides_padding,
             pad=options.text_pad,

@@ -10,7 +10,7 @@ import pytest
 from conftest import assert_close
 
 from capvl.convert import __main__ as convert
-from capvl.convert import files, folder, hugging_face, timm
+from capvl.convert import files, folder, hugging_face, open_clip, siglip, vit
 from capvl.convert.load import load_parameters
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
@@ -101,14 +101,12 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
 
 
 def test_sincos_positions_are_written_out(tmp_path):
-    state, _ = hugging_face.write_siglip(MODELS["sincos"], weights_of("sincos").params)
-    learned, params = hugging_face.read_siglip(
-        state, hugging_face.write_siglip(MODELS["sincos"], weights_of("sincos").params)[1]
-    )
+    state, _ = siglip.write_siglip(MODELS["sincos"], weights_of("sincos").params)
+    learned, params = siglip.read_siglip(state, siglip.write_siglip(MODELS["sincos"], weights_of("sincos").params)[1])
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)), jnp.float32)
     outputs = [
         jax.jit(lambda p, o=options: Blueprint(o).bind(p).features(image))(p)
-        for options, p in ((MODELS["sincos"], weights_of("sincos").params), (convert._alone(learned), params))
+        for options, p in ((MODELS["sincos"], weights_of("sincos").params), (EncoderOptions(**vars(learned)), params))
     ]
     assert_close(outputs[1], outputs[0], 1e-5)
 
@@ -212,6 +210,32 @@ def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):
         load_parameters(str(tmp_path / "bert"), dataclasses.replace(options, text_positions=9), ("decoder/.*",))
 
 
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        (
+            "clip",
+            {"activation": "gelu"},
+            r"under encoder/ were trained with model.activation='quick_gelu' \(here 'gelu'",
+        ),
+        ("clip", {"eps": 1e-6}, r"under encoder/ were trained with model.eps=1e-05 \(here 1e-06\)"),
+        ("clip", {"pixels": "half"}, r"model.pixels='clip' \(here 'half'\)"),
+        ("clip", {"text_causal": False}, r"under text/ were trained with model.text_causal=True"),
+        ("git", {"text_eps": 1e-5}, r"under decoder/ were trained with model.text_eps=1e-12 \(here 1e-05\)"),
+    ],
+)
+def test_parameters_that_would_compute_something_else(tmp_path, name, change, words):
+    """No shape tells which activation, eps or pixels a tower was trained with."""
+    folder.write_folder(str(tmp_path / name), weights_of(name))
+    options = MODELS[name]
+    load_parameters(str(tmp_path / name), options)
+    with pytest.raises(UserError, match=words):
+        load_parameters(str(tmp_path / name), dataclasses.replace(options, **change))
+    if "under text/" in words:
+        only = ("encoder/.*",)
+        assert load_parameters(str(tmp_path / name), dataclasses.replace(options, **change), only)
+
+
 def test_open_clip_is_openai_clip_by_other_names():
     """The same weights under open_clip's names give the same parameters."""
     options, params = MODELS["clip"], weights_of("clip").params
@@ -239,8 +263,9 @@ def test_open_clip_is_openai_clip_by_other_names():
             norms += [(f"{there}.mlp.c_fc", f"{here}.mlp.fc1"), (f"{there}.mlp.c_proj", f"{here}.mlp.fc2")]
     for name, ours in norms:
         theirs |= {f"{name}.{leaf}": state[f"{ours}.{leaf}"] for leaf in ("weight", "bias")}
-    found, again = timm.read_open_clip(theirs, {"model_cfg": {"quick_gelu": True}}, heads=2)
-    assert found == options
+    config = {"model_cfg": {"quick_gelu": True, "vision_cfg": {}, "text_cfg": {}}}
+    found, again = open_clip.read_open_clip(theirs, config, heads=2)
+    assert dataclasses.replace(found, pixels="clip") == options  # Pixels are read with the files.
     assert_same(again, params)
 
 
@@ -248,7 +273,7 @@ def test_old_names_of_vit():
     """ViT checkpoints before transformers 5 have other names for the same arrays."""
     options = MODELS["class token"]
     params = random_params(options)
-    new = hugging_face.rules.write(params, hugging_face.VIT, "ViT")
+    new = vit.rules.write(params, vit.VIT, "ViT")
     old = {}
     for name, value in new.items():
         if name.startswith("layers."):
@@ -262,7 +287,7 @@ def test_old_names_of_vit():
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config |= {"patch_size": 8, "image_size": 24, "model_type": "vit"}
     for theirs in (old, new):
-        assert_same(hugging_face.read_vit(theirs, config)[1], params)
+        assert_same(vit.read_vit(theirs, config)[1], params)
 
 
 def test_init_from_a_converted_folder_resizes_positions(tmp_path):
@@ -303,12 +328,15 @@ def test_bad_input(tmp_path):
     with pytest.raises(UserError, match="can't be read as safetensors"):
         run("--from=timm", "--to=capvl", tmp_path / "bad.safetensors", tmp_path / "x")
     files.write_safetensors(tmp_path / "few.safetensors", {"a": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match="names the architecture, is not beside"):
+        run("--from=timm", "--to=capvl", tmp_path / "few.safetensors", tmp_path / "x")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
     with pytest.raises(UserError, match="not of a timm ViT"):
         run("--from=timm", "--to=capvl", tmp_path / "few.safetensors", tmp_path / "x")
     with pytest.raises(UserError, match="needs a config.json"):
         run("--from=huggingface", "--to=capvl", tmp_path / "few.safetensors", tmp_path / "x")
     with pytest.raises(UserError, match="pool='map'; this model has 'mean'"):
-        hugging_face.write_siglip(TwoTowersOptions(**IMAGE, text="w12d1h2m24"), random_params(MODELS["lit"]))
+        siglip.write_siglip(TwoTowersOptions(**IMAGE, text="w12d1h2m24"), random_params(MODELS["lit"]))
     with pytest.raises(UserError, match="has no place for a bias of its patch convolution"):
         hugging_face.write_clip(MODELS["clip"], random_params(MODELS["clip"]))
     with pytest.raises(UserError, match="image models only"):
@@ -361,7 +389,9 @@ def test_towers_of_other_kinds_keep_their_own_activation_and_eps(kind):
     if kind == "clip":
         options = dataclasses.replace(options, text_pool="eos", text_end=7)
     write, read = (
-        getattr(hugging_face, f"{way}_{'clip' if kind == 'clip' else 'siglip'}") for way in ("write", "read")
+        (hugging_face.write_clip, hugging_face.read_clip)
+        if kind == "clip"
+        else (siglip.write_siglip, siglip.read_siglip)
     )
     state, config = write(options, weights_of(kind).params)
     assert config["text_config"]["layer_norm_eps"] == 1e-3 != config["vision_config"]["layer_norm_eps"]
@@ -377,8 +407,8 @@ def test_vit_without_biases_of_queries_keys_and_values():
     options = MODELS["class token"]
     params = random_params(options)
     params["encoder/blocks/attn/qkv/bias"][:] = 0
-    state = hugging_face.rules.write(params, hugging_face.VIT, "ViT")
+    state = vit.rules.write(params, vit.VIT, "ViT")
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config |= {"patch_size": 8, "image_size": 24, "model_type": "vit", "qkv_bias": False}
     fewer = {k: v for k, v in state.items() if not k.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
-    assert_same(hugging_face.read_vit(fewer, config)[1], params)
+    assert_same(vit.read_vit(fewer, config)[1], params)

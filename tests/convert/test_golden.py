@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import assert_close, load_golden, under
 
-from capvl.convert import bert, hugging_face
+from capvl.convert import bert, hugging_face, siglip
 from capvl.models.parameters import Blueprint
 from capvl.objectives.contrastive import Contrastive
 
@@ -41,10 +41,11 @@ class Case:
         hf = {"vision_config": vision, "text_config": text} | (
             {"projection_dim": config["proj"]} if "proj" in config else {}
         )
-        read = hugging_face.read_clip if name == "clip" else hugging_face.read_siglip
-        self.options, params = read(self.theirs, hf)
+        read = hugging_face.read_clip if name == "clip" else siglip.read_siglip
         # The golden texts hold the id 0 as a word.
-        self.blueprint = Blueprint(dataclasses.replace(self.options, text_pad=0))
+        pad = {} if name == "clip" else {"pad": 0}
+        self.options, params = read(self.theirs, hf, **pad)
+        self.blueprint = Blueprint(self.options)
         self.params = jax.tree.map(jnp.asarray, params)
         self.image = jnp.asarray(self.golden["in/pixel_values"]).transpose(0, 2, 3, 1)
         self.text = jnp.asarray(self.golden["in/input_ids"], jnp.int32)
@@ -147,7 +148,7 @@ def test_loss_and_gradients(case):
     expected = under(case.golden, "grad")
     for name in ("encoder/stem/bias", "bias") if case.name == "clip" else ():
         gradient = gradient | {name: jnp.zeros_like(gradient[name])}
-    write = hugging_face.write_clip if case.name == "clip" else hugging_face.write_siglip
+    write = hugging_face.write_clip if case.name == "clip" else siglip.write_siglip
     found, _ = write(case.options, gradient)
     assert expected
     for name, value in expected.items():
@@ -158,7 +159,7 @@ def test_loss_and_gradients(case):
 
 
 def test_round_trip_is_exact(case):
-    write = hugging_face.write_clip if case.name == "clip" else hugging_face.write_siglip
+    write = hugging_face.write_clip if case.name == "clip" else siglip.write_siglip
     back, _ = write(case.options, case.params)
     assert back.keys() == case.theirs.keys()
     for name, value in case.theirs.items():

@@ -1,15 +1,13 @@
 """Exported models give the same numbers in PyTorch (CPU): transformers, timm; positions as torch resizes them."""
 
-import importlib.machinery
 import pickle
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_close
+from pytorch import timm
 from test_convert import weights_of
 
 from capvl.convert import __main__ as convert
@@ -159,33 +157,6 @@ def test_bert_for_pre_training(tmp_path):
         found = theirs(input_ids=torch.tensor(text)).prediction_logits
     words = jnp.asarray(text, jnp.int32)
     assert_close(found, jax.jit(lambda t: model.word_logits(model(t, t > 0)))(words), 1e-4)
-
-
-class Anything(type):
-    """Classes that have every attribute."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-
-@pytest.fixture
-def timm(monkeypatch):
-    """timm, which imports torchvision for things that its ViTs don't use; there is no CPU build of that everywhere."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in ("", ".ops", ".ops.misc", ".transforms", ".transforms.functional", ".datasets", ".datasets.folder"):
-            module = types.ModuleType("torchvision" + name)
-            module.__spec__ = importlib.machinery.ModuleSpec("torchvision" + name, None)
-            module.__path__ = []
-            module.__getattr__ = lambda attribute: Anything(attribute, (torch.nn.Module,), {})
-            monkeypatch.setitem(sys.modules, "torchvision" + name, module)
-            parent, _, child = ("torchvision" + name).rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], child, module)
-    return pytest.importorskip("timm")
 
 
 @pytest.mark.parametrize("name", ["encoder", "map encoder", "class token", "captioner"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import real_data
 
-from capvl.data import prepare, sources
+from capvl.data import cleaning, prepare, sources
 from capvl.data import tokenizer as tokenizers
 from capvl.data.tokenizer import EOS, Tokenizer, main, train
 from capvl.errors import UserError
@@ -136,6 +136,9 @@ def test_a_file_that_changes_is_loaded_anew(tokenizer, tmp_path):
     other = tokenizers.train(["one two three", "four five"] * 20, 20, tmp_path / "other.model")
     shutil.move(other.path, path)
     assert tokenizers.load(path).pieces() != tokenizer.pieces()
+    for empty in ("", ".", "/"):
+        with pytest.raises(UserError, match="is missing"):
+            tokenizers.load(empty)
 
 
 CLIP = ("tokenizers", "bpe_simple_vocab_16e6.txt.gz")
@@ -165,7 +168,7 @@ def test_clean_texts_stay():
 
     printable = "".join(map(chr, range(32, 127))).replace("&", "")
     for text in (printable, printable[::-1], 'A "dog"  isn\'t <b>here</b>'):
-        assert tokenizers.clean(text) == " ".join(ftfy.fix_text(text).split()).lower()
+        assert cleaning.clean(text) == " ".join(ftfy.fix_text(text).split()).lower()
 
 
 @pytest.mark.realdata
@@ -243,3 +246,32 @@ def test_special_tokens_in_a_caption_are_plain_text(special, tmp_path, data_dir)
         ids = list(tokenizer(f"a {special} dog", 24))
         assert ids.count(tokenizer.eos) == 1 and 0 not in ids[: ids.index(tokenizer.eos)]
         assert vocabulary[special] not in ids[1 : ids.index(tokenizer.eos)] or isinstance(tokenizer, Tokenizer)
+
+
+def test_settings_go_along_with_a_copy(data_dir, tmp_path, tiny_recipe):
+    """What tokenizer_config.json says of letters and punctuation is done, in a workdir's copy too."""
+    import shutil
+
+    from etils import epath
+
+    from capvl import workdirs
+
+    plain = prepare.scenes_tokenizer(data_dir)
+    shutil.copyfile(plain, tmp_path / "spiece.model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+    file = str(tmp_path / "spiece.model")
+    expected = tokenizers.load(str(plain))("a red circle", 16)
+    np.testing.assert_array_equal(tokenizers.load(file)("A red,  CIRCLE!", 16), expected)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    recipe = tiny_recipe(data__tokenizer=file)
+    workdirs.write(epath.Path(workdir), recipe, file)
+    copy = workdirs.tokenizer_of(epath.Path(workdir), recipe)
+    assert copy == str(workdir / "tokenizer.model")
+    np.testing.assert_array_equal(tokenizers.load(copy)("A red,  CIRCLE!", 16), expected)
+    (tmp_path / "tokenizer_config.json").write_text('{"clean": "nonsense"}')
+    with pytest.raises(UserError, match="clean='nonsense'; known are lower, canonicalize"):
+        Tokenizer(file)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match="should be a JSON object"):
+        Tokenizer(file)

@@ -78,6 +78,13 @@ def test_scoring(by_word, colors, mesh):
     assert prompted["accuracy"] == 1.0
 
 
+def test_names_that_do_not_fit_are_no_names(by_word, colors, mesh):
+    """Cut, they would be other texts, or all the same."""
+    context, _ = context_of(captioner, colors, mesh)
+    with pytest.raises(UserError, match=r"3 of 3 texts have more than the \d+ tokens that the model writes"):
+        Scoring(name="colors", prompt="red " * 40 + "{}").setup(context)
+
+
 def test_captions_of_the_hand_made_model(by_word, colors, mesh):
     for beams in (1, 3):
         context, params = context_of(captioner, colors, mesh)
