@@ -288,11 +288,23 @@ def _alone(folder: epath.Path) -> Iterator[bool]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # Of file systems over a network, some have no locks.
-            yield False
-        else:
-            yield True
+        yield _flock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    """Locks an open folder until it is closed. False where it can't: some network file systems have no locks, and a
+    start that was suspended may keep one."""
+    begun = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() - begun > WATCH_SECONDS:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return False
+        else:
+            return True

@@ -145,6 +145,18 @@ def absolute(path: epath.Path) -> epath.Path:
     return path if in_bucket(path) else path.resolve()
 
 
+def make_folder(path: os.PathLike) -> None:
+    """Makes a folder where it isn't there, with those above it.
+
+    Raises:
+      UserError: it can't be made.
+    """
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"Folder {os.fspath(path)!r} can't be made: {reason(e)}.") from e
+
+
 class Lines:
     """A file that grows by lines.
 
@@ -160,11 +172,14 @@ class Lines:
           keep: says which of its lines stay; None for all, also those that are torn.
 
         Raises:
-          UserError: it can't be written.
+          UserError: it can't be read or written.
         """
         self._path, self._text, self._waiting, self._written = path, "", False, time.monotonic()
         if keep or in_bucket(path):
-            lines = split(read_text(path)) if path.exists() else []
+            try:
+                lines = split(read_text(path)) if path.exists() else []
+            except OSError as e:
+                raise UserError(f"{str(path)!r} can't be read: {reason(e)}.") from e
             self._text = "".join(line + "\n" for line in lines if keep is None or keep(line))
             replace_text(path, self._text)
 

@@ -198,6 +198,14 @@ def test_and_says_so_before_the_next_beat(workdir, monkeypatch):
         assert json.loads((workdir / lock.NAME).read_text())["leaving"]
 
 
+def test_a_start_that_was_suspended_hangs_nobody(tmp_path):
+    """It looks at the lock for ever, and keeps others from looking."""
+    path = metrics.open_workdir(str(tmp_path))
+    with lock._alone(path) as alone:
+        assert alone
+        assert lock.WATCH_SECONDS < take(path) < 10 * lock.WATCH_SECONDS
+
+
 def test_waiting_can_be_interrupted(workdir):
     leave(workdir, machine="elsewhere")
     with pytest.raises(KeyboardInterrupt):

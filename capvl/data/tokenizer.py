@@ -380,10 +380,7 @@ def train_word_piece(texts, vocab: int, out: str | os.PathLike) -> SubwordTokeni
 def _write(out: str | os.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all."""
     path = pathlib.Path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"Folder {str(path.parent)!r} can't be made: {storage.reason(e)}.") from e
+    storage.make_folder(path.parent)
     storage.replace_bytes(epath.Path(path), data)
 
 
