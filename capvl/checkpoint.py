@@ -83,7 +83,7 @@ class Checkpointer:
         if self._read_only:
             manager_options = ocp.CheckpointManagerOptions(read_only=True)
         else:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.directory)
             manager_options = ocp.CheckpointManagerOptions(
                 max_to_keep=options.keep,
                 keep_period=options.keep_every or None,

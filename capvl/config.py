@@ -348,9 +348,11 @@ def own_code(values: dict) -> set[str]:
 def _named(registry: dict[str, str], name: Any, key: str, trust: Trust) -> type:
     """The dataclass of a name, or of "module:Class" of the user's own where it is trusted."""
     name = unquoted(name) if isinstance(name, Typed) else name
-    if name not in registry and ":" not in str(name):
-        raise UserError(f"{key}={name!r} is unknown." + nearest(str(name), registry))
-    module, _, attribute = registry.get(name, str(name)).partition(":")
+    if not isinstance(name, str):
+        raise UserError(f"{key} should be a name, not {name!r}." + nearest("", registry))
+    if name not in registry and ":" not in name:
+        raise UserError(f"{key}={name!r} is unknown." + nearest(name, registry))
+    module, _, attribute = registry.get(name, name).partition(":")
     if name in registry:
         return getattr(importlib.import_module(module), attribute)
     if trust is not True and name not in (trust or ()):

@@ -88,7 +88,9 @@ def _recipe_of_run(path, workdir: str, spec: str, overrides, trust: bool) -> con
         raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
     values = config.read_values(file)
     said = {text for _, text in overrides}
-    own = workdirs.tokenizer_of(path, config.resolve(values | {"evals": {}}, trust or said))
+    recipe = config.resolve(values | {"evals": {}}, trust or said)
+    own = workdirs.tokenizer_of(path, recipe)
+    values = recipe.source | {"evals": values.get("evals", {})}
     if spec:
         other = config.load(spec).source
         values |= {key: other[key] for key in ("data", "evals", "batch_size")}

@@ -56,7 +56,7 @@ def load(
     Args:
       path: where it is.
       step: of a workdir's checkpoint; None for the newest.
-      tokenizer: path of a tokenizer, with the vocabulary of the model's own where it has one; "" for that.
+      tokenizer: path of a tokenizer, with the vocabulary of the model's own where that is there; "" for that.
       dtype: "float32" or "bfloat16" for activations; "" for the model's own.
       trust: import the code that a workdir names, of an objective of one's own; nothing of a folder is run else.
 
@@ -67,7 +67,7 @@ def load(
     if tokenizer:
         if weights.tokenizer:
             tokenizers.check_same_pieces(tokenizer, weights.tokenizer)
-        weights = dataclasses.replace(weights, tokenizer=tokenizer)
+        weights = dataclasses.replace(weights, tokenizer=os.fspath(tokenizer))
     if dtype:
         weights = dataclasses.replace(weights, options=dataclasses.replace(weights.options, dtype=dtype))
     return LoadedModel(weights, os.fspath(path))

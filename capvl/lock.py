@@ -45,7 +45,8 @@ class Holder:
       id: of this hold, random.
       host: the machine's name.
       machine: the boot of the machine and its room of process numbers; "" where these aren't known.
-      pid, began: of the process: its number, and when it began (seconds on its machine's clock).
+      folder: which folder of that machine is meant, so that a copy of it is told; "" in buckets.
+      pid, began: of the process: its number, and when it began (`_began`).
       since: when it took the workdir, in words.
       beat: counts up.
       leaving: whether it was asked to stop and is saving.
@@ -54,6 +55,7 @@ class Holder:
     id: str
     host: str
     machine: str
+    folder: str
     pid: int
     began: float
     since: str
@@ -76,7 +78,12 @@ class Lock:
         self._thread.start()
 
     def _renew(self) -> None:
-        while not self._end.wait(BEAT_SECONDS):
+        beaten = time.monotonic()
+        # That it is leaving is said soon, as whoever was told to stop it starts the next run at once.
+        while not self._end.wait(min(BEAT_SECONDS, LOOK_SECONDS)):
+            if time.monotonic() - beaten < BEAT_SECONDS and self._leaving() == self._mine.leaving:
+                continue
+            beaten = time.monotonic()
             with contextlib.suppress(Exception):  # Storage that fails now may work at the next beat.
                 if self._taken():
                     os.kill(os.getpid(), signal.SIGTERM)  # The run stops after its step, and `check` says why.
@@ -149,7 +156,7 @@ def _take(path: epath.Path, leaving: Callable[[], bool]) -> Holder:
             if free:
                 if watch.holder:
                     say(f"The run that had {path.parent} is dead ({watch.holder}); its workdir is taken over.")
-                mine = _myself()
+                mine = _myself(path.parent)
                 _write(path, mine)
                 if alone or _settled(path, mine):
                     return mine
@@ -186,7 +193,8 @@ class _Watch:
             self._since = time.monotonic()
         if self.holder is None:
             return True
-        if self.holder.machine and self.holder.machine == _machine():
+        here = (_machine(), _number(self._path.parent))
+        if self.holder.machine and (self.holder.machine, self.holder.folder) == here:
             return not _runs(self.holder)
         if before and before != self.holder and before.id == self.holder.id:
             return False
@@ -197,17 +205,38 @@ def _runs(holder: Holder) -> bool:
     """Whether a process of this machine still is the one that wrote the lock, and not another with its number."""
     try:
         process = psutil.Process(holder.pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.began) < 2
+        return process.status() != psutil.STATUS_ZOMBIE and abs(_began(holder.pid) - holder.began) < 2
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:  # It is there, and somebody else's.
         return True
 
 
-def _myself() -> Holder:
+def _began(pid: int) -> float:
+    """When a process of this machine began. Linux counts ticks since the boot, which setting a clock does not change.
+
+    Raises:
+      psutil.Error: there is none.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return float(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return psutil.Process(pid).create_time()
+
+
+def _myself(folder: epath.Path) -> Holder:
     since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    began = psutil.Process().create_time()
-    return Holder(uuid.uuid4().hex, platform.node(), _machine(), os.getpid(), began, since)
+    pid = os.getpid()
+    return Holder(uuid.uuid4().hex, platform.node(), _machine(), _number(folder), pid, _began(pid), since)
+
+
+def _number(folder: epath.Path) -> str:
+    """A local folder's number on this machine; a copy has another. "" in buckets."""
+    if storage.in_bucket(folder):
+        return ""
+    found = os.stat(folder)
+    return f"{found.st_dev} {found.st_ino}"
 
 
 def _machine() -> str:
@@ -225,10 +254,19 @@ def _read(path: epath.Path) -> Holder | None:
         data = storage.retry(path.read_bytes, what=f"Reading {str(path)!r}")
     except FileNotFoundError:
         return None
+    except OSError as e:
+        raise UserError(
+            f"{str(path)!r} can't be read ({storage.reason(e)}), and says whether another run has the workdir; remove "
+            f"it if none has."
+        ) from e
     try:
-        return Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        return Holder("", "an unknown machine", "", 0, 0.0, "an unknown time", beat=zlib.crc32(data))
+        holder = Holder(**json.loads(data))
+        right = all(isinstance(getattr(holder, f.name), f.type) for f in dataclasses.fields(holder)) and holder.pid > 0
+    except (ValueError, TypeError, RecursionError):
+        right = False
+    if right:
+        return holder
+    return Holder("", "an unknown machine", "", "", 0, 0.0, "an unknown time", beat=zlib.crc32(data))
 
 
 def _write(path: epath.Path, holder: Holder) -> None:
@@ -250,11 +288,23 @@ def _alone(folder: epath.Path) -> Iterator[bool]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # Of file systems over a network, some have no locks.
-            yield False
-        else:
-            yield True
+        yield _flock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    """Locks an open folder until it is closed. False where it can't: some network file systems have no locks, and a
+    start that was suspended may keep one."""
+    begun = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() - begun > WATCH_SECONDS:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return False
+        else:
+            return True

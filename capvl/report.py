@@ -28,7 +28,7 @@ def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[Samples | C
         return
     values = {name: [_plain(value) for value in rows] for name, rows in shown.items()}
     folder = workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     storage.replace_text(folder / f"{step}.json", json.dumps(values))
 
 

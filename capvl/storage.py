@@ -122,7 +122,7 @@ def resume(open_: Callable[[], Iterator[T]], *, what: str) -> Iterator[T]:
 
 
 def folder(text: str) -> epath.Path:
-    """A workdir as a path: a local folder, or gs://BUCKET/…
+    """A workdir as a path: a local folder, ~/… too (shells leave it in --workdir=~/…), or gs://BUCKET/…
 
     Raises:
       UserError: a scheme that nothing here can read.
@@ -132,7 +132,7 @@ def folder(text: str) -> epath.Path:
         raise UserError(f"{text!r} is neither a local folder nor {' nor '.join(f'{b}://…' for b in BUCKETS)}.")
     if scheme and importlib.util.find_spec(BUCKETS[scheme[1]]) is None:
         raise UserError(f"{text!r} needs the package {BUCKETS[scheme[1]]}: pip install {BUCKETS[scheme[1]]}.")
-    return epath.Path(text)
+    return epath.Path(os.path.expanduser(text))
 
 
 def in_bucket(path: os.PathLike) -> bool:
@@ -143,6 +143,18 @@ def in_bucket(path: os.PathLike) -> bool:
 def absolute(path: epath.Path) -> epath.Path:
     """The same place, whatever the current folder becomes."""
     return path if in_bucket(path) else path.resolve()
+
+
+def make_folder(path: os.PathLike) -> None:
+    """Makes a folder where it isn't there, with those above it.
+
+    Raises:
+      UserError: it can't be made.
+    """
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"Folder {os.fspath(path)!r} can't be made: {reason(e)}.") from e
 
 
 class Lines:
@@ -160,11 +172,14 @@ class Lines:
           keep: says which of its lines stay; None for all, also those that are torn.
 
         Raises:
-          UserError: it can't be written.
+          UserError: it can't be read or written.
         """
         self._path, self._text, self._waiting, self._written = path, "", False, time.monotonic()
         if keep or in_bucket(path):
-            lines = split(read_text(path)) if path.exists() else []
+            try:
+                lines = split(read_text(path)) if path.exists() else []
+            except OSError as e:
+                raise UserError(f"{str(path)!r} can't be read: {reason(e)}.") from e
             self._text = "".join(line + "\n" for line in lines if keep is None or keep(line))
             replace_text(path, self._text)
 

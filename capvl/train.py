@@ -316,11 +316,11 @@ def set_up(
 
 
 def _check_data(options: loader.DataOptions, seen: dict | None, new_data: bool) -> dict:
-    """The data's fingerprint, which is that of the checkpoint where it has one."""
+    """The data's fingerprint, which is that of the checkpoint where it has one; shards that are gone stay in it."""
     now = fingerprint.fingerprint(options)
     for difference in fingerprint.check(seen, now, new_data):
         say(f"The data is other than it was: {difference}.")
-    return now
+    return fingerprint.with_gone(seen, now)
 
 
 def _prepare_data(recipe: config.Recipe) -> None:

@@ -10,6 +10,7 @@ from etils import epath
 
 from capvl import config, storage
 from capvl.data import tokenizer as tokenizers
+from capvl.data.cleaning import SETTINGS
 from capvl.errors import UserError
 from capvl.parallel import distributed
 
@@ -60,8 +61,15 @@ def write(path: epath.Path, recipe: config.Recipe, tokenizer: str) -> None:
 
 
 def find_tokenizer(path: epath.Path) -> epath.Path | None:
-    """The tokenizer's file in a workdir; None where it has none, as of a recipe without texts."""
-    found = [file for file in path.glob("tokenizer.*") if file.suffix != ".tmp"]
+    """The tokenizer's file in a workdir; None where it has none, as of a recipe without texts.
+
+    Raises:
+      UserError: there are several.
+    """
+    found = [path / name for name in tokenizers.COPIES if (path / name).is_file()]
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found)
+        raise UserError(f"There are {names} in {str(path)!r}, and a run has one tokenizer; remove what is not its own.")
     return found[0] if found else None
 
 
@@ -73,12 +81,13 @@ def tokenizer_of(path: epath.Path, recipe: config.Recipe) -> str:
       recipe: of the workdir, whose path is taken where the workdir has no copy.
 
     Returns:
-      A path, "" where there is none.
+      A path, "" where there is none, or it is gone.
     """
     copy = find_tokenizer(path)
     if copy:
         return tokenizers.local(copy)
-    return tokenizer_named(recipe)
+    named = tokenizer_named(recipe)
+    return named if os.path.isfile(named) else ""
 
 
 def tokenizer_named(recipe: config.Recipe) -> str:
@@ -106,15 +115,27 @@ def _keep_tokenizer(path: epath.Path, tokenizer: str) -> None:
     files = tokenizers.copies(tokenizer)
     distributed.check_same(tokenizer=hashlib.sha256(b"".join(files.values())).hexdigest())
     copy = find_tokenizer(path)
-    if copy and all((path / name).exists() and (path / name).read_bytes() == data for name, data in files.items()):
+    kept = [file for file in (copy, path / SETTINGS) if file and file.is_file()]
+    if copy and {file.name: file.read_bytes() for file in kept} == files:
         return
     if copy and _begun(path):
+        _check_copy(copy)
         raise UserError(
             f"Tokenizer {tokenizer!r} is not the one that the run in {str(path)!r} was begun with ({copy.name} there); "
             f"give that one, or choose another --workdir."
         )
     if jax.process_index() == 0:
-        if copy:
-            copy.unlink(missing_ok=True)
+        for file in kept:
+            file.unlink(missing_ok=True)
         for name, data in files.items():
             storage.replace_bytes(path / name, data)
+
+
+def _check_copy(copy: epath.Path) -> None:
+    """Raises UserError where a workdir's tokenizer can't be read."""
+    try:
+        tokenizers.load(tokenizers.local(copy))
+    except UserError as e:
+        raise UserError(
+            f"{e} Remove it where the recipe's tokenizer is the run's; a copy of that takes its place."
+        ) from e

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def workdir(request, tmp_path):
 
 def leave(workdir, **changes) -> lock.Holder:
     """A lock that some process left."""
-    holder = dataclasses.replace(lock._myself(), **changes)
+    holder = dataclasses.replace(lock._myself(workdir), **changes)
     lock._write(workdir / lock.NAME, holder)
     return holder
 
@@ -93,7 +94,7 @@ def test_errors_give_it_back(workdir):
 @pytest.mark.parametrize("dead", ["gone", "another process has its number", "zombie"])
 def test_a_dead_process_of_this_machine_is_no_hindrance(workdir, dead, capsys):
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
-        began = psutil.Process(process.pid).create_time()
+        began = lock._began(process.pid)
         process.stdin.close()
         if dead == "zombie":
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -111,10 +112,41 @@ def test_a_dead_process_elsewhere_is_no_hindrance(workdir, machine):
     assert lock.WATCH_SECONDS < take(workdir) < 10 * lock.WATCH_SECONDS
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"id": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"id": 1}', b"\xff\xfe", b"[" * 100_000])
 def test_a_broken_lock_is_no_hindrance(workdir, data):
     (workdir / lock.NAME).write_bytes(data)
     assert take(workdir) > lock.WATCH_SECONDS
+
+
+@pytest.mark.parametrize("changes", [{"pid": "1"}, {"pid": -1}, {"began": None}, {"beat": [1]}, {"machine": 3}])
+def test_a_lock_of_odd_values_is_no_hindrance(workdir, changes):
+    leave(workdir, **changes)
+    assert take(workdir) > lock.WATCH_SECONDS
+
+
+def test_a_lock_that_cannot_be_read(tmp_path):
+    """Nobody knows whether another run is there, so the user has to say."""
+    (tmp_path / lock.NAME).mkdir()
+    with pytest.raises(UserError, match=r"lock.json' can't be read .Is a directory.*remove it if none has"):
+        take(metrics.open_workdir(str(tmp_path)))
+
+
+def test_a_clock_that_is_set_kills_nobody(workdir, monkeypatch):
+    """A process's beginning on the wall clock moves with the clock."""
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
+        leave(workdir, pid=process.pid, began=lock._began(process.pid))
+        create_time = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 3600)
+        with pytest.raises(UserError, match="in use by process"):
+            take(workdir)
+        process.stdin.close()
+
+
+def test_a_copy_of_a_workdir_is_not_in_use(tmp_path):
+    """The process that its lock names lives, and renews the lock of the first one only."""
+    with lock.held(metrics.open_workdir(str(tmp_path / "run")), lambda: False):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        assert take(metrics.open_workdir(str(tmp_path / "copy"))) > lock.WATCH_SECONDS
 
 
 def test_a_living_process_elsewhere(workdir, renewed):
@@ -155,6 +187,23 @@ def test_a_run_that_is_asked_to_stop_says_so(workdir):
     with lock.held(workdir, lambda: True):
         time.sleep(0.3)
         assert json.loads((workdir / lock.NAME).read_text())["leaving"]
+
+
+def test_and_says_so_before_the_next_beat(workdir, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 60.0)
+    asked = threading.Event()
+    with lock.held(workdir, asked.is_set):
+        asked.set()
+        time.sleep(0.3)
+        assert json.loads((workdir / lock.NAME).read_text())["leaving"]
+
+
+def test_a_start_that_was_suspended_hangs_nobody(tmp_path):
+    """It looks at the lock for ever, and keeps others from looking."""
+    path = metrics.open_workdir(str(tmp_path))
+    with lock._alone(path) as alone:
+        assert alone
+        assert lock.WATCH_SECONDS < take(path) < 10 * lock.WATCH_SECONDS
 
 
 def test_waiting_can_be_interrupted(workdir):

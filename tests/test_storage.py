@@ -8,9 +8,11 @@ import pytest
 from conftest import write_tar
 from etils import epath
 
-from capvl import storage
+from capvl import config, report, storage
+from capvl.checkpoint import Checkpointer
 from capvl.data import shards, streams
 from capvl.data.filters import Filters
+from capvl.data.loader import DataOptions
 from capvl.errors import UserError
 
 EIO = OSError(errno.EIO, "Input/output error")
@@ -218,3 +220,31 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="can't be written: the disk is full"):
         storage.replace_text(epath.Path(tmp_path / "x.json"), "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_home(monkeypatch, tmp_path):
+    """Shells leave ~ as it is in --workdir=~/run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(storage.folder("~/run")) == str(tmp_path / "run")
+    assert DataOptions(data_dir="~/data").directory() == str(tmp_path / "data")
+    assert DataOptions(tokenizer="~/a.model").tokenizer_path() == str(tmp_path / "a.model")
+
+
+def test_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="'.*/file/a/b' can't be made: Not a directory"):
+        storage.make_folder(tmp_path / "file/a/b")
+    storage.make_folder(tmp_path / "a/b")
+    storage.make_folder(tmp_path / "a/b")
+    with pytest.raises(UserError, match="can't be made"):
+        report.save_shown(epath.Path(tmp_path / "file"), 1, {})
+
+
+def test_things_in_the_place_of_files_and_folders(tmp_path):
+    path = epath.Path(tmp_path)
+    (path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl' can't be read: Is a directory"):
+        storage.Lines(path / "metrics.jsonl", lambda line: True)
+    (path / "checkpoints").write_text("x")
+    with pytest.raises(UserError, match="checkpoints' can't be made: File exists"):
+        Checkpointer(str(path), config.CheckpointOptions())

@@ -134,7 +134,10 @@ def test_odd_recipes(theirs, text):
             function(workdir)
 
 
-@pytest.mark.parametrize("spelling", ["pythonClassName", "python_class_name", "type", "text"])
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize("spelling", ["pythonClassName", "python_class_name", "type", "text", "json", "twice"])
 def test_features_of_a_data_set_import_nothing(theirs, data_dir, tmp_path, spelling):
     _, ran = theirs
     folder = tmp_path / "prepared"
@@ -142,8 +145,13 @@ def test_features_of_a_data_set_import_nothing(theirs, data_dir, tmp_path, spell
     assert sources.splits(str(folder))
     inner = {spelling: "theirs.Feature", "content": {}}
     if spelling == "text":
-        inner = {"type": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "proto_cls": "FeaturesDict"}
+        inner = {"type": FEATURES, "proto_cls": "FeaturesDict"}
         inner["content"] = json.dumps({"features": {"a": {"pythonClassName": "theirs.Feature"}}})
+    if spelling in ("json", "twice"):
+        text = json.dumps({"a": {"type": "theirs.Feature", "content": {}}})
+        if spelling == "twice":
+            text = json.dumps({"b": {"pythonClassName": FEATURES, "jsonFeature": {"json": text}}})
+        inner = {"pythonClassName": FEATURES, "jsonFeature": {"json": text}}
     features = json.loads((folder / "features.json").read_text())
     features["featuresDict"]["features"]["odd"] = inner
     (folder / "features.json").write_text(json.dumps(features))
@@ -151,3 +159,53 @@ def test_features_of_a_data_set_import_nothing(theirs, data_dir, tmp_path, spell
         with pytest.raises(UserError, match=r"names code to import, 'theirs.Feature'"):
             function(str(folder))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["theirs.Feature", "Feature", "tensorflow_datasets", "tensorflow_datasets/theirs.Feature"]
+)
+def test_names_of_features_that_are_not_of_tfds(theirs, data_dir, tmp_path, name):
+    folder = tmp_path / "prepared"
+    shutil.copytree(sources.find("scenes/tiny", data_dir), folder)
+    (folder / "features.json").write_text(json.dumps({"pythonClassName": name}))
+    with pytest.raises(UserError, match="names code to import"):
+        sources.splits(str(folder))
+
+
+ODD = [
+    "null",
+    "[]",
+    "3",
+    '"x"',
+    "{}",
+    '{"pythonClassName": "tensorflow_datasets.None"}',
+    '{"a": 1}',
+    "[" * 100_000,
+    "\xff",
+]
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("text", ODD)
+def test_odd_data_sets_are_one_sentence(data_dir, tmp_path, file, text):
+    folder = tmp_path / "prepared"
+    shutil.copytree(sources.find("scenes/tiny", data_dir), folder)
+    (folder / file).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError):
+        sources.splits(str(folder))
+
+
+@pytest.mark.parametrize("changes", [{"objective": {"name": ["a"]}}, {"evals": {"one": {"type": {}}}}])
+def test_names_that_are_no_texts(tiny, changes):
+    with pytest.raises(UserError, match="should be a name, not"):
+        config.resolve(tiny(**changes))
+
+
+def test_a_recipe_without_data(theirs, tiny):
+    make, _ = theirs
+    file = pathlib.Path(make(), "config.json")
+    values = json.loads(file.read_text())
+    del values["data"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        evaluate.evaluate(str(file.parent))

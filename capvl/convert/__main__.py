@@ -228,7 +228,8 @@ def main(argv: list[str] | None = None) -> None:
         weights = dataclasses.replace(weights, tokenizer=args.tokenizer)
     write(args.target, args.dst, weights, scan=args.scan)
     count = sum(v.size for v in weights.params.values())
-    print(f"{args.dst}: {len(weights.params)} arrays, {count / 1e6:.1f} M parameters from {args.src}")
+    lacks = ", without a tokenizer" if hasattr(weights.options, "vocab") and not weights.tokenizer else ""
+    print(f"{args.dst}: {len(weights.params)} arrays, {count / 1e6:.1f} M parameters from {args.src}{lacks}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ KINDS = {
     "bert": BertOptions,
 }
 FORMAT = 1
+CHOICES = {
+    "resize": ("big_vision", "hugging_face", "timm"),
+    "crop": ("center", "center_floor", "squash"),
+    "interpolation": ("fast", "bilinear", "bicubic"),
+}
+"""Values of Weights' attributes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Weights:
     Attributes:
       params: float32 by path.
       options: of the model; a value of KINDS.
-      resize: how its positions are resized: "big_vision", "hugging_face" or "timm".
+      resize: how its positions are resized; see CHOICES.
       tokenizer: path of its tokenizer; "" where it has none.
       clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.cleaning.CLEANERS`.
       crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.transforms.Crop`.
@@ -132,15 +138,22 @@ def _read_folder(place) -> Weights:
     try:
         values = storage.read_json(place / "model.json")
         kind, options = KINDS[values["kind"]], values["options"]
+        known = all(values.get(name, choices[0]) in choices for name, choices in CHOICES.items())
+        if not known or not isinstance(values.get("tokenizer", ""), str):
+            raise TypeError
+        if not 0 < values.get("crop_fraction", 1) <= 1:
+            raise TypeError
     except (KeyError, TypeError) as e:
         raise UserError(f"{str(place / 'model.json')!r} is not the description of a model.") from e
     options = config.build(kind, options, "options")
     params = read_safetensors(str(place / "weights.safetensors"))
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
-    tokenizer = tokenizers.local(place / values["tokenizer"]) if values.get("tokenizer") else ""
-    kept = {name: values[name] for name in ("resize", "crop", "crop_fraction", "interpolation") if name in values}
-    return Weights(params, options, tokenizer=tokenizer, **kept)
+    kept = {name: values[name] for name in ("tokenizer", "crop_fraction", *CHOICES) if name in values}
+    if kept.pop("tokenizer", ""):
+        copy = place / values["tokenizer"]
+        kept["tokenizer"] = tokenizers.local(copy) if copy.is_file() else ""
+    return Weights(params, options, **kept)
 
 
 def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:

@@ -91,7 +91,7 @@ def prepare(
     paths = _paths(items, files, frames)
     classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
     parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
-    parts.mkdir(parents=True)
+    storage.make_folder(parts)
     try:
         made, report = _write(items, paths, parts, frames, classes, workers)
         for split, rejected in left.items():

@@ -143,7 +143,7 @@ def _claim(plan: Plan) -> None:
             f"{plan.parts} holds an unfinished preparation of other files or filters, or of files that have changed "
             f"since; remove it to begin anew."
         )
-    plan.parts.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(plan.parts)
     storage.replace_text(file, text)
 
 

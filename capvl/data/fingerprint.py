@@ -7,7 +7,6 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from capvl.errors import UserError
 FILES = 256
 """Of more files, so many are looked at, spread evenly."""
 BYTES = 2**26
-"""Of more bytes in these, so many are read, in blocks spread evenly."""
+"""So many are read, as much of each file, in blocks spread evenly."""
 BLOCK = 2**16
 
 
@@ -35,20 +34,22 @@ def fingerprint(options: DataOptions) -> dict[str, Any]:
     found = {"class_names": _digest(repr(fields.names).encode())} if (fields := options.fields()) else {}
     if options.name.startswith("stream:"):
         files = expand(options.name[len("stream:") :])
-        common = os.path.commonpath([os.path.dirname(file) for file in files])
-        return found | {options.name: _files({os.path.relpath(file, common): file for file in files})}
+        return found | {options.name: _files(dict(zip(_below(files), files, strict=True)))}
     for name, _ in options.parts():
         folder = pathlib.Path(sources.find(name, options.directory()))
-        shards = _shards(folder, options.split)
-        entry = _files({file.name: str(file) for file in (*shards, *sorted(folder.glob("*.labels.txt")))})
-        found[name] = entry | {"examples": sources.count(str(folder), options.split)}
+        examples, shards = sources.contents(str(folder), options.split)
+        files = [*shards, *map(str, sorted(folder.glob("*.labels.txt")))]
+        found[name] = _files({os.path.relpath(file, folder): file for file in files}) | {"examples": examples}
     return found
 
 
-def _shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """Files of the splits that a tfds split such as "train[:90%]+val" is made of."""
-    names = [re.sub(r"\[.*", "", part).strip() for part in split.split("+")]
-    return sorted(file for name in names for file in folder.glob(f"*-{name}.*-of-*"))
+def _below(files: list[str]) -> list[str]:
+    """Files' names below the folder that they have in common; whole where they have none, as in several buckets."""
+    try:
+        common = os.path.commonpath([os.path.dirname(file) for file in files])
+        return [os.path.relpath(file, common) for file in files]
+    except ValueError:
+        return files
 
 
 def _files(files: dict[str, str]) -> dict[str, Any]:
@@ -57,22 +58,21 @@ def _files(files: dict[str, str]) -> dict[str, Any]:
     chosen = [names[i * len(names) // FILES] for i in range(FILES)] if len(names) > FILES else names
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         sizes = list(pool.map(lambda name: storage.size(files[name]), chosen))
-        whole = sum(filter(None, sizes)) <= BYTES
-        each = None if whole else max(1, BYTES // len(chosen) // BLOCK)
+        each = max(1, BYTES // len(chosen) // BLOCK)  # Of each file by itself: another one may be gone next time.
         arguments = zip(chosen, sizes, strict=True)
         entries = pool.map(lambda pair: _entry(files[pair[0]], pair[1], each), arguments)
         return {"count": len(names), "files": dict(zip(chosen, entries, strict=True))}
 
 
-def _entry(path: str, size: int | None, blocks: int | None) -> list | None:
-    """[size, digest] of a file: of all of it, or of so many blocks."""
+def _entry(path: str, size: int | None, blocks: int) -> list | None:
+    """[size, digest] of a file: of so many blocks, or of all of it where it has no more."""
     if size is None:
         return None
     digest = hashlib.blake2b(digest_size=16)
 
     def read() -> None:
         with epath.Path(path).open("rb") as file:
-            if blocks is None or size <= blocks * BLOCK:
+            if size <= blocks * BLOCK:
                 digest.update(file.read())
                 return
             for i in range(blocks):
@@ -112,14 +112,27 @@ def _compare(name: str, old: dict, new: dict, changed: list[str], gone: list[str
         if old.get(what) != new.get(what):
             words = "examples" if what == "examples" else "files"
             changed.append(f"{name} has {new.get(what)} {words}, and had {old.get(what)}")
+    if old["count"] != new["count"]:  # Other files, and other parts of them, were read then.
+        return
     for file in sorted(old["files"].keys() | new["files"].keys()):
         before, now = old["files"].get(file), new["files"].get(file)
-        if before is not None and now is None and name.startswith("stream:"):
+        if before is not None and now is None and file in new["files"] and name.startswith("stream:"):
             gone.append(file)
-        elif before != now and file in old["files"] and file in new["files"]:
-            changed.append(f"{file} of {name} has other contents")
         elif before != now:
-            changed.append(f"{file} of {name} is {'new' if file in new['files'] else 'gone'}")
+            how = "is gone" if now is None else "is new" if before is None else "has other contents"
+            changed.append(f"{file} of {name} {how}")
+
+
+def with_gone(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """The new fingerprint with what the old one knew of shards that are gone, so that they may come back."""
+    kept = {}
+    for name, entry in new.items():
+        before = (old or {}).get(name)
+        if isinstance(entry, dict) and before and before["count"] == entry["count"]:
+            files = {f: before["files"].get(f) if value is None else value for f, value in entry["files"].items()}
+            entry = entry | {"files": files}
+        kept[name] = entry
+    return kept
 
 
 def check(old: dict[str, Any] | None, new: dict[str, Any], consent: bool) -> Sequence[str]:

@@ -9,6 +9,7 @@ hosts and with any batch size, sees exactly the examples that the uninterrupted 
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -99,7 +100,7 @@ class DataOptions:
 
     def directory(self) -> str:
         """Where prepared data sets are."""
-        return self.data_dir or sources.default_data_dir()
+        return os.path.expanduser(self.data_dir) or sources.default_data_dir()
 
     def fields(self) -> sources.Fields | None:
         """Feature names, and names of classes, that the user gave."""
@@ -134,7 +135,7 @@ class DataOptions:
                 from capvl.data import prepare
 
                 return prepare.scenes_tokenizer(self.directory(), "wordpiece")
-            return self.tokenizer.replace("{data_dir}", self.directory())
+            return os.path.expanduser(self.tokenizer.replace("{data_dir}", self.directory()))
         if self.name.startswith("stream:"):
             raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")
         if self.parts()[0][0].split("/")[0] == "scenes":

@@ -24,12 +24,16 @@ def expand(pattern: str) -> list[str]:
     Raises:
       UserError: there are none, it is a folder, or the bucket needs a package.
     """
-    path = storage.folder(pattern)
-    if path.is_dir():
-        raise UserError(f"{pattern!r} is a folder; name its files, such as {str(path / '*.tar')!r}.")
-    if path.exists():
-        return [pattern]
+    pattern = os.path.expanduser(pattern)
+    if re.match(r"\w+://", pattern) or "://" not in pattern:  # Else whole paths stand in its braces.
+        path = storage.folder(pattern)
+        if path.is_dir():
+            raise UserError(f"{pattern!r} is a folder; name its files, such as {str(path / '*.tar')!r}.")
+        if path.exists():
+            return [pattern]
     alternatives = list(dict.fromkeys(_alternatives(pattern)))
+    for one in alternatives:
+        storage.folder(one)  # Is it one that can be read?
     files, found = [], False
     for one in alternatives:
         matches = _matches(one) if _MAGIC.search(one) else []

@@ -222,21 +222,39 @@ def _check_features(name: str, features, wanted: dict[str, str]) -> None:
 def _open_split(builder, split: str, name: str):
     from tensorflow_datasets.core.file_adapters import FileFormat
 
-    known = list(builder.info.splits)
-    bare = re.split(r"[\[+]", split)[0]
-    if bare not in known:
-        raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    examples = _examples(builder, split, name)
     if not builder.info.available_file_formats() & FileFormat.with_random_access():
         raise UserError(
             f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
             f"`python -m capvl.data.prepare tfds --name={name}`."
         )
     try:
-        if not builder.info.splits[split].num_examples:
+        if not examples:
             raise UserError(f"Split {split!r} of data set {name!r} is empty.")
         return builder.as_data_source(split=split).data_source
     except (ValueError, OSError) as e:
         raise UserError(f"Split {split!r} of data set {name!r} can't be read: {e}") from e
+
+
+def _examples(builder, split: str, name: str) -> int:
+    """How many examples a split has.
+
+    Raises:
+      UserError: it hasn't that split.
+    """
+    known = list(builder.info.splits)
+    for bare in _names(split):
+        if bare not in known:
+            raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    try:
+        return builder.info.splits[split].num_examples
+    except Exception as e:  # tfds reads the text with a parser of its own.
+        raise UserError(f"Split {split!r} of data set {name!r} can't be read: {storage.reason(e)}") from e
+
+
+def _names(split: str) -> list[str]:
+    """Of the splits that a tfds split such as "train[:90%]+val" is made of."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
 def guess_fields(name: str, features) -> Fields:
@@ -280,14 +298,27 @@ def open_source(
 
 
 def _builder(directory: str):
-    """tfds' builder of a prepared folder, which imports the classes that features.json names: only tfds' own."""
+    """tfds' builder of a prepared folder, which imports the classes that features.json names: only tfds' own.
+
+    Raises:
+      UserError: it names others, or tfds can't read the folder.
+    """
     import tensorflow_datasets as tfds
 
     file = pathlib.Path(directory, "features.json")
-    foreign = sorted({n for n in _classes(storage.read_json(file)) if not n.startswith("tensorflow_datasets.")})
+    try:
+        foreign = sorted(n for n in _classes(storage.read_json(file)) if not _TFDS_CLASS.fullmatch(n))
+    except RecursionError as e:
+        raise UserError(f"{str(file)!r} is nested too deeply for the features of a data set.") from e
     if foreign:
         raise UserError(f"{str(file)!r} names code to import, {foreign[0]!r}, which is not of tensorflow_datasets.")
-    return tfds.builder_from_directory(directory)
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as e:  # tfds, protobuf and json raise many kinds.
+        raise UserError(f"{directory!r} can't be read as a data set: {type(e).__name__}: {storage.reason(e)}") from e
+
+
+_TFDS_CLASS = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+")
 
 
 def _classes(value: Any) -> Iterator[str]:
@@ -299,11 +330,11 @@ def _classes(value: Any) -> Iterator[str]:
         for key, item in value.items():
             if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
                 yield item
-            elif key == "content" and isinstance(item, str):  # JSON within JSON: the old spelling's.
-                with contextlib.suppress(ValueError):
-                    yield from _classes(json.loads(item))
             else:
                 yield from _classes(item)
+    elif isinstance(value, str):  # JSON within JSON, which tfds reads in more than one place.
+        with contextlib.suppress(ValueError):
+            yield from _classes(json.loads(value))
 
 
 def find(name: str, data_dir: str) -> str:
@@ -339,9 +370,15 @@ def find(name: str, data_dir: str) -> str:
     )
 
 
-def count(directory: str, split: str) -> int:
-    """Number of examples of a split of a prepared folder."""
-    return _builder(directory).info.splits[split].num_examples
+def contents(directory: str, split: str) -> tuple[int, list[str]]:
+    """Number of examples of a split of a prepared folder, and paths of all shards that it is taken from.
+
+    Raises:
+      UserError: it hasn't that split.
+    """
+    builder = _builder(directory)
+    examples, splits = _examples(builder, split, directory), builder.info.splits
+    return examples, sorted({str(path) for name in _names(split) for path in splits[name].filepaths})
 
 
 def splits(name: str, data_dir: str = "") -> list[str]:

@@ -258,20 +258,33 @@ def _clip(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> tokenize
     return model
 
 
-@functools.cache
-def load(path: str, start: bool = True) -> Tokenizer | SubwordTokenizer:
-    """The tokenizer of a path, loaded once; its suffix says which kind it is.
+_SUBWORDS = (".json", ".txt", ".txt.gz")
+COPIES = tuple(f"tokenizer{suffix}" for suffix in (".model", *_SUBWORDS))
+"""What a tokenizer's file may be called in a workdir or a converted folder."""
+
+
+def load(path: str | os.PathLike, start: bool = True) -> Tokenizer | SubwordTokenizer:
+    """The tokenizer of a path, loaded once as long as its files stay the same; its suffix says which kind it is.
 
     Args:
       path: of the file.
       start: whether texts begin with the start id, where the tokenizer has one.
     """
-    return SubwordTokenizer(path, start) if path.endswith((".json", ".txt", ".txt.gz")) else Tokenizer(path)
+    path = os.fspath(path)
+    folder = os.path.dirname(path)
+    files = (path, *(os.path.join(folder, name) for name in (SETTINGS, "merges.txt")))
+    found = [os.stat(file) for file in files if os.path.isfile(file)]
+    return _load(path, start, tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found))
+
+
+@functools.cache
+def _load(path: str, start: bool, _versions: tuple) -> Tokenizer | SubwordTokenizer:
+    return SubwordTokenizer(path, start) if path.endswith(_SUBWORDS) else Tokenizer(path)
 
 
 def name_of_copy(path: str) -> str:
-    """What a tokenizer's file is called in a workdir or a converted folder: its suffix says which kind it is."""
-    return "tokenizer" + "".join(pathlib.Path(path).suffixes[-2:])
+    """The one of COPIES that says, by its suffix, which kind a tokenizer's file is."""
+    return "tokenizer" + next((suffix for suffix in _SUBWORDS if path.endswith(suffix)), ".model")
 
 
 def copies(path: str, **said: str) -> dict[str, bytes]:
@@ -367,7 +380,7 @@ def train_word_piece(texts, vocab: int, out: str | os.PathLike) -> SubwordTokeni
 def _write(out: str | os.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all."""
     path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.replace_bytes(epath.Path(path), data)
 
 

@@ -349,6 +349,17 @@ def test_bad_input(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"resize": "x"}, {"crop": [1]}, {"interpolation": 3}, {"tokenizer": 3}, {"kind": []}]
+)
+def test_odd_descriptions(tmp_path, changes):
+    folder.write_folder(str(tmp_path / "ours"), weights_of("captioner"))
+    file = tmp_path / "ours" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match="is not the description of a model"):
+        folder.read_model(str(tmp_path / "ours"))
+
+
 @pytest.mark.parametrize("name", ["lit", "captioner", "git"])
 def test_stablehlo_takes_any_batch(name, tmp_path):
     from capvl.convert import stablehlo

@@ -38,7 +38,7 @@ def test_moved_or_touched_is_the_same(prepared, tmp_path):
     assert fingerprint.check(None, before, consent=False) == []  # Of a checkpoint from before there were fingerprints.
 
 
-@pytest.mark.parametrize("kind", ["byte", "size", "more", "fewer", "labels"])
+@pytest.mark.parametrize("kind", ["byte", "size", "fewer", "labels"])
 def test_another_data_set_of_the_same_name(prepared, tmp_path, kind):
     before = of(tmp_path / "here")
     shard = next(prepared.glob("*-train.*"))
@@ -47,8 +47,6 @@ def test_another_data_set_of_the_same_name(prepared, tmp_path, kind):
         shard.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     elif kind == "size":
         shard.write_bytes(data + b"\0")
-    elif kind == "more":
-        shutil.copy(shard, str(shard).replace("00000-of", "00001-of"))
     elif kind == "fewer":
         info = json.loads((prepared / "dataset_info.json").read_text())
         split = next(s for s in info["splits"] if s["name"] == "train")
@@ -67,6 +65,8 @@ def test_only_the_split_that_is_trained_on_counts(prepared, tmp_path):
     before = of(tmp_path / "here", split="train[:90%]")
     shard = next(prepared.glob("*-val.*"))
     shard.write_bytes(shard.read_bytes() + b"\0")
+    assert of(tmp_path / "here", split="train[:90%]") == before
+    shutil.copy(shard, str(shard).replace("00000-of", "00001-of"))  # No shard of the data set.
     assert of(tmp_path / "here", split="train[:90%]") == before
     assert of(tmp_path / "here", split="train+val") != before
 
@@ -105,6 +105,71 @@ def test_streams(stream, tmp_path):
     write_tar(folder / "2.tar", [("2", {"jpg": b"other", "txt": b"text"})])
     with pytest.raises(UserError, match="2.tar of stream:.* has other contents"):
         fingerprint.check(before, make(), consent=False)
+
+
+def test_a_shard_that_is_gone_may_come_back(stream):
+    """Also when a checkpoint was written meanwhile."""
+    make, folder = stream
+    before = make()
+    data = (folder / "2.tar").read_bytes()
+    (folder / "2.tar").unlink()
+    meanwhile = json.loads(json.dumps(fingerprint.with_gone(before, make())))
+    assert meanwhile == before
+    assert fingerprint.check(meanwhile, make(), consent=False) == ["shard 2.tar is gone and passed over"]
+    (folder / "2.tar").write_bytes(data)
+    assert fingerprint.check(meanwhile, make(), consent=False) == []
+    assert fingerprint.with_gone(None, make()) == before
+
+
+def test_a_shard_that_is_gone_does_not_change_what_is_read_of_others(stream, monkeypatch):
+    make, folder = stream
+    size = (folder / "2.tar").stat().st_size
+    monkeypatch.setattr(fingerprint, "BLOCK", 512)
+    monkeypatch.setattr(fingerprint, "BYTES", 3 * size)  # All is more, and all without one is not.
+    before = make()
+    (folder / "2.tar").unlink()
+    assert fingerprint.check(before, make(), consent=False) == ["shard 2.tar is gone and passed over"]
+
+
+def test_a_glob_that_grew_is_said_as_that(stream):
+    make, folder = stream
+    before = make(pattern="*.tar")
+    write_tar(folder / "4.tar", [("4", {"jpg": b"4", "txt": b"text"})])
+    with pytest.raises(UserError, match=r"so far \(stream:.* has 5 files, and had 4\); bring"):
+        fingerprint.check(before, make(pattern="*.tar"), consent=False)
+
+
+def test_shards_without_a_common_folder(stream, tmp_path, monkeypatch):
+    _, folder = stream
+    monkeypatch.chdir(folder)
+    found = fingerprint.fingerprint(DataOptions(name=f"stream:{{{folder}/0.tar,1.tar}}"))
+    assert [entry["count"] for entry in found.values()] == [2]
+
+
+@pytest.mark.parametrize("split", ["trian", "train[:5%", "", " ", "train+vall", "train[:1x]"])
+def test_a_split_that_is_not_there(prepared, tmp_path, split):
+    with pytest.raises(UserError, match="has no split|can't be read"):
+        of(tmp_path / "here", split=split)
+
+
+def test_shards_of_any_name(prepared, tmp_path):
+    """Data sets say themselves what their files are called."""
+    file = prepared / "dataset_info.json"
+    info = json.loads(file.read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = "{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    file.write_text(json.dumps(info))
+    for shard in prepared.glob("scenes-*"):
+        shard.rename(prepared / shard.name.removeprefix("scenes-"))
+    before = of(tmp_path / "here")
+    shard = next(prepared.glob("train.*"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(UserError, match="train.array_record-00000-of-00001 of mine has other contents"):
+        fingerprint.check(before, of(tmp_path / "here"), consent=False)
+    shard.unlink()
+    with pytest.raises(UserError, match="train.array_record-00000-of-00001 of mine is gone"):
+        fingerprint.check(before, of(tmp_path / "here"), consent=False)
 
 
 def test_large_and_many_files(tmp_path, monkeypatch):

@@ -61,3 +61,12 @@ def test_nothing_is_found(folder, pattern):
 def test_a_folder_is_no_file(folder):
     with pytest.raises(UserError, match=r"is a folder; name its files, such as '.*sub/\*.tar'"):
         expand(f"{folder}/sub")
+
+
+def test_whole_paths_in_braces(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in "ab":
+        (tmp_path / f"{name}.tar").write_bytes(b"")
+    assert expand("~/{a,b}.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+    with pytest.raises(UserError, match="is neither a local folder nor"):
+        expand(f"{{ftp://host/a.tar,{tmp_path}/b.tar}}")

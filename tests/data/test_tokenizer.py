@@ -1,6 +1,7 @@
 """Tokenizers: sticky end, odd texts, and models that can't be used."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -121,6 +122,23 @@ def test_tokenizer_json_and_bad_files(tmp_path):
         tokenizers.load(str(tmp_path / "bad.json"))
     with pytest.raises(UserError, match="is missing"):
         tokenizers.load(str(tmp_path / "none.json"))
+
+
+def test_a_file_that_changes_is_loaded_anew(tokenizer, tmp_path):
+    """As in a notebook that stays open while a run is made again."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is not a SentencePiece model"):
+        tokenizers.load(path)
+    shutil.copyfile(tokenizer.path, path)
+    assert tokenizers.load(path).pieces() == tokenizer.pieces()
+    assert tokenizers.load(path) is tokenizers.load(str(path))
+    other = tokenizers.train(["one two three", "four five"] * 20, 20, tmp_path / "other.model")
+    shutil.move(other.path, path)
+    assert tokenizers.load(path).pieces() != tokenizer.pieces()
+    for empty in ("", ".", "/"):
+        with pytest.raises(UserError, match="is missing"):
+            tokenizers.load(empty)
 
 
 CLIP = ("tokenizers", "bpe_simple_vocab_16e6.txt.gz")
