@@ -255,10 +255,10 @@ class LoadedModel:
 
     def score(self, images: Images, texts: Texts) -> np.ndarray:
         """log p(text | image) in nats, (N,): text i for image i; or (N, M) of every image with every text where there
-        are not as many texts as images."""
+        are not as many texts as images. Longer texts than the model writes are cut, as in training."""
         self._need("a decoder")
         pixels, texts = self.pixels(images), _texts(texts)
-        tokens = self._tokens(texts, whole=True)
+        tokens = self._tokens(texts)
         if len(pixels) == len(texts):
 
             def function(model, batch):

@@ -91,8 +91,9 @@ def test_caption_and_score(writer):
     assert_close(np.diag(every[:3]), own, 1e-5)
     assert (every.argmax(axis=1) == [0, 1, 2, 0]).all()
     assert writer.tokens(images).shape == (3, 1, 8)
+    assert writer.score(images[0], " ".join([NAMES[0]] * 40)).shape == (1,)  # Cut, as in training.
     with pytest.raises(UserError, match="1 of 2 texts have more than the"):
-        writer.score(images[0], [NAMES[0], " ".join([NAMES[0]] * 40)])
+        writer.classify(images[0], [NAMES[0], " ".join([NAMES[0]] * 40)])
 
 
 def test_any_number_of_images_and_few_compilations(pair):

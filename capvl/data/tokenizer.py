@@ -179,9 +179,14 @@ class SubwordTokenizer:
         return self._model.to_str().encode()
 
 
+def too_long(tokenizer: Tokenizer | SubwordTokenizer, texts: Sequence[str], length: int) -> list[str]:
+    """The texts that have more than `length` tokens, the end included."""
+    return [text for text in texts if lengths(tokenizer(text, MAX_CHARACTERS)) > length]
+
+
 def check_whole(tokenizer: Tokenizer | SubwordTokenizer, texts: Sequence[str], length: int) -> None:
-    """Raises UserError where a text has more than `length` tokens, so that its likelihood would be another text's."""
-    long = [text for text in texts if lengths(tokenizer(text, MAX_CHARACTERS)) > length]
+    """Raises UserError where a name has more than `length` tokens, so that its likelihood would be another one's."""
+    long = too_long(tokenizer, texts, length)
     if long:
         raise UserError(
             f"{len(long)} of {len(texts)} texts have more than the {length} tokens that the model writes, the end "

@@ -207,7 +207,7 @@ class PairScorer:
         """
         context = self._context
         texts = list(dict.fromkeys(caption for _, caption in pairs))
-        tokens = dict(zip(texts, tokenize(context, texts, whole=self._likelihood), strict=True))
+        tokens = dict(zip(texts, tokenize(context, texts), strict=True))
         scores: dict[tuple[str, str], float] = {}
         blind = [c for name, c in pairs if name == GREY]
         if blind:

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 from capvl.data import loader
-from capvl.data.tokenizer import check_whole
+from capvl.data.tokenizer import check_whole, too_long
 from capvl.data.transforms import Crop, ImageLabel
 from capvl.errors import UserError
 from capvl.evals import Context, finite, to_host
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress
+from capvl.terminal import progress, say
 
 
 def image_transform(context: Context) -> ImageLabel:
@@ -82,8 +82,8 @@ def tokenize(context: Context, texts: list[str], *, whole: bool = False) -> np.n
 
     Args:
       context: of the run.
-      texts: longer ones are cut, as a text tower's are,
-      whole: or are an error, where likelihoods are compared.
+      texts: longer ones are cut as in training; how many these are is said.
+      whole: they are an error: names that are chosen among.
 
     Raises:
       UserError: there is no text, one is empty, or doesn't fit.
@@ -94,4 +94,6 @@ def tokenize(context: Context, texts: list[str], *, whole: bool = False) -> np.n
     length = context.recipe.model.length
     if whole:
         check_whole(tokenizer, texts, length)
+    elif cut := len(too_long(tokenizer, texts, length)):
+        say(f"{cut} of {len(texts)} texts have more than {length} tokens and are cut.")
     return np.stack([tokenizer(text, length) for text in texts])
