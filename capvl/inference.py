@@ -9,9 +9,7 @@ Functions are compiled once for each power of two of rows, up to MOST; larger in
 
 import dataclasses
 import functools
-import io
 import os
-import pathlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +22,7 @@ from capvl.convert.folder import Weights, read_model
 from capvl.data import tokenizer as tokenizers
 from capvl.data import video
 from capvl.data.decode import BadImageError
+from capvl.data.encoded import encoded
 from capvl.data.randomness import Uniforms
 from capvl.data.tasks import TASKS
 from capvl.data.transforms import Crop
@@ -42,7 +41,6 @@ from capvl.objectives.images import unit_range
 from capvl.values import convert
 
 MOST = 64
-LARGEST_SIDE = 16_384
 Images = Any
 Texts = str | Sequence[str]
 Written = list[str] | list[list[str]]
@@ -317,7 +315,7 @@ class LoadedModel:
         crop, rows = dataclasses.replace(self._crop, frames=0), []
         for number, image in enumerate(several):
             try:
-                rows.append(crop({"image": _encoded(image)}, Uniforms(0, 0)))
+                rows.append(crop({"image": encoded(image)}, Uniforms(0, 0)))
             except BadImageError as e:
                 raise UserError(f"Image {number} can't be used: {e}") from e
         return np.stack(rows)
@@ -334,7 +332,7 @@ class LoadedModel:
         several = videos if isinstance(videos, list | tuple) else [videos]
         if not several:
             raise UserError("There are no videos.")
-        films = [[_encoded(frame) for frame in video.read_frames(v, frames)] for v in several]
+        films = [[encoded(frame) for frame in video.read_frames(v, frames)] for v in several]
         return np.stack([self._crop({"frames": film}, Uniforms(0, 0)) for film in films])
 
     def _tokens(self, texts: list[str], *, whole: bool = False) -> np.ndarray:
@@ -401,61 +399,3 @@ def _texts(texts: Texts) -> list[str]:
     if not several or not all(isinstance(t, str) and t.strip() for t in several):
         raise UserError("Texts should be a text or a list of texts, none of them empty.")
     return several
-
-
-def _encoded(image: Any) -> bytes:
-    """Encoded bytes of an image; arrays and PIL images as PNG, without loss.
-
-    Raises:
-      UserError: not an image, or of a size or type that isn't known.
-      BadImageError: it can't be read.
-    """
-    from PIL import Image
-
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | os.PathLike):
-        file = pathlib.Path(image)
-        if not file.is_file():
-            raise UserError(f"Image {str(image)!r} does not exist.")
-        return file.read_bytes()
-    if isinstance(image, np.ndarray | jax.Array):
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-            raise UserError(
-                f"An image array should be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), not {array.dtype} of "
-                f"{array.shape}."
-            )
-        if not 0 < min(array.shape[:2]) <= max(array.shape[:2]) <= LARGEST_SIDE:
-            raise UserError(
-                f"An image of {array.shape[1]}x{array.shape[0]} pixels is out of range (1 to {LARGEST_SIDE})."
-            )
-        image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-    if not isinstance(image, Image.Image):
-        raise UserError(f"An image should be a PIL image, a uint8 array, bytes or a path, not {type(image).__name__}.")
-    return _as_png(image)
-
-
-def _as_png(image: Any) -> bytes:
-    """A PIL image upright, as a PNG that is read as the image is meant: 16 bits stay, transparency too.
-
-    Raises:
-      UserError: a mode whose values have no defined range, or that Pillow can't convert.
-    """
-    from PIL import Image, ImageOps
-
-    wide = image.mode == "I" and (image.getextrema()[0] < 0 or image.getextrema()[1] > 65535)
-    if image.mode == "F" or wide:
-        raise UserError(f"A PIL image of mode {image.mode!r} has no defined range of values; convert it to 8 bits.")
-    image, buffer = ImageOps.exif_transpose(image), io.BytesIO()
-    try:
-        if image.mode in ("PA", "La", "RGBa"):
-            image = image.convert("RGBA")
-        elif image.mode == "I":  # As Pillow itself held grey values of 16 bits.
-            image = Image.fromarray(np.asarray(image).astype(np.uint16))
-        elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-            image = image.convert("RGB")
-        image.save(buffer, "PNG", compress_level=1)
-    except (ValueError, OSError) as e:
-        raise UserError(f"A PIL image of mode {image.mode!r} can't be read: {e}.") from e
-    return buffer.getvalue()

@@ -119,6 +119,18 @@ def data_dir(tmp_path_factory) -> str:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs use one of the eight devices: several compile longer and are tested elsewhere."""
+    from capvl import evaluate, train
+    from capvl.parallel.mesh import make_mesh
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, evaluate):
+            patch.setattr(module, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
+        yield
+
+
 def tiny_values(data_dir: str) -> dict:
     """The plain values of a recipe that trains in seconds."""
     return {

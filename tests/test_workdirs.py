@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -14,22 +13,13 @@ from capvl import config, evaluate, metrics, train, workdirs
 from capvl.convert import __main__ as convert
 from capvl.data import prepare, tokenizer
 from capvl.errors import UserError
-from capvl.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("one_device")
 WORDS = ["a circle", "two red squares", "green and blue", "nothing but a triangle in a corner"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """One of the eight devices: several compile longer and are tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (train, evaluate):
-            patch.setattr(module, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
-        yield
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
+def trained(tmp_path_factory, data_dir, one_device):
     """(values of its recipe, workdir of a run of two steps, the tokenizer that it was given)."""
     from conftest import tiny_values
 

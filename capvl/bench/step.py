@@ -1,6 +1,7 @@
 """Speed of a recipe's train step on the devices that are here, with made-up batches."""
 
 import argparse
+import functools
 import json
 import time
 
@@ -69,7 +70,8 @@ def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, f
         shardings = step.state_shardings(mesh)
         state = jax.jit(step.init_from_seed, out_shardings=shardings)()
         host_batch = example_batch(recipe, tokens)
-        batch = loader.to_device(host_batch, batch_sharding(mesh))
+        next_batch = functools.partial(loader.to_device, host_batch, batch_sharding(mesh))
+        batch = next_batch()
         update = step.jit(mesh)
         begin = time.perf_counter()
         lowered = update.lower(state, batch)
@@ -78,25 +80,7 @@ def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, f
         memory = compiled.memory_analysis()
         update(state, batch)[0].step.block_until_ready()
         state = jax.jit(step.init_from_seed, out_shardings=shardings)()
-        times, dispatch, rest, previous = [], [], [], None
-        jax.block_until_ready(state)
-        end = time.perf_counter()
-        # As in the training loop the host is one step ahead: a step's metrics are read when the next is under way.
-        for _ in range(steps + 1):
-            begin = time.perf_counter()
-            state, metrics = update(state, batch)
-            dispatch.append(time.perf_counter() - begin)
-            begin = time.perf_counter()
-            batch = loader.to_device(host_batch, batch_sharding(mesh))
-            rest.append(time.perf_counter() - begin)
-            if previous is not None:
-                jax.block_until_ready(previous)
-                times.append(time.perf_counter() - end)
-                end = time.perf_counter()
-                {k: float(v) for k, v in jax.device_get(previous).items()}
-                rest[-1] += time.perf_counter() - end
-            previous = metrics
-        jax.block_until_ready(state)
+        state, times, dispatch, rest = _timed(update, state, next_batch, steps)
         if show_costs:
             _print_costs(lowered, state, batch, show_costs)
     seconds = float(np.median(times))
@@ -119,6 +103,31 @@ def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, f
         out["matmul_flops_per_second"] = matmul_rate()
         out["share_of_matmul"] = work / out["matmul_flops_per_second"]
     return out
+
+
+def _timed(update, state, next_batch, steps: int):
+    """(the last state, seconds of each step, of each dispatch, of the host's other work a step).
+
+    As in the training loop the host is one step ahead: a step's metrics are read when the next is under way.
+    """
+    times, dispatch, rest, previous, batch = [], [], [], None, next_batch()
+    jax.block_until_ready((state, batch))
+    end = time.perf_counter()
+    for _ in range(steps + 1):
+        begin = time.perf_counter()
+        state, metrics = update(state, batch)
+        dispatch.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        batch = next_batch()
+        rest.append(time.perf_counter() - begin)
+        if previous is not None:
+            jax.block_until_ready(previous)
+            times.append(time.perf_counter() - end)
+            end = time.perf_counter()
+            {k: float(v) for k, v in jax.device_get(previous).items()}
+            rest[-1] += time.perf_counter() - end
+        previous = metrics
+    return jax.block_until_ready(state), times, dispatch, rest
 
 
 def _print_costs(lowered, state, batch, count: int) -> None:

@@ -117,7 +117,7 @@ def _layer_norm_forward(x, scale, bias, eps):
 def _layer_norm_backward(eps, saved, gradient):
     x, scale, bias, mean, inverse = saved
     if jax.default_backend() == "gpu":
-        # Else XLA joins the sums over rows with what makes the gradient, and makes it twice: 6 % of a block of L/16.
+        # XLA then fuses otherwise what comes before: a stack of L/16's blocks takes 6 % less on an H200.
         gradient = jax.lax.optimization_barrier(gradient)
     g = gradient.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse

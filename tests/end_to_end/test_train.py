@@ -13,6 +13,7 @@ from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 from capvl.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("one_device")
 EVALS = {
     "perplexity": {"limit": 40},
     "image_gain": {"limit": 40},
@@ -20,15 +21,6 @@ EVALS = {
     "pixels": {"type": "fewshot", "name": "scenes/tiny", "shots": (2,), "seeds": (0,), "features": "pixels"},
     "captions": {"count": 5},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These runs use one of the eight devices: several compile longer and are tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (train, evaluate):
-            patch.setattr(module, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture
@@ -41,7 +33,7 @@ def losses_of():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
+def finished(tmp_path_factory, data_dir, one_device):
     """A finished run with every evaluator: (workdir, what it printed, how often the step was compiled)."""
     import contextlib
     import io
