@@ -8,6 +8,7 @@ from flax import nnx
 
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability
 from capvl.models.text_decoder import TextDecoder
 from capvl.models.vit import ViTOptions
 
@@ -31,6 +32,11 @@ class CaptionerOptions(ViTOptions):
         for name in ("decoder_layers", "vocab", "length"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}.")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can do."""
+        return frozenset({Ability.IMAGES, Ability.DECODER, Ability.PARALLEL})
 
     def make(self, rngs: nnx.Rngs) -> "Captioner":
         """Builds the model."""

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability
 from capvl.models.sizes import Size
 from capvl.models.text_decoder import shift_right, vocabulary_logits
 from capvl.models.vit import Padded, ViTOptions
@@ -107,6 +108,11 @@ class GitOptions(ViTOptions):
     def decoder_layers(self) -> int:
         """Depth of the decoder."""
         return sizes.parse_size(self.text).depth
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can do. Its decoder reads a start, or a prompt, before it writes: not all at once."""
+        return frozenset({Ability.IMAGES, Ability.DECODER} | ({Ability.CLIPS} if self.frames else set()))
 
     def image_shape(self) -> tuple[int, ...]:
         """Shape of an image, or of a clip, as a batch has it."""

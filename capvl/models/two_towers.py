@@ -12,6 +12,7 @@ from flax import nnx
 
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability
 from capvl.models.captioner import make_decoder
 from capvl.models.text_tower import POOLS, TextTower
 from capvl.models.vit import ViTOptions
@@ -72,6 +73,12 @@ class TwoTowersOptions(ViTOptions):
         for name, value in (("text_pad", self.text_pad), ("text_end", self.text_end)):
             if not 0 <= value < self.vocab:
                 raise UserError(f"model.{name}={value} is not an id below model.vocab={self.vocab}.")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can do."""
+        decoder = {Ability.DECODER, Ability.PARALLEL} if self.decoder_layers else set()
+        return frozenset({Ability.IMAGES, Ability.TEXTS} | decoder)
 
     def make(self, rngs: nnx.Rngs) -> "TwoTowers":
         """Builds the model."""

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from capvl.errors import UserError, nearest
 from capvl.models import sizes
+from capvl.models.abilities import Ability
 from capvl.models.sizes import Size
 from capvl.nn import positions, weights
 from capvl.nn.attention import CrossAttention, SelfAttention, input_projection
@@ -81,6 +82,12 @@ class ViTOptions:
     reads_start: ClassVar[bool] = True
     """Whether texts begin with the tokenizer's start id, where it has one; else the decoder begins by itself."""
 
+    frames: ClassVar[int] = 0
+    """Frames of a clip, where the model reads clips."""
+
+    max_side: ClassVar[int] = 0
+    """Long side of images that keep their aspect; 0 where all are square."""
+
     def __post_init__(self):
         _, patch = sizes.parse(self.encoder)
         if self.res < patch or self.res % patch:
@@ -103,6 +110,15 @@ class ViTOptions:
             raise UserError(f"model.patch_dropout must be in [0, 1), not {self.patch_dropout}.")
         if self.class_position and (self.pool != "cls" or self.positions != "learned"):
             raise UserError("model.class_position needs model.pool='cls' and model.positions='learned'.")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can do."""
+        return frozenset({Ability.IMAGES})
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an image as a batch has it."""
+        return (self.res, self.res, 3)
 
     def check_choices(self, **known: tuple[str, ...]) -> None:
         """Raises UserError where an option is not among the known ones."""

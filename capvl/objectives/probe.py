@@ -16,6 +16,7 @@ from capvl import flops
 from capvl.data.transforms import ImageLabelTrain
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability
 from capvl.models.vit import MapHead, ViTOptions
 from capvl.nn import weights
 from capvl.nn.layers import Dense
@@ -41,6 +42,11 @@ class ProbeOptions(ViTOptions):
         self.check_choices(probe_pool=("mean", "map", "encoder"))
         if self.classes < 2 or self.heads < 1:
             raise UserError("model.classes must be at least 2, and model.heads at least 1.")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can do."""
+        return frozenset({Ability.IMAGES, Ability.CLASSIFIERS})
 
     def make(self, rngs: nnx.Rngs) -> "ProbeModel":
         """Builds the model."""

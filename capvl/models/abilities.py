@@ -1,0 +1,50 @@
+"""What a model can do: a small closed set of words. Options say which they have; shared code asks for these alone."""
+
+import enum
+from typing import Any
+
+from capvl.errors import UserError
+
+
+class Ability(enum.StrEnum):
+    """An ability, by the word that users read.
+
+    Each stands for functions that the model then has:
+      IMAGES: `encode(images)`, `features(images)`.
+      TEXTS: `embed_text(tokens)`, and `embed_image(images)` into the same space.
+      DECODER: `decoder`, which writes and scores texts behind `decoder.image_kv(encode(images))`.
+      PARALLEL: `decoder.parallel`: all tokens at once from the image alone (Pa).
+      CLIPS: images are clips of `options.frames` frames.
+      REGIONS: boxes given, features or scores of the regions that they hold.
+      BOXES: boxes found.
+      CLASSIFIERS: the heads of a probe.
+    """
+
+    IMAGES = "an image tower"
+    TEXTS = "a text tower"
+    DECODER = "a decoder"
+    PARALLEL = "parallel prediction (mode 'pa')"
+    CLIPS = "clips"
+    REGIONS = "regions"
+    BOXES = "boxes"
+    CLASSIFIERS = "classifiers"
+
+
+def abilities(options: Any) -> frozenset[Ability]:
+    """Abilities of a model by its options; none where they say nothing of it, as those of one's own model may."""
+    return frozenset(getattr(options, "abilities", ()))
+
+
+def require(options: Any, who: str, *any_of: Ability) -> None:
+    """Checks that a model has one of some abilities.
+
+    Args:
+      options: of the model.
+      who: needs it, for the sentence ("The evaluator 'retrieval'").
+      any_of: abilities, of which one suffices.
+
+    Raises:
+      UserError: it has none of them.
+    """
+    if not abilities(options) & set(any_of):
+        raise UserError(f"{who} needs a model with {' or '.join(any_of)}, which this one doesn't have.")
