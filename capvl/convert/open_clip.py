@@ -1,16 +1,20 @@
 """open_clip's two towers in: CLIP, and towers whose image side is timm's (SigLIP)."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import pixels, rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source
 from capvl.convert.rules import CONV, LINEAR, ROW, SCALAR, Rule
 from capvl.convert.timm import read_timm
 from capvl.errors import UserError
 from capvl.models.two_towers import TwoTowersOptions
+from capvl.weights import Weights
 
 
 def _residual_blocks(ours: str, theirs: str) -> list[Rule]:
@@ -192,3 +196,33 @@ def _text(theirs: dict[str, np.ndarray], text: Mapping[str, Any], image: dict[st
     if not image["projection"] and not bias:
         params["text/head/bias"] = np.zeros(params["text/head/kernel"].shape[1], np.float32)
     return options, params
+
+
+def read(source: Source) -> Weights:
+    """Two towers with the pixels of preprocess_cfg, their tokenizer, its cleaning, and the padding that they read."""
+    options, params = read_open_clip(source.arrays, source.config, source.heads)
+    text, tokenizer = source.config.get("model_cfg", source.config)["text_cfg"], tokens.find(source.path)
+    if options.text_pool == "last":  # Which reads the padding.
+        options = dataclasses.replace(options, text_pad=_padding(tokenizer, text))
+    return assemble(
+        source,
+        options,
+        params,
+        resize="timm",
+        pixels=pixels.of_open_clip(source.config),
+        tokenizer=tokenizer,
+        clean=tokens.open_clip_cleaning(text, tokenizer) if tokenizer else "",
+    )
+
+
+def _padding(tokenizer: str, text: Mapping[str, Any]) -> int:
+    """Id of the padding that a text tower reads."""
+    found = tokens.padding(tokenizer)
+    if found is None:
+        known = {"SigLIP2": 0, "SigLIP": 1}  # Theirs have these, whatever their size.
+        found = next((i for name, i in known.items() if name in str(text.get("hf_tokenizer_name"))), None)
+    if found is None:
+        raise UserError(
+            "The text tower reads its padding (pool_type='last'), and no tokenizer beside says which id it is."
+        )
+    return found

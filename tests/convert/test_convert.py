@@ -10,7 +10,19 @@ import pytest
 from conftest import assert_close
 
 from capvl.convert import __main__ as convert
-from capvl.convert import files, folder, hugging_face, open_clip, siglip, vit
+from capvl.convert import (
+    files,
+    folder,
+    formats,
+    git,
+    git_official,
+    hugging_face,
+    open_clip,
+    rules,
+    siglip,
+    stablehlo,
+    vit,
+)
 from capvl.convert.load import load_parameters
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
@@ -20,6 +32,7 @@ from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize, resize_grid
+from capvl.weights import Weights
 
 IMAGE = dict(encoder="w16d2h2m32/8", res=24, dtype="float32")
 MODELS = {
@@ -53,7 +66,7 @@ def weights_of(name):
         params |= {"encoder/stem/bias": np.zeros(16, np.float32)}
     if name == "clip":
         params |= {"bias": np.zeros(1, np.float32)}
-    return folder.Weights(params, options)
+    return Weights(params, options)
 
 
 def run(*arguments):
@@ -113,29 +126,27 @@ def test_sincos_positions_are_written_out(tmp_path):
 
 def test_official_git_has_other_names(tmp_path):
     """The same weights under the official names, in one file, give the same parameters and the released options."""
-    from capvl.convert import git, rules
-
     weights = weights_of("git")
     params = dict(weights.params)
     frames, _ = params.pop("frames"), params.pop("encoder/stem/bias")
-    theirs = rules.write(params, [*git.OFFICIAL, rules.Rule("decoder/bias", ("textual.output.bias",))], "GIT")
+    theirs = rules.write(params, [*git_official.OFFICIAL, rules.Rule("decoder/bias", ("textual.output.bias",))], "GIT")
     theirs["textual.output.weight"] = theirs["textual.embedding.words.weight"]
     theirs["image_encoder.proj"] = np.zeros((16, 4), np.float32)
     theirs |= {f"img_temperal_embedding.{i}": frame[None, None] for i, frame in enumerate(frames)}
     files.write_safetensors(tmp_path / "model.safetensors", theirs)
-    again = convert.read("git", str(tmp_path), heads=2)
+    again = formats.read("git", str(tmp_path), heads=2)
     assert_same(again.params, weights.params)
     assert again.interpolation == "bicubic" and again.options.embedding_eps == 1e-8
     assert (again.options.frames, again.options.res, again.options.vocab) == (2, 24, 30)
     alone = {k: v for k, v in theirs.items() if k != "textual.output.weight"}
-    assert_same(git.read_official(alone, 2)[1], weights.params)
+    assert_same(git_official.read_official(alone, 2)[1], weights.params)
     theirs["textual.output.weight"] = theirs["textual.output.weight"] + 1
-    options, params = git.read_official(theirs, 2)
+    options, params = git_official.read_official(theirs, 2)
     assert not options.tied and "decoder/bias" not in params
     np.testing.assert_array_equal(params["decoder/logits/kernel"].T, theirs["textual.output.weight"])
     np.testing.assert_array_equal(params["decoder/logits/bias"], weights.params["decoder/bias"])
     with pytest.raises(UserError, match="not GIT's official ones"):
-        git.read_official({"a": np.zeros(1)})
+        git_official.read_official({"a": np.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -153,8 +164,6 @@ def test_official_git_has_other_names(tmp_path):
     ],
 )
 def test_whether_a_git_is_tied_is_what_file_and_configuration_say(says, file, tied):
-    from capvl.convert import git
-
     weights = weights_of("git")
     state, config = git.write_hugging_face(weights.options, weights.params)
     assert config.pop("tie_word_embeddings") is True
@@ -291,7 +300,7 @@ def test_old_names_of_vit():
 
 
 def test_init_from_a_converted_folder_resizes_positions(tmp_path):
-    folder.write_folder(str(tmp_path / "ours"), folder.Weights(random_params(MODELS["lit"]), MODELS["lit"], "timm"))
+    folder.write_folder(str(tmp_path / "ours"), Weights(random_params(MODELS["lit"]), MODELS["lit"], "timm"))
     larger = TwoTowersOptions(**(vars(MODELS["lit"]) | {"res": 48}))
     params = load_parameters(str(tmp_path / "ours"), larger, ("encoder/.*",))
     assert params["encoder/positions"].shape == (36, 16)
@@ -340,7 +349,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(UserError, match="has no place for a bias of its patch convolution"):
         hugging_face.write_clip(MODELS["clip"], random_params(MODELS["clip"]))
     with pytest.raises(UserError, match="image models only"):
-        convert.write("timm", str(tmp_path / "y"), weights_of("bert"))
+        formats.write("timm", str(tmp_path / "y"), weights_of("bert"))
     description = json.loads((tmp_path / "ours" / "model.json").read_text())
     description["options"]["decoder_layers"] = 3
     (tmp_path / "ours" / "model.json").write_text(json.dumps(description))
@@ -362,8 +371,6 @@ def test_odd_descriptions(tmp_path, changes):
 
 @pytest.mark.parametrize("name", ["lit", "captioner", "git"])
 def test_stablehlo_takes_any_batch(name, tmp_path):
-    from capvl.convert import stablehlo
-
     weights = weights_of(name)
     model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
     embed = jax.jit(model.embed_image if name == "lit" else model.features)
