@@ -21,7 +21,7 @@ from capvl.data.preparing import shards
 from capvl.data.preparing.filters import Filters
 from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
 from capvl.data.reading.patterns import expand
-from capvl.data.reading.rejected import Rejected
+from capvl.data.reading.rejected import NAMED_PER_REASON, Rejected
 from capvl.data.reading.samples import NO_NAMES, Names, columns, is_parquet
 from capvl.errors import UserError
 
@@ -238,7 +238,7 @@ def _files_of(plan: Plan, reports: dict[Job, dict], split: str) -> dict[str, lis
     files: dict[str, list[str]] = collections.defaultdict(list)
     for job, report in reports.items():
         for reason in report["rejected"] if job[0] == split else ():
-            if len(files[reason]) < shards.NAMED_PER_REASON:
+            if len(files[reason]) < NAMED_PER_REASON:
                 files[reason].append(plan.sources[job])
     return dict(files)
 
