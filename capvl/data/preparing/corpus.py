@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 
 from etils import epath
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from capvl import storage
 from capvl.data.preparing import shards
@@ -164,8 +165,6 @@ def run_here(plan: Plan, workers: int = 0) -> None:
 
 
 def _in_processes(title: str, calls: list[tuple[Callable, ...]], total: int, workers: int) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     if not calls:
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "shards", TimeRemainingColumn())
