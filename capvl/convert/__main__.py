@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--allow_pickle", action="store_true", help="read PyTorch pickles, weights only")
     parser.add_argument("--trust", action="store_true", help="import the code that SRC, a workdir, names")
     args = parser.parse_args(argv)
-    # Slow to import, and --help doesn't need them.
+
+    # JAX is slow to import, and --help doesn't wait for it.
     from capvl.convert.tokens import of_vocabulary
     from capvl.data.text import tokenizers
     from capvl.models.parameters import Blueprint

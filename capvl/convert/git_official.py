@@ -12,6 +12,7 @@ from capvl.convert.rules import CONV, ROW, Rule
 from capvl.errors import UserError
 from capvl.weights import Weights
 
+
 def _image() -> list[Rule]:
     """CLIP's image tower by OpenAI's names."""
     block, layer = "encoder/blocks/{i}", "image_encoder.transformer.resblocks.{i}"
