@@ -31,7 +31,7 @@ PROCESSORS = [
     ("CLIP", "CLIPImageProcessor", 64, {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
     ("CLIP", "CLIPImageProcessor", 41, {"size": {"shortest_edge": 50}, "crop_size": {"height": 41, "width": 41}}),
     ("CLIP", "CLIPImageProcessor", 224, {}),
-    ("CLIP", "CLIPImageProcessor", 48, {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}} | HALF),
+    ("CLIP", "CLIPImageProcessor", 48, {"size": {"shortest_edge": 48}, "crop_size": dict(height=48, width=48)} | HALF),
     ("Siglip", "SiglipImageProcessor", 224, {}),
     ("Siglip", "SiglipImageProcessor", 65, {"size": {"height": 65, "width": 65}, "resample": 2}),
     ("ViT", "ViTImageProcessor", 224, {}),
