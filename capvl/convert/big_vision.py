@@ -172,7 +172,8 @@ def to_big_vision(ours: Mapping[str, Any], *, scan: bool = False) -> dict[str, n
       UserError: the model has parts that big_vision's doesn't have.
     """
     ours = {k: np.asarray(v, np.float32) for k, v in ours.items()}
-    unknown = [k for k in ours if re.match("encoder/(registers|pre_norm|stem/conv|blocks/scale)", k)]
+    foreign = "encoder/(registers|pre_norm|stem/conv|blocks/scale)|decoder/(visual|embedding_norm)|frames"
+    unknown = [k for k in ours if re.match(foreign, k)]
     if unknown or ("text/tokens" in ours and "decoder/tokens" in ours):
         raise UserError(f"big_vision has no model with {unknown[0] if unknown else 'a text tower and a decoder'}.")
     if "text/tokens" in ours:

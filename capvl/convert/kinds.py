@@ -27,23 +27,23 @@ class Kind:
       options: class of the model's options.
       objective: section of a recipe that evaluates it; {} where there is nothing to evaluate.
       model: options that this objective's model has besides.
-      begins: what a model of this kind begins with where it is given another kind's weights, by that kind, if they
+      adapters: what a model of this kind begins with where it is given another kind's weights, by that kind, if they
         aren't its parameters as they are.
     """
 
     options: type
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    begins: Mapping[str, Adapter] = dataclasses.field(default_factory=dict)
+    adapters: Mapping[str, Adapter] = dataclasses.field(default_factory=dict)
 
 
 KINDS = {
     "captioner": Kind(CaptionerOptions, {"name": "cappa"}),
-    "two_towers": Kind(TwoTowersOptions, {"name": "contrastive"}, begins={"bert": bert.text_tower}),
+    "two_towers": Kind(TwoTowersOptions, {"name": "contrastive"}, adapters={"bert": bert.text_tower}),
     "git": Kind(
         GitOptions,
         {"name": "git", "tasks": list(TASKS)},
-        begins={"bert": git.decoder_of_bert, "git": git.with_output_layer},
+        adapters={"bert": git.decoder_of_bert, "git": git.with_output_layer},
     ),
     # Evaluated as a probe whose classifier nobody asks.
     "encoder": Kind(EncoderOptions, {"name": "probe"}, model={"probe_pool": "encoder"}),
@@ -68,5 +68,5 @@ def adapted(weights: Weights, options: Any, path: str) -> dict[str, np.ndarray]:
       UserError: they are of another form than the model's.
     """
     kind = KINDS.get(kind_of(options))
-    adapter = kind.begins.get(kind_of(weights.options)) if kind else None
+    adapter = kind.adapters.get(kind_of(weights.options)) if kind else None
     return adapter(weights, options, path) if adapter else weights.params

@@ -63,9 +63,9 @@ _FAMILIES = (
 _TANH = r"vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*|large_patch16_siglip(_gap)?_512)"
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 # Arguments of a model that say nothing that its arrays, or the evaluation, don't say.
-_SILENT = r"img_size|patch_size|embed_dim|depth|num_heads|mlp_ratio|class_token|num_classes|fc_norm|.*drop.*|act_layer"
-_SILENT += r"|global_pool|init_values|reg_tokens|no_embed_class|pre_norm|qkv_bias|dynamic_img_size|weight_init|fix_init"
-_PLAIN = dict(
+_UNUSED = r"img_size|patch_size|embed_dim|depth|num_heads|mlp_ratio|class_token|num_classes|fc_norm|.*drop.*|act_layer"
+_UNUSED += r"|global_pool|init_values|reg_tokens|no_embed_class|pre_norm|qkv_bias|dynamic_img_size|weight_init|fix_init"
+_REQUIRED = dict(
     in_chans=3, pos_embed="learn", qk_norm=False, dynamic_img_pad=False, pool_include_prefix=False, final_norm=True
 )
 
@@ -107,7 +107,7 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
         raise UserError("timm's config.json, which names the architecture, is not beside the weights.")
     arguments = dict(config.get("model_args") or {})
     for key, value in arguments.items():
-        if not re.fullmatch(_SILENT, key) and value is not None and value != _PLAIN.get(key, False):
+        if not re.fullmatch(_UNUSED, key) and value is not None and value != _REQUIRED.get(key, False):
             raise UserError(f"timm's model_args have {key}={value!r}, which isn't known here.")
     if "patch_embed.proj.weight" not in theirs or "pos_embed" not in theirs:
         raise UserError("The weights lack 'patch_embed.proj.weight' or 'pos_embed', so they are not of a timm ViT.")
