@@ -245,8 +245,7 @@ def write_files(weights: Weights, target: Target, state: Mapping[str, np.ndarray
     Raises:
       UserError: there is something in it, or it can't be written.
     """
-    files.write_model(target.path, state, config)
-    folder = pathlib.Path(target.path)
+    folder = files.write_model(target.path, state, config)
     if Ability.IMAGES in abilities(weights.options):
         pixels.write_processor(folder, weights)
     if weights.tokenizer:
