@@ -13,9 +13,12 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
-from capvl import config, storage
+import jax
+
+from capvl import config, objectives, storage
 from capvl.config import Trust
 from capvl.data.options import DataOptions
+from capvl.data.reading.loader import KindsLoader, TrainLoader
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.evals import EVALUATORS
@@ -105,9 +108,47 @@ class Recipe:
         Raises:
           UserError: the batch doesn't divide over the mesh, or options contradict each other.
         """
+        kinds = objectives.kinds(self.objective)
+        self.data.of_kinds(kinds)
+        for name, kind in kinds.items():
+            check_batch(kind.count(self.batch_size, name), self.micro_batches, mesh, kind=name)
         each = check_batch(self.batch_size, self.micro_batches, mesh)
         self.objective.check(self.model, each, self.micro_batches)
         return each
+
+    def batch_spec(self, sharding=None) -> Any:
+        """Shapes and dtypes of what a step takes, {key: …} or {kind: {key: …}}, with a sharding where one is given."""
+        spec = self.objective.batch_spec(self.model, self.batch_size)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), spec)
+
+    def transforms(self) -> dict[str, Any]:
+        """The objective's training transform of each kind of batch."""
+        data = self.data.of_kinds(objectives.kinds(self.objective))
+        found = self.objective.transform(self.model, next(iter(data.values())), train=True)
+        return found if isinstance(found, dict) else {name: found for name in data}
+
+    def train_loader(self, transforms: dict[str, Any], position: int = 0) -> TrainLoader | KindsLoader:
+        """Endless batches of this host from example `position` on.
+
+        Raises:
+          UserError: a data set can't be read, or lacks what the objective needs.
+        """
+        kinds = objectives.kinds(self.objective)
+        data = self.data.of_kinds(kinds)
+        loaders = {
+            name: TrainLoader(
+                data[name],
+                transforms[name],
+                kind.features,
+                batch=kind.count(self.batch_size, name),
+                seed=self.seed + 1_000_003 * i,
+                position=kind.count(position, name) if position else 0,
+            )
+            for i, (name, kind) in enumerate(kinds.items())
+        }
+        if "" in loaders:
+            return loaders[""]
+        return KindsLoader(loaders, batch=self.batch_size, position=position)
 
     def tokenizer(self):
         """The tokenizer of the data, for the model.
