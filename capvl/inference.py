@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.convert.folder import Weights, read_model
+from capvl.convert.folder import read_model
 from capvl.data.examples.tasks import TASKS
 from capvl.data.images import video
 from capvl.data.images.crops import Crop
@@ -39,6 +39,7 @@ from capvl.models.parameters import Blueprint
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 from capvl.values import convert
+from capvl.weights import Weights
 
 MOST = 64
 Images = Any
