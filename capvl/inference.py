@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.convert.folder import Weights, read_model
-from capvl.data import tokenizer as tokenizers
-from capvl.data import video
-from capvl.data.decode import BadImageError
-from capvl.data.encoded import encoded
+from capvl.data.examples.tasks import TASKS
+from capvl.data.images import video
+from capvl.data.images.crops import Crop
+from capvl.data.images.decode import BadImageError
+from capvl.data.images.encoded import encoded
 from capvl.data.randomness import Uniforms
-from capvl.data.tasks import TASKS
-from capvl.data.transforms import Crop
+from capvl.data.text import tokenizers
 from capvl.decoding.beam import LOW
 from capvl.decoding.generate import Decoding, generate, n_best, planned_length
 from capvl.decoding.likelihood import log_likelihood_of_kv

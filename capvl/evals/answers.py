@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capvl.data import sources
-from capvl.data.lines import read_lines
 from capvl.data.randomness import Uniforms
-from capvl.data.tasks import FEATURES, questions
+from capvl.data.reading import sources
+from capvl.data.reading.texts import FEATURES, questions
 from capvl.decoding.generate import Decoding
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
@@ -17,6 +16,7 @@ from capvl.evals import Confusion, Context, answer_metrics, check_limits, submis
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform, over_rows
 from capvl.evals.names import class_names
+from capvl.lines import read_lines
 from capvl.nn.padding import real
 from capvl.terminal import say
 

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from capvl.data import foils, lookup
-from capvl.data.decode import BadImageError, decode
+from capvl.data import foils
+from capvl.data.images.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
-from capvl.data.shards import Rejected
+from capvl.data.reading import lookup
+from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits
 from capvl.evals.encode import image_transform, over_rows, tokenize

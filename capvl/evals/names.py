@@ -4,9 +4,9 @@ import importlib.resources
 
 import numpy as np
 
-from capvl.data import sources
-from capvl.data.lines import read_lines
+from capvl.data.reading import sources
 from capvl.errors import UserError
+from capvl.lines import read_lines
 
 
 def read_templates(path: str) -> list[str]:

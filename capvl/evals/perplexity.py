@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from capvl.data import loader, sources
-from capvl.data.transforms import Crop, ImageText
+from capvl.data.examples.image_text import ImageText
+from capvl.data.images.crops import Crop
+from capvl.data.reading import loader, sources
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits, finite, to_host

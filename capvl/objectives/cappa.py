@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data.transforms import ImageText
+from capvl.data.examples.image_text import ImageText
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
@@ -85,7 +85,7 @@ class CapPa:
         return ("image", "text")
 
     def transform(self, model_options: CaptionerOptions, data, *, train: bool):
-        """Crop and tokenize; see `capvl.data.transforms.ImageText`."""
+        """Crop and tokenize; see `capvl.data.examples.image_text.ImageText`."""
         return ImageText.from_options(data, res=model_options.res, length=model_options.length, train=train)
 
     def batch_spec(self, model_options: CaptionerOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data.transforms import EmbeddingText, ImageText
+from capvl.data.examples.image_text import EmbeddingText, ImageText
 from capvl.errors import UserError, nearest
 from capvl.losses.contrastive import CHUNK, sigmoid_loss, softmax_loss
 from capvl.models import sizes
@@ -80,7 +80,7 @@ class Contrastive:
         return ("embedding" if self.cached else "image", "text")
 
     def transform(self, model_options: TwoTowersOptions, data, *, train: bool):
-        """Crop and tokenize, or pick an embedding and tokenize; see `capvl.data.transforms`."""
+        """Crop and tokenize, or pick an embedding and tokenize; see `capvl.data.images.crops`."""
         if self.cached and train:
             return EmbeddingText.from_options(data, length=model_options.length)
         return ImageText.from_options(data, res=model_options.res, length=model_options.length, train=train)

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data import tokenizer as tokenizers
-from capvl.data.tasks import FEATURES, TaskText, check_tasks
-from capvl.data.transforms import Crop
+from capvl.data.examples.tasks import TaskText, check_tasks
+from capvl.data.images.crops import Crop
+from capvl.data.reading.texts import FEATURES
+from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models import git, sizes
@@ -32,7 +33,7 @@ class Git:
     """Options and methods of the objective (`capvl.objectives.Objective`).
 
     Attributes:
-      tasks: of `capvl.data.tasks.TASKS`; an example serves one that it has the features for, drawn at every
+      tasks: of `capvl.data.examples.tasks.TASKS`; an example serves one that it has the features for, drawn at every
         visit; one that is named twice, twice as often.
       prompts: (task, words) pairs: what is put in front where there is no question. Tasks that are only asked for, such
         as ("read", "what does it say"), may stand here too.
@@ -110,14 +111,14 @@ class Git:
         return BySides(made, self.sides) if self.sides and train else made
 
     def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, …) (see `GitOptions.image_shape`), flip and seen (has an image) bool (B,); text int32 (B, L),
+        """image uint8 (B, …) (see `GitOptions.image_shape`), flip and has_image bool (B,); text int32 (B, L),
         or (B, T, L) with `texts`, prompt int32: how many of its tokens aren't predicted, and cut bool: its prompt was
         too long."""
         several = (batch, self.texts) if self.texts else (batch,)
         return {
             "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
             "flip": jax.ShapeDtypeStruct((batch,), jnp.bool_),
-            "seen": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+            "has_image": jax.ShapeDtypeStruct((batch,), jnp.bool_),
             "text": jax.ShapeDtypeStruct((*several, model_options.length), jnp.int32),
             "prompt": jax.ShapeDtypeStruct(several, jnp.int32),
             "cut": jax.ShapeDtypeStruct(several, jnp.bool_),
@@ -148,7 +149,7 @@ class Git:
             "image": image,
             "text": text,
             "weights": learned * (len(text) / jnp.maximum(count, 1.0)),
-            "seen": batch.get("seen", jnp.ones(len(image), bool)),
+            "has_image": batch.get("has_image", jnp.ones(len(image), bool)),
             "cut": batch.get("cut", jnp.zeros(len(image), bool)),
         }
 
@@ -157,7 +158,7 @@ class Git:
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         encoded = model.encode(batch["image"], key=None if self.locked else keys[0])
         kv = model.decoder.image_kv(encoded, key=keys[1])
-        kv = kv._replace(valid=kv.valid & batch["seen"][None, :, None])
+        kv = kv._replace(valid=kv.valid & batch["has_image"][None, :, None])
         if self.kind == "causal":
             hidden, weights = model.decoder.causal(batch["text"], kv, dtype=model.dtype, key=keys[2]), batch["weights"]
         else:

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data import frequencies
-from capvl.data import tokenizer as tokenizers
-from capvl.data.sources import default_data_dir
-from capvl.data.transforms import Crop
+from capvl.data.images.crops import Crop
+from capvl.data.reading.sources import default_data_dir
+from capvl.data.text import frequencies, tokenizers
 from capvl.decoding.generate import GREEDY, Decoding, generate
 from capvl.errors import UserError
 from capvl.losses.cider import cider_d

@@ -9,7 +9,7 @@ from conftest import case
 
 from capvl.data import foils
 from capvl.data.foils import Foil
-from capvl.data.shards import Rejected
+from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError
 from capvl.evals import entailment
 
