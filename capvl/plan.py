@@ -10,7 +10,9 @@ import argparse
 import json
 
 from capvl.command import config_arguments, run
-from capvl.errors import UserError
+from capvl.errors import UserError, nearest
+from capvl.planning import libtpu
+from capvl.planning import topology as topologies
 
 GIB = 2**30
 
@@ -18,16 +20,15 @@ GIB = 2**30
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     args, overrides = _arguments(argv)
-    from capvl.planning import ahead
-
-    ahead.prepare_environment()
+    libtpu.prepare_environment()
+    # JAX reads these variables when it is imported, here and in the functions below.
     from capvl import recipes
-    from capvl.planning import topology as topologies
+    from capvl.planning import ahead
 
     recipe = recipes.load(args.config, overrides)
     places = [topologies.parse(text, args.slices) for text in args.topology]
     if not args.analytic:
-        ahead.wait_for_lock(args.wait)
+        libtpu.wait_for_lock(args.wait)
         ahead.devices(places[0])
     results = [_run(recipe, place, args) for place in places]
     if args.json:
@@ -103,7 +104,6 @@ def _numbers(text: str) -> list[int]:
 
 
 def _policies(text: str) -> list[str]:
-    from capvl.errors import nearest
     from capvl.planning.search import LADDER
 
     for policy in text.split(","):

@@ -114,6 +114,13 @@ class GitOptions(ViTOptions):
         """The decoder's size."""
         return sizes.parse_size(self.text)
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises UserError where a tokenizer's texts begin with another id than the decoder's."""
+        if tokenizer.start_id not in (None, self.start):
+            raise UserError(
+                f"Tokenizer {tokenizer.path!r} begins texts with id {tokenizer.start_id}, and model.start={self.start}."
+            )
+
     def prompts(self, tokenizer: Any, words: dict[str, str] | None = None) -> TextPrompts:
         """How the model is prompted: by a question, or by a task's own `words` where there is none."""
         return TextPrompts(tokenizer, self.length, words or {})

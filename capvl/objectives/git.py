@@ -103,6 +103,7 @@ class Git:
     def transform(self, model_options: GitOptions, data, *, train: bool):
         """Draws a task and makes its tokens."""
         tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        model_options.check_tokenizer(tokenizer)
         if data.flip and model_options.max_side:
             raise UserError("data.flip goes with square images only, and model.max_side keeps the aspect.")
         crop = Crop.of_model(data, model_options, train=train)

@@ -69,6 +69,7 @@ class Scst:
     def transform(self, model_options: GitOptions, data, *, train: bool):
         """Crop, and tokens of the references."""
         tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        model_options.check_tokenizer(tokenizer)
         if tokenizer.eos != self.end:
             raise UserError(
                 f"Tokenizer {tokenizer.path!r} ends texts with id {tokenizer.eos}, not objective.end={self.end}."
