@@ -134,12 +134,16 @@ class GitOptions(ViTOptions):
         check_task(task, TASKS)
         return self.prompts(tokenizer)(task, text)[0]
 
+    def kept_patches(self) -> int:
+        """Patches of an image that the blocks see; of images that keep their aspect as many as the largest has."""
+        if not self.max_side:
+            return super().kept_patches()
+        patch = sizes.parse(self.encoder)[1]
+        return (self.res // patch) * (self.max_side // patch)
+
     def image_tokens(self) -> int:
         """Tokens of an image, or of a clip, that the decoder sees in training."""
-        tokens, patch = super().image_tokens(), sizes.parse(self.encoder)[1]
-        if self.max_side:
-            tokens = (self.res // patch) * (self.max_side // patch) + (self.pool == "cls")
-        return tokens * (self.frames if self.frames and self.frame_pool == "concat" else 1)
+        return super().image_tokens() * (self.frames if self.frames and self.frame_pool == "concat" else 1)
 
     def encoder_flops(self) -> float:
         """Forward matmul FLOPs of one image, or of all frames of a clip."""

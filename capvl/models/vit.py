@@ -140,7 +140,8 @@ class ViTOptions:
         """Forward matmul FLOPs of one image, without a MAP head."""
         size, patch = sizes.parse(self.encoder)
         tokens = self.kept_patches() + self.registers + (self.pool == "cls")
-        return stem.flops(self.stem, patch, size.width, self.grid) + size.depth * flops.layer(tokens, size)
+        whole = tuple(side // patch for side in self.image_shape()[-3:-1])
+        return stem.flops(self.stem, patch, size.width, whole) + size.depth * flops.layer(tokens, size)
 
     def map_head_flops(self) -> float:
         """Forward matmul FLOPs of pooling one image by a MAP head."""
