@@ -148,7 +148,7 @@ def run(evaluators: dict, params: dict, workdir, step: int) -> dict[str, float]:
     An evaluator that meets rows that aren't finite has one number, `not_finite`: how many they are; where parameters
     aren't, each has `not_finite_parameters`.
     """
-    from capvl import report, terminal
+    from capvl import reporting, terminal
 
     rows, shown = {}, {}
     bad = int(jax.jit(_count_not_finite)(params)) if evaluators else 0
@@ -167,5 +167,5 @@ def run(evaluators: dict, params: dict, workdir, step: int) -> dict[str, float]:
             else:
                 rows[f"{name}/{key}"] = value
     if shown:
-        report.save_shown(workdir, step, shown)
+        reporting.save_shown(workdir, step, shown)
     return rows
