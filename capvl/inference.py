@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.convert.folder import read_model
-from capvl.data.examples.tasks import TASKS
+from capvl.convert.folder import Weights, read_model
 from capvl.data.images import video
 from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError
@@ -34,12 +33,10 @@ from capvl.errors import UserError, nearest
 from capvl.evals.names import read_templates
 from capvl.evals.scoring import Scorer
 from capvl.evals.zeroshot import class_vectors
-from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 from capvl.values import convert
-from capvl.weights import Weights
 
 MOST = 64
 Images = Any
@@ -203,8 +200,9 @@ class LoadedModel:
     def _prompts(self, task: str, texts: list[str]) -> np.ndarray:
         """Tokens (N, P) of prompts."""
         self._need("a decoder")
-        objective = self._objective or _usual_objective(self.options)
-        rows = [objective.prompt(self.options, self.tokenizer, task, text) for text in texts]
+        # An objective knows which tasks it trained, and in which words; else the model tells its prompts.
+        prompt = functools.partial(self._objective.prompt, self.options) if self._objective else self.options.prompt
+        rows = [prompt(self.tokenizer, task, text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             whole = self.tokenizer(text, 4096) if text else row
             if (real(whole) & (whole != self.tokenizer.eos)).sum() > len(row):
@@ -376,14 +374,6 @@ class LoadedModel:
                     f"The model {self.name!r} gives values that are not finite for {bad} of {len(leaf)} rows."
                 )
         return joined
-
-
-def _usual_objective(options: Any) -> Any:
-    """The objective whose prompts a converted model has."""
-    from capvl.objectives.cappa import CapPa
-    from capvl.objectives.git import Git
-
-    return Git(tasks=TASKS, prompts=(("read", ""),)) if isinstance(options, GitOptions) else CapPa()
 
 
 def _decoding(options: dict[str, Any], others: tuple[str, ...] = ()) -> Decoding:

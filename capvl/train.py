@@ -333,7 +333,4 @@ def _check_vocabulary(recipe: recipes.Recipe, transforms: dict) -> str:
         raise UserError(
             f"Tokenizer {tokenizer.path!r} has {tokenizer.vocab} pieces, more than model.vocab={recipe.model.vocab}."
         )
-    theirs, ours = getattr(tokenizer, "start_id", None), getattr(recipe.model, "start", None)
-    if None not in (theirs, ours) and theirs != ours:
-        raise UserError(f"Tokenizer {tokenizer.path!r} begins texts with id {theirs}, and model.start={ours}.")
     return tokenizer.path

@@ -46,7 +46,7 @@ def _example_batch(specs, vocab: int, tokens: int, rng: np.random.Generator) -> 
         if spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape, np.uint8)
         elif spec.dtype == np.bool_:
-            batch[name] = np.full(spec.shape, name in ("mask", "seen"))
+            batch[name] = np.full(spec.shape, name in ("mask", "has_image"))
         elif name != "text":  # Lengths of prompts, labels: none, and the first.
             batch[name] = np.zeros(spec.shape, spec.dtype)
         else:

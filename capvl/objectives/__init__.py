@@ -84,7 +84,8 @@ class Objective(Protocol):
     """
 
     Model: ClassVar[type]
-    """Dataclass of the options in `config.model`; its `make(rngs)` builds the model."""
+    """Dataclass of the options in `config.model`; its `make(rngs)` builds the model, its `abilities` say what that can
+    (`capvl.models.abilities`)."""
 
     def check(self, model_options: Any, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other; `batch_per_device` is of one micro-batch."""
@@ -98,15 +99,17 @@ class Objective(Protocol):
     def transform(self, model_options: Any, data: Any, *, train: bool) -> Any:
         """A picklable `transform(example, uniforms) -> dict of arrays` that runs on the host.
 
-        A training transform may have a method `for_batch(number)` that gives the transform of a batch."""
+        A training transform may have a method `for_batch(number)` that gives the transform of a batch, and one whose
+        texts become tokens says by which `tokenizer`."""
 
     def batch_spec(self, model_options: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The keys, shapes and dtypes of a batch of so many examples; with several kinds those of each."""
 
     def prompt(self, model_options: Any, tokenizer: Any, task: str, text: str = "") -> np.ndarray:
-        """Tokens (P,) that begin what a model with a decoder writes for a task ("caption", "answer", "classify").
+        """Tokens (P,) that begin what a model with a decoder writes for a task: the model's own
+        (`capvl.models.prompts`), narrowed to the tasks that the objective trains, or in words of its own.
 
-        Raises UserError where the objective doesn't train it."""
+        Raises UserError where the objective doesn't train the task."""
 
     def prepare(self, batch: Batch, *, train: bool) -> Batch:
         """Device-side preparation of a whole batch: value range, flips, loss weights.
