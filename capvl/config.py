@@ -18,6 +18,8 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
+import jax
+
 from capvl import storage
 from capvl.errors import UserError, nearest
 from capvl.values import Typed, convert, parse, unquoted
@@ -186,7 +188,7 @@ def resolve(values: dict, trust: Trust = True) -> Recipe:
       UserError: an unknown key, a value of the wrong type, or code that is not trusted.
     """
     from capvl.data.loader import DataOptions
-    from capvl.evals import EVALUATORS
+    from capvl.evals import EVALUATORS, RENAMED
     from capvl.objectives import OBJECTIVES
     from capvl.optim.optimizer import OptimizerOptions
     from capvl.optim.schedules import ScheduleOptions
@@ -209,7 +211,7 @@ def resolve(values: dict, trust: Trust = True) -> Recipe:
     }
     for name, options in _section(values.pop("evals", {}), "evals").items():
         options = _section(options, f"evals.{name}")
-        kind = _named(EVALUATORS, options.pop("type", name), f"evals.{name}.type", trust)
+        kind = _named(EVALUATORS, _renamed(options.pop("type", name), name, RENAMED), f"evals.{name}.type", trust)
         parts["evals"][name] = build(kind, options, f"evals.{name}")
     recipe = build(Recipe, values, "", given=parts)
     return dataclasses.replace(recipe, source=describe(recipe))
@@ -367,6 +369,23 @@ def _named(registry: dict[str, str], name: Any, key: str, trust: Trust) -> type:
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{key}={name!r} is no dataclass, as objectives and evaluators are.")
     return found
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _renamed(kind: Any, name: str, renamed: dict[str, str]) -> Any:
+    """An evaluator's type by its name of today; what a config calls otherwise is said, once."""
+    kind = unquoted(kind) if isinstance(kind, Typed) else kind
+    if not isinstance(kind, str) or kind not in renamed:
+        return kind
+    # Nothing may start the devices here where only a plan is made.
+    first = not jax.distributed.is_initialized() or jax.process_index() == 0
+    if first and (name, kind) not in _said:
+        new = renamed[kind]
+        print(f"The evaluator {kind!r} is called {new!r} now: evals.{name} = dict(type={new!r}, …).", flush=True)
+        _said.add((name, kind))
+    return renamed[kind]
 
 
 def _name_of(registry: dict[str, str], value: Any) -> str:

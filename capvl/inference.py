@@ -32,8 +32,8 @@ from capvl.decoding.likelihood import log_likelihood_of_kv
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
 from capvl.evals.names import read_templates
-from capvl.evals.scoring import Scorer
 from capvl.evals.zeroshot import class_vectors
+from capvl.evals.zeroshot_likelihood import Scorer
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.nn.padding import real

@@ -14,7 +14,7 @@ from capvl import config, flops
 from capvl.data import tokenizer as tokenizers
 from capvl.data.lines import read_lines
 from capvl.decoding.likelihood import log_likelihood
-from capvl.evals.scoring import NODES, Scorer
+from capvl.evals.zeroshot_likelihood import NODES, Scorer
 from capvl.nn.padding import lengths
 
 

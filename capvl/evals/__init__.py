@@ -21,15 +21,17 @@ EVALUATORS = {
     "captions": "capvl.evals.captions:Captions",
     "caption_baselines": "capvl.evals.caption_baselines:CaptionBaselines",
     "zeroshot": "capvl.evals.zeroshot:ZeroShot",
-    "scoring": "capvl.evals.scoring:Scoring",
+    "zeroshot_likelihood": "capvl.evals.zeroshot_likelihood:ZeroShotLikelihood",
     "retrieval": "capvl.evals.retrieval:Retrieval",
     "compositionality": "capvl.evals.compositionality:Compositionality",
     "entailment": "capvl.evals.entailment:Entailment",
     "probe": "capvl.evals.probe:ProbeAccuracy",
     "linear_probe": "capvl.evals.linear_probe:LinearProbe",
-    "facts": "capvl.evals.facts:Facts",
-    "answers": "capvl.evals.answers:Answers",
+    "hallucination": "capvl.evals.hallucination:Hallucination",
+    "vqa": "capvl.evals.vqa:Vqa",
 }
+RENAMED = {"answers": "vqa", "facts": "hallucination", "scoring": "zeroshot_likelihood"}
+"""Names of before, which configs and workdirs may still have."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from capvl.data import foils, lookup
+from capvl.data import lookup
 from capvl.data.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
 from capvl.data.shards import Rejected
 from capvl.errors import UserError, nearest
-from capvl.evals import Context, check_limits
+from capvl.evals import Context, check_limits, foils
 from capvl.evals.encode import image_transform, over_rows, tokenize
 from capvl.evals.pairs import cosine_scores, pair_scores
-from capvl.evals.scoring import grey_image
+from capvl.evals.zeroshot_likelihood import grey_image
 from capvl.nn.padding import lengths
 from capvl.objectives.images import unit_range
 from capvl.terminal import say
@@ -37,7 +37,7 @@ class Compositionality:
     (arXiv 2204.03162) `text`, `image` and `group` are the paper's three scores.
 
     Attributes:
-      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.data.foils`), or "order": the first
+      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.evals.foils`), or "order": the first
         captions of the data set `images`, with foils whose words are shuffled, or two of them swapped.
       file: of the test, or a folder with its files; {data_dir} is where prepared data sets are; none for "order".
       images: a folder of image files, or a prepared data set; "" for none: only the blind control is run.

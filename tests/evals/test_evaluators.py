@@ -11,13 +11,12 @@ from colors import NAMES, by_word, colors, context_of, mesh, run
 from conftest import assert_close
 from handmade import captioner, two_towers
 
-from capvl.data import foils
 from capvl.decoding import trie
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError
-from capvl.evals import answers, compositionality, entailment, linear_probe, retrieval, zeroshot
+from capvl.evals import compositionality, entailment, foils, linear_probe, retrieval, vqa, zeroshot
 from capvl.evals.captions import Captions
-from capvl.evals.scoring import Scorer, Scoring
+from capvl.evals.zeroshot_likelihood import Scorer, ZeroShotLikelihood
 from capvl.models.parameters import Blueprint
 
 
@@ -71,10 +70,10 @@ def test_equal_embeddings_find_nothing():
 
 
 def test_scoring(by_word, colors, mesh):
-    found = run(Scoring(name="colors"), captioner, colors, mesh)
+    found = run(ZeroShotLikelihood(name="colors"), captioner, colors, mesh)
     assert found["accuracy"] == 1.0
     assert found["blind"] == pytest.approx(1 / 3)
-    prompted = run(Scoring(name="colors", prompt="{}", mean=True, calibrated=True), captioner, colors, mesh)
+    prompted = run(ZeroShotLikelihood(name="colors", prompt="{}", mean=True, calibrated=True), captioner, colors, mesh)
     assert prompted["accuracy"] == 1.0
 
 
@@ -82,7 +81,7 @@ def test_names_that_do_not_fit_are_no_names(by_word, colors, mesh):
     """Cut, they would be other texts, or all the same."""
     context, _ = context_of(captioner, colors, mesh)
     with pytest.raises(UserError, match=r"3 of 3 texts have more than the \d+ tokens that the model writes"):
-        Scoring(name="colors", prompt="red " * 40 + "{}").setup(context)
+        ZeroShotLikelihood(name="colors", prompt="red " * 40 + "{}").setup(context)
 
 
 def test_captions_of_the_hand_made_model(by_word, colors, mesh):
@@ -281,12 +280,12 @@ def test_linear_probe_on_the_hand_made_encoder(by_word, colors, mesh):
 BAD = [
     (zeroshot.ZeroShot(name="colors"), captioner, "needs a model with a text tower"),
     (retrieval.Retrieval(), captioner, "needs a model with a text tower"),
-    (Scoring(name="colors"), two_towers, "needs a model with a decoder"),
+    (ZeroShotLikelihood(name="colors"), two_towers, "needs a model with a decoder"),
     (Captions(), two_towers, "needs a model with a decoder"),
     (Captions(beams=9), captioner, "9 beams are more than the 7 words"),
-    (answers.Answers(task="classify", split="test"), captioner, "doesn't know the task 'classify'"),
+    (vqa.Vqa(task="classify", split="test"), captioner, "doesn't know the task 'classify'"),
     (
-        answers.Answers(task="caption", split="test", vocabulary="none.txt"),
+        vqa.Vqa(task="caption", split="test", vocabulary="none.txt"),
         captioner,
         "'none.txt' of answers is missing",
     ),

@@ -19,7 +19,7 @@ NODES = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Scoring:
+class ZeroShotLikelihood:
     """Yields `accuracy`, `top5`, `chance`, and `blind`: the accuracy of the same with the likelihoods under a grey
     image, which no image changes; with `calibrated` those are subtracted first.
 
@@ -42,11 +42,13 @@ class Scoring:
 
     def __post_init__(self):
         if self.prompt.count("{}") != 1:
-            raise UserError(f"scoring: the prompt {self.prompt!r} should have {{}} once, where the class name goes.")
+            raise UserError(
+                f"zeroshot_likelihood: the prompt {self.prompt!r} should have {{}} once, where the class name goes."
+            )
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "scoring")
+        context.require("a decoder", "zeroshot_likelihood")
         source, labels = open_labelled(context, self.name, self.split)
         names = class_names(context.path(self.classes), source, labels)
         tokens = tokenize(context, [self.prompt.format(name) for name in names], whole=True)

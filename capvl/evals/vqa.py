@@ -1,4 +1,4 @@
-"""Answers that the model writes to questions about images or clips, and class names that it writes."""
+"""Visual question answering by writing: answers to questions about images or clips, class names, words in images."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ FEATURE_OF = FEATURES | {"read": "text"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers(Decoding):
+class Vqa(Decoding):
     """Yields each of `metrics`: the mean over questions with answers; METRIC/KIND for questions with a kind, beside
     METRIC/blind and METRIC/blind/KIND: the same with grey images; METRIC/prior and METRIC/prior/KIND: the same for the
     answer that is commonest in training for these words of a question; and a `Confusion` of every kind. How answers
@@ -55,15 +55,15 @@ class Answers(Decoding):
         check_limits(self, "limit")
         for what, known in ((self.task, FEATURE_OF), *((m, answer_metrics.METRICS) for m in self.metrics)):
             if what not in known:
-                raise UserError(f"answers: {what!r} is unknown." + nearest(what, known))
+                raise UserError(f"vqa: {what!r} is unknown." + nearest(what, known))
         if not self.metrics:
-            raise UserError("answers.metrics should name one metric or more.")
+            raise UserError("vqa.metrics should name one metric or more.")
         if self.submission:
             submissions.check(self.submission)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "answers")
+        context.require("a decoder", "vqa")
         recipe, transform = context.recipe, image_transform(context)
         feature = FEATURE_OF[self.task]
         name = self.name or recipe.data.parts()[0][0]

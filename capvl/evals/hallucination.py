@@ -1,4 +1,7 @@
-"""How much of what captions say about embedded scenes is so: every object that is named is looked up in the scene."""
+"""Object hallucination in captions of embedded scenes: every object that is named is looked up in the scene.
+
+As CHAIR does with COCO's objects (arXiv 1809.02156, section 2.1): 1 - `right` is its share of hallucinated objects.
+"""
 
 import dataclasses
 import re
@@ -9,9 +12,9 @@ from capvl.data import loader, sources
 from capvl.data.scenes.world import COLORS, SHAPES, WORDS
 from capvl.decoding.generate import Decoding
 from capvl.evals import Context, check_limits, to_host
-from capvl.evals.answers import confusion
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import image_transform
+from capvl.evals.vqa import confusion
 from capvl.parallel.rules import batch_sharding
 from capvl.terminal import progress
 
@@ -19,7 +22,7 @@ _NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b|\bword ({'|
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts(Decoding):
+class Hallucination(Decoding):
     """Yields, of captions of an embedded data set: `right`: the share of named objects (colour and shape, or the word)
     that are there; `found`: the share of objects that are named; `all_right`: the share of captions that name something
     and nothing wrong; `words`: `right` of words alone; and each as `blind/…` for grey images. The report shows which
@@ -41,7 +44,7 @@ class Facts(Decoding):
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "facts")
+        context.require("a decoder", "hallucination")
         recipe = context.recipe
         name = self.name or recipe.data.parts()[0][0]
         source = sources.open_source(name, self.split, recipe.data.directory(), features=(context.visual,))
@@ -83,7 +86,7 @@ def mentions(text: str) -> list[tuple[str, str]]:
 
 
 def shares(texts: list[str], scenes: list[set[tuple[str, str]]]):
-    """(name, value) of the shares that `Facts` yields."""
+    """(name, value) of the shares that `Hallucination` yields."""
     named = [mentions(text) for text in texts]
     hits = [[m in scene for m in row] for row, scene in zip(named, scenes, strict=True)]
     both = [pair for row, own in zip(named, hits, strict=True) for pair in zip(row, own, strict=True)]
