@@ -123,6 +123,14 @@ class Recipe:
 
         return tokenizer.load(self.data.tokenizer_path(), self.model.reads_start)
 
+    def context(self, mesh, blueprint, folder):
+        """What its evaluators may know (`capvl.evals.Context`): of a mesh, a blueprint of the model, and a folder for
+        files of results."""
+        from capvl.evals import Context
+
+        given = dict(mesh=mesh, blueprint=blueprint, folder=folder, recipe=self)
+        return Context(self.model, self.data, self.objective, self.seed, self.batch_size, **given)
+
     def train_step(self):
         """The recipe's `capvl.step.TrainStep`."""
         from capvl.step import TrainStep

@@ -12,14 +12,13 @@ import json
 
 import jax
 
-from capvl import config, evals, storage, terminal, workdirs
+from capvl import config, evals, report, storage, terminal, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.folder import read_model
 from capvl.convert.load import initial_state
 from capvl.data import tokenizer as tokenizers
 from capvl.data.tasks import TASKS
 from capvl.errors import UserError, nearest
-from capvl.evals import Context
 from capvl.main import config_arguments
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
@@ -62,7 +61,7 @@ def evaluate(
     with jax.set_mesh(mesh):
         training = recipe.train_step()
         shardings = training.blueprint.shardings(mesh)
-        context = Context(recipe, mesh, training.blueprint, recipe.batch_size, path / "evaluate")
+        context = recipe.context(mesh, training.blueprint, path / "evaluate")
         # Opened before the parameters are read: what is wrong with the data is said at once.
         evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         if untrained:
@@ -72,7 +71,8 @@ def evaluate(
         else:
             params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
         params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
-        rows = evals.run(evaluators, params, path / "evaluate", at)
+        rows, shown = evals.run(evaluators, params)
+        report.save_shown(path / "evaluate", at, shown)
     terminal.print_results(at, rows)
     if jax.process_index() == 0:
         lines = storage.Lines(path / "evaluations.jsonl")

@@ -9,6 +9,7 @@ import io
 import json
 import time
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -21,10 +22,9 @@ COLORS = ("#2a6fdb", "#e0683b", "#2f9e62", "#9750c9", "#c2a100", "#d0447d")
 
 
 def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[Samples | Confusion]]) -> None:
-    """Writes what evaluators have to show, by their names, to workdir/samples/STEP.json, on the first host."""
-    import jax
-
-    if jax.process_index():
+    """Writes what evaluators have to show, by their names, to workdir/samples/STEP.json, on the first host; where they
+    have nothing to show, nothing."""
+    if not shown or jax.process_index():
         return
     values = {name: [_plain(value) for value in rows] for name, rows in shown.items()}
     folder = workdir / "samples"

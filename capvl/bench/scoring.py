@@ -14,7 +14,7 @@ from capvl import config, flops
 from capvl.data import tokenizer as tokenizers
 from capvl.data.lines import read_lines
 from capvl.decoding.likelihood import log_likelihood
-from capvl.evals.zeroshot_likelihood import NODES, Scorer
+from capvl.inference.scoring import NODES, TextScorer
 from capvl.nn.padding import lengths
 
 
@@ -27,7 +27,7 @@ def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
       tokens: (C, L) of the class names.
       nodes: see `capvl.decoding.trie.split`.
     """
-    scorer = Scorer(tokens, nodes=nodes)
+    scorer = TextScorer(tokens, nodes=nodes)
     one = scorer.trees[0]
     decoder = flops.decoder(options)
     tree = flops.decoder_tree(options, len(one.inputs), len(one.tokens))
@@ -53,7 +53,7 @@ def measure(recipe: config.Recipe, tokens: np.ndarray, images: int) -> dict[str,
     params = {k: v + 1.0 if k.endswith("scale") else v for k, v in params.items()}
     res = recipe.model.res
     image = jnp.asarray(rng.uniform(-1, 1, (images, res, res, 3)), jnp.float32)
-    scorer = Scorer(tokens)
+    scorer = TextScorer(tokens)
     by_tree = jax.jit(lambda p, i: scorer(blueprint.bind(p), i))
     pairs = jax.jit(lambda p, i, t: log_likelihood(blueprint.bind(p), i, t))
     some = rng.choice(len(tokens), min(len(tokens), 2 * images), replace=False)

@@ -13,6 +13,7 @@ from capvl.data.rows import Id, Row, Text
 from capvl.errors import UserError
 from capvl.evals import Context, check_limits
 from capvl.evals.compositionality import GREY, PairScorer
+from capvl.models.abilities import Ability, abilities
 
 UNDECIDED = "-"
 LABELS = ("entailment", "neutral", "contradiction")
@@ -44,14 +45,14 @@ class Entailment:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a text tower or a decoder", "entailment")
+        context.require((Ability.TEXTS, Ability.DECODER), "entailment")
         rows = read_pairs(context.path(self.file))[: self.limit or None]
-        images = lookup.open_images(context.path(self.images), context.recipe.data.directory())
+        images = lookup.open_images(context.path(self.images), context.data.directory())
         found, _ = images.find(image for image, _, _ in rows)
         rows = [r for r in rows if r[0] in found]
         if not rows:
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}.")
-        likelihood = getattr(context.recipe.model, "decoder_layers", 0) > 0
+        likelihood = Ability.DECODER in abilities(context.model)
         scorer = PairScorer(context, mean=likelihood)
 
         def evaluate(params):

@@ -8,15 +8,14 @@ import re
 
 import numpy as np
 
-from capvl.data import loader, sources
+from capvl.data import sources
 from capvl.data.scenes.world import COLORS, SHAPES, WORDS
 from capvl.decoding.generate import Decoding
-from capvl.evals import Context, check_limits, to_host
+from capvl.evals import Context, check_limits
 from capvl.evals.captions import compile_writer
-from capvl.evals.encode import image_transform
+from capvl.evals.encode import over_images
 from capvl.evals.vqa import confusion
-from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress
+from capvl.models.abilities import Ability
 
 _NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b|\bword ({'|'.join(WORDS)})\b")
 
@@ -44,24 +43,18 @@ class Hallucination(Decoding):
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "hallucination")
-        recipe = context.recipe
-        name = self.name or recipe.data.parts()[0][0]
-        source = sources.open_source(name, self.split, recipe.data.directory(), features=(context.visual,))
+        context.require(Ability.DECODER, "hallucination")
+        data = context.data
+        name = self.name or data.parts()[0][0]
+        source = sources.open_source(name, self.split, data.directory(), features=(context.visual,))
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
         scenes = [things(source.read(i, ("objects",))["objects"]) for i in range(len(source))]
-        write, decode = compile_writer(context, self, "caption")
+        writer, decode = compile_writer(context, self, "caption")
 
         def written(params, blind: bool) -> list[str]:
-            texts = []
-            batches = loader.eval_batches(source, image_transform(context), context.batch)
-            for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {name}"):
-                if blind:
-                    host_batch["image"][..., :3] = 127
-                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-                texts += [decode(t) for t in to_host(write(params, batch["image"]))[to_host(batch["mask"])]]
-            return texts
+            tokens, _ = over_images(context, source, writer, params, f"captions of {name}", blind=blind)
+            return [decode(row) for row in tokens]
 
         def evaluate(params):
             texts = written(params, blind=False)

@@ -8,8 +8,11 @@ import numpy as np
 from capvl.data import sources
 from capvl.evals import Context, check_limits, finite
 from capvl.evals.captions import captions_of
-from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
+from capvl.evals.encode import over_images, over_texts
 from capvl.evals.perplexity import opened_pairs
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import image_vectors, text_vectors
+from capvl.models.abilities import Ability
 
 AT = (1, 5, 10)
 ROWS = 1024
@@ -39,12 +42,12 @@ class Retrieval:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a text tower", "retrieval")
+        context.require(Ability.TEXTS, "retrieval")
         source = opened_pairs(context, self.name, self.split)
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
-        embed_image = compile_images(context, lambda model, image: model.embed_image(image))
-        embed_text = compile_texts(context, lambda model, text: model.embed_text(text))
+        embed_image = compiled(context.blueprint, image_vectors)
+        embed_text = compiled(context.blueprint, text_vectors)
 
         def evaluate(params):
             owners, texts = [], []

@@ -13,7 +13,6 @@ from PIL import Image
 
 from capvl import config
 from capvl.data import tokenizer as tokenizers
-from capvl.evals import Context
 from capvl.models.parameters import Blueprint
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
@@ -74,7 +73,7 @@ def context_of(model, colors, mesh, **changes):
         "evals": {},
     }
     recipe = config.resolve(values)
-    return Context(recipe, mesh, Blueprint(recipe.model), 8, None), {k: jnp.asarray(v) for k, v in params.items()}
+    return recipe.context(mesh, Blueprint(recipe.model), None), {k: jnp.asarray(v) for k, v in params.items()}
 
 
 def run(evaluator, model, colors, mesh, **changes):

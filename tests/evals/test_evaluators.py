@@ -16,7 +16,8 @@ from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError
 from capvl.evals import compositionality, entailment, foils, linear_probe, retrieval, vqa, zeroshot
 from capvl.evals.captions import Captions
-from capvl.evals.zeroshot_likelihood import Scorer, ZeroShotLikelihood
+from capvl.evals.zeroshot_likelihood import ZeroShotLikelihood
+from capvl.inference.scoring import TextScorer
 from capvl.models.parameters import Blueprint
 
 
@@ -126,7 +127,7 @@ def test_scores_by_the_tree_equal_those_one_by_one():
         1,
     )
     for nodes in (8, 10_000):
-        scorer = Scorer(tokens, nodes=nodes)
+        scorer = TextScorer(tokens, nodes=nodes)
         assert (len(scorer.trees) > 1) == (nodes == 8)
         assert_close(jax.jit(lambda i, s=scorer: s(model, i))(image), expected, 1e-5)
     shared = trie.build(tokens)

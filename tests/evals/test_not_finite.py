@@ -7,7 +7,7 @@ from conftest import case
 
 from capvl.data import corpus, loader, sources
 from capvl.errors import UserError
-from capvl.evals import Context, NotFiniteError, labels, linear_probe, retrieval, run, zeroshot
+from capvl.evals import NotFiniteError, labels, linear_probe, retrieval, run, zeroshot
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -21,15 +21,15 @@ def test_numbers_of_features_that_are_not_finite(value):
         dict(zeroshot.accuracies(images, np.arange(4)))
 
 
-def test_an_evaluator_without_a_result_ends_nothing(tmp_path, capsys):
+def test_an_evaluator_without_a_result_ends_nothing(capsys):
     def broken(params):
         yield "early", 0.5
         raise NotFiniteError(3, 10, "images")
 
-    rows = run({"broken": broken, "whole": lambda params: [("x", 1.0)]}, {"w": jnp.ones(3)}, tmp_path, 0)
+    rows, _ = run({"broken": broken, "whole": lambda params: [("x", 1.0)]}, {"w": jnp.ones(3)})
     assert rows == {"broken/not_finite": 3.0, "whole/x": 1.0}
     assert "3 of 10 rows of the images are not finite" in capsys.readouterr().out
-    rows = run({"whole": lambda params: [("x", 1.0)]}, {"w": jnp.array([1.0, np.nan])}, tmp_path, 0)
+    rows, _ = run({"whole": lambda params: [("x", 1.0)]}, {"w": jnp.array([1.0, np.nan])})
     assert rows == {"whole/not_finite_parameters": 1.0}
 
 
@@ -50,7 +50,7 @@ def test_examples_without_a_label_are_of_no_class(tmp_path, tiny_recipe):
     splits = {s: case(f"partly_labelled_{s}.tar") for s in ("train", "val")}
     corpus.prepare("partly", splits, str(tmp_path), workers=1)
     recipe = tiny_recipe(data__data_dir=str(tmp_path))
-    context = Context(recipe, None, None, 8, tmp_path)
+    context = recipe.context(None, None, tmp_path)
     stored = sources.labels("partly", "val", str(tmp_path))
     assert (stored < 0).any()
     source, kept = labels.open_labelled(context, "partly", "val")
@@ -63,7 +63,7 @@ def test_no_label_at_all(tmp_path, tiny_recipe, monkeypatch):
     recipe = tiny_recipe()
     monkeypatch.setattr(sources, "labels", lambda *_: np.full(4, -1))
     with pytest.raises(UserError, match="has a label"):
-        labels.open_labelled(Context(recipe, None, None, 8, tmp_path), "scenes/tiny", "val")
+        labels.open_labelled(recipe.context(None, None, tmp_path), "scenes/tiny", "val")
 
 
 @pytest.mark.cases

@@ -24,7 +24,8 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
         "closed": vqa.Vqa(task="caption", split="test", vocabulary=str(tmp_path / "some.txt"), beams=2),
     }
     with jax.set_mesh(mesh):
-        found = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params, tmp_path, 3)
+        found, shown = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params)
+    report.save_shown(tmp_path, 3, shown)
     assert found["free/exact"] == found["free/contains"] == 1.0
     assert found["free/exact/blind"] <= 1 / 3  # Grey: the same text for all.
     assert found["free/exact/prior"] == pytest.approx(1 / 3)

@@ -11,7 +11,7 @@ from PIL import Image
 import capvl
 from capvl.convert.folder import Weights, write_folder
 from capvl.errors import UserError
-from capvl.inference import LoadedModel
+from capvl.inference.face import LoadedModel
 
 NAMES = list(WORDS)
 
