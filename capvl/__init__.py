@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "capvl.loading:load",
     "LoadedModel": "capvl.inference.face:LoadedModel",
-    "read_recipe": "capvl.config:load",
+    "read_recipe": "capvl.recipes:load",
     "train_recipe": "capvl.train:run",
     "evaluate_run": "capvl.evaluate:evaluate",
     "UserError": "capvl.errors:UserError",

@@ -75,7 +75,7 @@ class Checkpointer:
 
         Args:
           workdir: of the run.
-          options: `capvl.config.CheckpointOptions`; None to read only.
+          options: `capvl.recipes.CheckpointOptions`; None to read only.
         """
         self.directory = storage.absolute(storage.folder(workdir)) / "checkpoints"
         self._read_only = options is None
@@ -108,7 +108,7 @@ class Checkpointer:
           state: a TrainState.
           position: of the data.
           recipe: plain values, kept with the checkpoint.
-          data: the data's fingerprint (`capvl.data.fingerprint`), kept with it.
+          data: the data's fingerprint (`capvl.data.reading.fingerprint`), kept with it.
           say: told of every attempt that failed.
 
         Raises:

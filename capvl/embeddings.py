@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import config, terminal
+from capvl import recipes, terminal
+from capvl.command import config_arguments, run
 from capvl.convert.load import initial_state
-from capvl.data import loader, sources
-from capvl.data.publish import check_name
+from capvl.data.images.crops import Crop
+from capvl.data.preparing.publish import check_name
 from capvl.data.randomness import Uniforms
-from capvl.data.transforms import Crop
+from capvl.data.reading import loader, sources
 from capvl.errors import UserError
-from capvl.main import config_arguments
 from capvl.objectives.contrastive import embedding_shape
 from capvl.objectives.images import unit_range
 from capvl.parallel.mesh import make_mesh
@@ -32,7 +32,7 @@ from capvl.parallel.rules import batch_sharding
 SHARD = 10_000
 
 
-def write(recipe: config.Recipe, out: str, views: int, split: str) -> str:
+def write(recipe: recipes.Recipe, out: str, views: int, split: str) -> str:
     """Writes the embeddings of a recipe's images and their captions as a data set; returns its folder.
 
     Args:
@@ -93,7 +93,7 @@ def write(recipe: config.Recipe, out: str, views: int, split: str) -> str:
     return str(folder)
 
 
-def _compile(recipe: config.Recipe):
+def _compile(recipe: recipes.Recipe):
     """A function from uint8 images to embeddings."""
     mesh = make_mesh(recipe.mesh)
     step = recipe.train_step()
@@ -166,11 +166,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=1, help="crops of each image")
     parser.add_argument("--split", default="train")
     args, overrides = config_arguments(parser, argv)
-    recipe = config.load(args.config, overrides)
+    recipe = recipes.load(args.config, overrides)
     print(f"{write(recipe, args.out, args.views, args.split)}: {args.views} views of each image")
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

@@ -12,14 +12,14 @@ import json
 
 import jax
 
-from capvl import config, evals, report, storage, terminal, workdirs
+from capvl import evals, recipes, report, storage, terminal, workdirs
 from capvl.checkpoint import Checkpointer
+from capvl.command import config_arguments, run
 from capvl.convert.folder import read_model
 from capvl.convert.load import initial_state
-from capvl.data import tokenizer as tokenizers
-from capvl.data.tasks import TASKS
+from capvl.data.examples.tasks import TASKS
+from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
-from capvl.main import config_arguments
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 
@@ -81,36 +81,36 @@ def evaluate(
     return rows
 
 
-def _recipe_of_run(path, workdir: str, spec: str, overrides, trust: bool) -> config.Recipe:
+def _recipe_of_run(path, workdir: str, spec: str, overrides, trust: bool) -> recipes.Recipe:
     """The recipe of a workdir; its data and evaluators by another config where one is given."""
     file = path / "config.json"
     if not file.exists():
         raise UserError(f"{workdir!r} is no workdir of a run: it has no config.json.")
-    values = config.read_values(file)
+    values = recipes.read_values(file)
     said = {text for _, text in overrides}
-    recipe = config.resolve(values | {"evals": {}}, trust or said)
+    recipe = recipes.resolve(values | {"evals": {}}, trust or said)
     own = workdirs.tokenizer_of(path, recipe)
     values = recipe.source | {"evals": values.get("evals", {})}
     if spec:
-        other = config.load(spec).source
+        other = recipes.load(spec).source
         values |= {key: other[key] for key in ("data", "evals", "batch_size")}
-        said |= config.own_code(other)
+        said |= recipes.own_code(other)
     if own:
         values["data"] = values["data"] | {"tokenizer": own}
     for key, text in overrides:
-        config.set_key(values, key, text)
-    recipe = config.resolve(values, trust or said)
+        recipes.set_key(values, key, text)
+    recipe = recipes.resolve(values, trust or said)
     if own and recipe.data.tokenizer != own:
         tokenizers.check_same_pieces(recipe.data.tokenizer_path(), own)
     return recipe
 
 
-def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
+def _converted_recipe(folder: str, spec: str, overrides) -> recipes.Recipe:
     """A config's recipe around a converted model, with the model's own tokenizer."""
     if not spec:
         raise UserError(f"{folder!r} is a converted model: --config=FILE.py has to say which data and evaluators.")
     weights = read_model(folder)
-    values = config.load(spec).source | {"init_from": "", "init_only": []}
+    values = recipes.load(spec).source | {"init_from": "", "init_only": []}
     kinds = {"TwoTowersOptions": "contrastive", "CaptionerOptions": "cappa", "GitOptions": "git"}
     kind = kinds.get(type(weights.options).__name__)
     if kind is None and type(weights.options).__name__ != "EncoderOptions":
@@ -124,8 +124,8 @@ def _converted_recipe(folder: str, spec: str, overrides) -> config.Recipe:
     if weights.tokenizer:
         values["data"]["tokenizer"] = weights.tokenizer
     for key, text in overrides:
-        config.set_key(values, key, text)
-    return config.resolve(values)
+        recipes.set_key(values, key, text)
+    return recipes.resolve(values)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,6 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

@@ -13,7 +13,7 @@ import psutil
 from etils import epath
 
 from capvl import storage
-from capvl.data.lines import split
+from capvl.lines import split
 
 BUCKETS = ("start_up", "compile", "data_wait", "step", "evaluation", "checkpoint")
 

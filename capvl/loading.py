@@ -4,7 +4,7 @@ import dataclasses
 import os
 
 from capvl.convert.folder import read_model
-from capvl.data import tokenizer as tokenizers
+from capvl.data.text import tokenizers
 from capvl.inference.face import LoadedModel
 
 

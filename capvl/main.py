@@ -6,47 +6,8 @@ A second start with the same workdir resumes. Errors of the user are one line an
 """
 
 import argparse
-import sys
-from collections.abc import Callable
 
-
-def run(main: Callable[[list[str] | None], None]) -> None:
-    """Runs a command: a UserError becomes one line on stderr and exit code 2."""
-    from capvl.errors import UserError
-
-    try:
-        main(None)
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
-        if "jax" in sys.modules:
-            from capvl.parallel import distributed
-
-            distributed.leave(2)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def config_arguments(parser: argparse.ArgumentParser, argv: list[str] | None):
-    """Parses arguments, with any number of `--config.key=value` overrides.
-
-    Returns:
-      (namespace, overrides as a list of (key, text)).
-    """
-    args, rest = parser.parse_known_args(argv)
-    overrides = []
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--config."):
-            parser.error(f"unknown argument {argument!r}")
-        key, equals, text = argument[len("--config.") :].partition("=")
-        if not equals:
-            if not rest:
-                parser.error(f"{argument} needs a value")
-            text = rest.pop(0)
-        overrides.append((key, text))
-    return args, overrides
+from capvl.command import config_arguments, run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,15 +18,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--new_data", action="store_true", help="resume although the data is not what it was")
     args, overrides = config_arguments(parser, argv)
 
-    from capvl import config
+    from capvl import recipes  # JAX is slow to import, and --help doesn't wait for it.
     from capvl.parallel import distributed
 
     distributed.start()
-    recipe = config.load(args.config, overrides)
+    recipe = recipes.load(args.config, overrides)
 
-    from capvl import train
+    from capvl import train  # A config, recipes's mistakes are said before orbax, which is slow to import, comes.
 
-    train.run(recipe, args.workdir or config.default_workdir(args.config), new_data=args.new_data)
+    train.run(recipe, args.workdir or recipes.default_workdir(args.config), new_data=args.new_data)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import jax
 from etils import epath
 
 from capvl import chips, storage, trackers
-from capvl.data.lines import split
 from capvl.errors import UserError
 from capvl.goodput import Ledger
+from capvl.lines import split
 
 
 def open_workdir(workdir: str) -> epath.Path:

@@ -9,8 +9,8 @@ The train step is compiled ahead of time by libtpu (extra `tpu`), which needs no
 import argparse
 import json
 
+from capvl.command import config_arguments, run
 from capvl.errors import UserError
-from capvl.main import config_arguments
 
 GIB = 2**30
 
@@ -21,10 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     from capvl.planning import ahead
 
     ahead.prepare_environment()
-    from capvl import config
+    from capvl import recipes
     from capvl.planning import topology as topologies
 
-    recipe = config.load(args.config, overrides)
+    recipe = recipes.load(args.config, overrides)
     places = [topologies.parse(text, args.slices) for text in args.topology]
     if not args.analytic:
         ahead.wait_for_lock(args.wait)
@@ -157,6 +157,4 @@ def show(plan, title: str) -> None:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

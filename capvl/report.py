@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from capvl import goodput, metrics, storage
+from capvl.command import run
 from capvl.errors import UserError
 from capvl.evals import Confusion, Samples
 
@@ -107,12 +108,12 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     drawn = False
-    for run, color in zip(runs, COLORS * len(runs), strict=False):
-        points = [(line["step"], line[name]) for line in run["lines"] if isinstance(line.get(name), int | float)]
+    for each, color in zip(runs, COLORS * len(runs), strict=False):
+        points = [(line["step"], line[name]) for line in each["lines"] if isinstance(line.get(name), int | float)]
         if name in CURVES[:5]:
             points = points[1:] if len(points) > 8 else points
         if len(points) > 1:
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, label=run["name"])
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, label=each["name"])
             drawn = True
     if not drawn:
         return None
@@ -182,6 +183,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

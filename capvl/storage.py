@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from capvl.data.lines import split
 from capvl.errors import UserError
+from capvl.lines import split
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before each new attempt, ± a quarter by chance, so that hosts don't all come back at once."""

@@ -35,7 +35,7 @@ def print_overview(recipe, step, mesh, workdir) -> None:
     """The resolved recipe in a few lines, and the parameters with their shardings.
 
     Args:
-      recipe: a `capvl.config.Recipe`.
+      recipe: a `capvl.recipes.Recipe`.
       step: its `capvl.step.TrainStep`.
       mesh, workdir: of the run.
     """

@@ -18,10 +18,11 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from capvl import config, evals, goodput, lock, metrics, report, storage, terminal, trackers, workdirs
+from capvl import evals, goodput, lock, metrics, recipes, report, storage, terminal, trackers, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.load import initial_state
-from capvl.data import fingerprint, loader
+from capvl.data.options import DataOptions
+from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
@@ -94,7 +95,7 @@ class Watchdog:
 class Run:
     """What `run` sets up once and the loop uses."""
 
-    recipe: config.Recipe
+    recipe: recipes.Recipe
     workdir: epath.Path
     mesh: jax.sharding.Mesh
     step: object
@@ -156,7 +157,7 @@ class Run:
             self.checkpointer.wait()
 
 
-def run(recipe: config.Recipe, workdir: str, *, new_data: bool = False) -> None:
+def run(recipe: recipes.Recipe, workdir: str, *, new_data: bool = False) -> None:
     """Trains a recipe in a workdir, from its newest checkpoint where it has one.
 
     Args:
@@ -175,7 +176,7 @@ def run(recipe: config.Recipe, workdir: str, *, new_data: bool = False) -> None:
         _run(recipe, path, stop, check_held, new_data)
 
 
-def _run(recipe: config.Recipe, path: epath.Path, stop: Stop, check_held: Callable[[], None], new_data: bool) -> None:
+def _run(recipe: recipes.Recipe, path: epath.Path, stop: Stop, check_held: Callable[[], None], new_data: bool) -> None:
     """Trains in a workdir that this run has to itself."""
     workdirs.check(path, recipe)
     recipe = workdirs.with_tokenizer(path, recipe)
@@ -271,7 +272,7 @@ def profiled(training: Run, step: int):
 
 
 def set_up(
-    recipe: config.Recipe,
+    recipe: recipes.Recipe,
     path: epath.Path,
     mesh,
     ledger: goodput.Ledger,
@@ -315,7 +316,7 @@ def set_up(
     return Run(recipe, path, mesh, step, update, checkpointer, data, *shown, check_held, trained_on), state
 
 
-def _check_data(options: loader.DataOptions, seen: dict | None, new_data: bool) -> dict:
+def _check_data(options: DataOptions, seen: dict | None, new_data: bool) -> dict:
     """The data's fingerprint, which is that of the checkpoint where it has one; shards that are gone stay in it."""
     now = fingerprint.fingerprint(options)
     for difference in fingerprint.check(seen, now, new_data):
@@ -323,7 +324,7 @@ def _check_data(options: loader.DataOptions, seen: dict | None, new_data: bool) 
     return fingerprint.with_gone(seen, now)
 
 
-def _prepare_data(recipe: config.Recipe) -> None:
+def _prepare_data(recipe: recipes.Recipe) -> None:
     """Checks that the data sets are there; the first host makes embedded ones before the others look."""
     if jax.process_count() == 1:
         recipe.data.check_prepared()
@@ -336,7 +337,7 @@ def _prepare_data(recipe: config.Recipe) -> None:
     recipe.data.check_prepared()
 
 
-def _check_vocabulary(recipe: config.Recipe, transform) -> str:
+def _check_vocabulary(recipe: recipes.Recipe, transform) -> str:
     """Path of the tokenizer that texts go through; "" for none."""
     tokenizer = getattr(transform, "tokenizer", None)
     if tokenizer is None:

@@ -8,14 +8,14 @@ import os
 import jax
 from etils import epath
 
-from capvl import config, storage
-from capvl.data import tokenizer as tokenizers
-from capvl.data.cleaning import SETTINGS
+from capvl import recipes, storage
+from capvl.data.text import tokenizers
+from capvl.data.text.cleaning import SETTINGS
 from capvl.errors import UserError
 from capvl.parallel import distributed
 
 
-def check(path: epath.Path, recipe: config.Recipe) -> None:
+def check(path: epath.Path, recipe: recipes.Recipe) -> None:
     """Checks that a workdir is of this recipe where anything of it was trained.
 
     Raises:
@@ -25,14 +25,14 @@ def check(path: epath.Path, recipe: config.Recipe) -> None:
     if file.exists() and _begun(path):
         # The tokenizer is compared by what is in it.
         moved = ("data.tokenizer",) if find_tokenizer(path) else ()
-        config.check_same(_with_defaults(config.read_values(file), recipe), recipe.source, str(path), moved)
+        recipes.check_same(_with_defaults(recipes.read_values(file), recipe), recipe.source, str(path), moved)
 
 
-def _with_defaults(values: dict, recipe: config.Recipe) -> dict:
+def _with_defaults(values: dict, recipe: recipes.Recipe) -> dict:
     """A workdir's plain values, with the defaults of keys that were not there yet when it was begun."""
     try:
         # Evaluators may differ, and what the recipe itself names may be imported.
-        return config.resolve(values | {"evals": {}}, config.own_code(recipe.source)).source
+        return recipes.resolve(values | {"evals": {}}, recipes.own_code(recipe.source)).source
     except UserError:  # Of another objective, or with keys that are gone: compared as it stands.
         return values
 
@@ -43,7 +43,7 @@ def _begun(path: epath.Path) -> bool:
     return (metrics.exists() and metrics.stat().length > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
-def write(path: epath.Path, recipe: config.Recipe, tokenizer: str) -> None:
+def write(path: epath.Path, recipe: recipes.Recipe, tokenizer: str) -> None:
     """Writes config.json and a copy of the tokenizer, which stays the same once anything was trained.
 
     Args:
@@ -73,7 +73,7 @@ def find_tokenizer(path: epath.Path) -> epath.Path | None:
     return found[0] if found else None
 
 
-def tokenizer_of(path: epath.Path, recipe: config.Recipe) -> str:
+def tokenizer_of(path: epath.Path, recipe: recipes.Recipe) -> str:
     """The local path of the tokenizer that a workdir's model was trained with.
 
     Args:
@@ -90,7 +90,7 @@ def tokenizer_of(path: epath.Path, recipe: config.Recipe) -> str:
     return named if os.path.isfile(named) else ""
 
 
-def tokenizer_named(recipe: config.Recipe) -> str:
+def tokenizer_named(recipe: recipes.Recipe) -> str:
     """Path of the tokenizer that a recipe names; "" where it has none, or a model without texts."""
     if not hasattr(recipe.model, "vocab"):
         return ""
@@ -100,7 +100,7 @@ def tokenizer_named(recipe: config.Recipe) -> str:
         return ""
 
 
-def with_tokenizer(path: epath.Path, recipe: config.Recipe) -> config.Recipe:
+def with_tokenizer(path: epath.Path, recipe: recipes.Recipe) -> recipes.Recipe:
     """The recipe, with the workdir's tokenizer where the one that it names is gone.
 
     Its plain values stay as they are.

@@ -111,11 +111,11 @@ TINY_MODEL = {
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
     """A folder with the embedded data set in its smallest configuration."""
-    from capvl.data import prepare
+    from capvl.data.scenes import making
 
     folder = str(tmp_path_factory.mktemp("data"))
-    prepare.scenes("tiny", folder)
-    prepare.scenes_tokenizer(folder)
+    making.scenes("tiny", folder)
+    making.scenes_tokenizer(folder)
     return folder
 
 
@@ -201,6 +201,6 @@ def tiny(data_dir):
 @pytest.fixture
 def tiny_recipe(tiny):
     """As `tiny`, resolved."""
-    from capvl import config
+    from capvl import recipes
 
-    return lambda **changes: config.resolve(tiny(**changes))
+    return lambda **changes: recipes.resolve(tiny(**changes))

@@ -5,8 +5,10 @@ the words "red", "green", "blue"; the captioner's first word is likelier the mor
 """
 
 import dataclasses
+import io
 
 import numpy as np
+from PIL import Image
 
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.parameters import Blueprint
@@ -16,6 +18,13 @@ WORDS = {"red": 3, "green": 4, "blue": 5}
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 VOCAB = 8
 IMAGE = dict(encoder="w8d1h1m8/8", res=8, dtype="float32", pool="mean")
+
+
+def picture(color=(200, 30, 30), size=(24, 20)) -> bytes:
+    """A PNG of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)

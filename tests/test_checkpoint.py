@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from capvl.checkpoint import Checkpointer, checksums, names_of
-from capvl.config import CheckpointOptions
 from capvl.errors import UserError
 from capvl.parallel.mesh import MeshOptions, make_mesh
+from capvl.recipes import CheckpointOptions
 
 # orbax leaves the failed reads of other files of a broken checkpoint unawaited.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -9,7 +9,7 @@ import jax
 import pytest
 from conftest import ROOT
 
-from capvl import config
+from capvl import recipes
 from capvl.errors import UserError
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
@@ -19,26 +19,26 @@ DEMO = os.path.join(ROOT, "configs", "cappa_demo.py")
 
 @pytest.mark.parametrize("path", CONFIGS, ids=os.path.basename)
 def test_every_config_builds_its_state(path):
-    recipe = config.load(path)
+    recipe = recipes.load(path)
     header = pathlib.Path(path).read_text().split('"""')[1]
     for field in ("COMMAND", "DATA", "CHIPS", "EXPECTED"):
         assert re.search(rf"^{field} ", header, re.MULTILINE), f"{path} does not state its {field}"
     mesh = make_mesh(MeshOptions())
     state = recipe.train_step().abstract_state(mesh)
     assert all(leaf.sharding is not None for leaf in jax.tree.leaves(state))
-    assert config.resolve(recipe.source) == recipe
+    assert recipes.resolve(recipe.source) == recipe
 
 
 def test_paper_sizes_have_the_known_number_of_parameters():
     from capvl.models.parameters import count
 
     for name, millions in (("b16", 85.8), ("l16", 303.3)):  # ViT-B/16, ViT-L/16 without heads (arXiv 2010.11929)
-        shapes = config.load(os.path.join(ROOT, f"configs/cappa_{name}.py")).train_step().blueprint.shapes
+        shapes = recipes.load(os.path.join(ROOT, f"configs/cappa_{name}.py")).train_step().blueprint.shapes
         assert count(shapes, "encoder/.*") / 1e6 == pytest.approx(millions, rel=5e-3)
 
 
 def test_variants_and_overrides():
-    recipe = config.load(DEMO + ":pa=0,batch=1k", [("optimizer.lr", "3e-4"), ("data.crop_scale", "(0.5, 1)")])
+    recipe = recipes.load(DEMO + ":pa=0,batch=1k", [("optimizer.lr", "3e-4"), ("data.crop_scale", "(0.5, 1)")])
     assert (recipe.objective.pa, recipe.batch_size, recipe.optimizer.lr) == (0.0, 1024, 3e-4)
     assert recipe.data.crop_scale == (0.5, 1.0)
 
@@ -51,18 +51,18 @@ def test_what_should_be_text_stays_text(text, tmp_path):
     """By the type of the key, in overrides and in variants; quotes around a whole text are none of it."""
     meant = text.strip("'")
     keys = ("wandb", "data.name", "data.tokenizer", "evals.perplexity.split")
-    recipe = config.load(DEMO, [(key, text) for key in keys])
+    recipe = recipes.load(DEMO, [(key, text) for key in keys])
     found = (recipe.wandb, recipe.data.name, recipe.data.tokenizer, recipe.evals["perplexity"].split)
     assert found == (meant,) * 4 and all(type(value) is str for value in found)
-    assert config.resolve(recipe.source) == recipe
-    assert config.load(f"{DEMO}:wandb={text}").wandb == meant
+    assert recipes.resolve(recipe.source) == recipe
+    assert recipes.load(f"{DEMO}:wandb={text}").wandb == meant
 
 
 def test_texts_in_lists():
-    shown = config.load(DEMO, [("init_only", "(1.10, '2017_01', cifar-10)"), ("optimizer.decay", "[['a', 1]]")])
+    shown = recipes.load(DEMO, [("init_only", "(1.10, '2017_01', cifar-10)"), ("optimizer.decay", "[['a', 1]]")])
     assert shown.init_only == ("1.10", "2017_01", "cifar-10")
     assert shown.optimizer.decay == (("a", 1.0),)
-    assert config.load(DEMO, [("evals", "{}")]).evals == {}
+    assert recipes.load(DEMO, [("evals", "{}")]).evals == {}
 
 
 def test_types_of_ones_own_evaluator(tmp_path, monkeypatch):
@@ -76,18 +76,18 @@ def test_types_of_ones_own_evaluator(tmp_path, monkeypatch):
     texts = {"type": "mine_evals:Mine", "a": "1.10", "b": "2017_01", "c": "5", "d": "1.10", "e": "{1.10: 2_0}"}
     texts |= {"f": "[1.10, b]", "g": "1.10"}
     pairs = [("evals", "{'perplexity': {}}"), *((f"evals.perplexity.{key}", text) for key, text in texts.items())]
-    mine = config.load(DEMO, pairs).evals["perplexity"]
+    mine = recipes.load(DEMO, pairs).evals["perplexity"]
     assert (mine.a, mine.b, mine.c, mine.d, mine.g) == ("1.10", "2017_01", 5, 1.1, "1.10")
     assert mine.e == {"1.10": "2_0"} and mine.f == ["1.10", "b"]
-    assert config.load(DEMO, [*pairs, ("evals.perplexity.b", "None")]).evals["perplexity"].b is None
+    assert recipes.load(DEMO, [*pairs, ("evals.perplexity.b", "None")]).evals["perplexity"].b is None
 
 
 def test_numbers_for_texts_in_a_file_are_named(tiny):
     """A file's 2017_01 is a number to Python, whose text is another."""
     with pytest.raises(UserError, match="data.name should be a text, not the number 201701; put it in quotes"):
-        config.resolve(tiny(data__name=2017_01))
+        recipes.resolve(tiny(data__name=2017_01))
     with pytest.raises(UserError, match="objective should be a section of keys, not 'cappa'"):
-        config.resolve(tiny(objective="cappa"))
+        recipes.resolve(tiny(objective="cappa"))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_numbers_for_texts_in_a_file_are_named(tiny):
 )
 def test_what_is_mistyped_is_named(spec, overrides, words):
     with pytest.raises(UserError) as error:
-        config.load(spec, overrides)
+        recipes.load(spec, overrides)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
@@ -137,18 +137,18 @@ def test_failing_config_file(tmp_path):
     file = tmp_path / "broken.py"
     file.write_text("def get_config():\n  return undefined\n")
     with pytest.raises(UserError, match="fails: NameError"):
-        config.load(str(file))
+        recipes.load(str(file))
     file.write_text("x = 1\n")
     with pytest.raises(UserError, match="no function get_config"):
-        config.load(str(file))
+        recipes.load(str(file))
 
 
 def test_resuming_another_recipe_is_refused(tiny_recipe):
     old = tiny_recipe().source
-    config.check_same(old, tiny_recipe(batch_size=32, log_every=3, model__remat="full").source, "w")
+    recipes.check_same(old, tiny_recipe(batch_size=32, log_every=3, model__remat="full").source, "w")
     for changes in ({"seed": 1}, {"optimizer__lr": 1.0}, {"model__length": 13}, {"data__crop": "center"}):
         with pytest.raises(UserError, match="another recipe"):
-            config.check_same(old, tiny_recipe(**changes).source, "w")
+            recipes.check_same(old, tiny_recipe(**changes).source, "w")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,6 @@ def test_resuming_another_recipe_is_refused(tiny_recipe):
 )
 def test_values_that_can_only_be_mistakes(overrides, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        recipe = config.load(DEMO, overrides)
+        recipe = recipes.load(DEMO, overrides)
         recipe.train_step()
         recipe.objective.check(recipe.model, 16, 1)

@@ -30,7 +30,7 @@ def test_named_things_exist(path):
 
 def test_own_objective_of_the_docs_trains(tmp_path, tiny, monkeypatch):
     """The code of docs/own_objective.md, as it stands there, on the smallest data set."""
-    from capvl import config, train
+    from capvl import recipes, train
 
     text = pathlib.Path(ROOT, "docs", "own_objective.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -38,11 +38,11 @@ def test_own_objective_of_the_docs_trains(tmp_path, tiny, monkeypatch):
     (tmp_path / "rotation_demo.py").write_text(blocks[1])
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 50
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert config.load(str(tmp_path / "rotation_demo.py")).model.classes == 4
+    assert recipes.load(str(tmp_path / "rotation_demo.py")).model.classes == 4
     values = tiny(steps=3, objective={"name": "rotation:Rotation"})
     values["model"] = {"encoder": "w16d1h2m32/16", "res": 32, "classes": 4, "dtype": "float32"}
-    recipe = config.resolve(values)
-    assert config.resolve(recipe.source).source == recipe.source
+    recipe = recipes.resolve(values)
+    assert recipes.resolve(recipe.source).source == recipe.source
     train.run(recipe, str(tmp_path / "run"))
     assert "accuracy" in (tmp_path / "run" / "metrics.jsonl").read_text()
 

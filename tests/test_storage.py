@@ -8,11 +8,12 @@ import pytest
 from conftest import write_tar
 from etils import epath
 
-from capvl import config, report, storage
+from capvl import recipes, report, storage
 from capvl.checkpoint import Checkpointer
-from capvl.data import shards, streams
-from capvl.data.filters import Filters
-from capvl.data.loader import DataOptions
+from capvl.data.options import DataOptions
+from capvl.data.preparing import shards
+from capvl.data.preparing.filters import Filters
+from capvl.data.reading import streams
 from capvl.errors import UserError
 
 EIO = OSError(errno.EIO, "Input/output error")
@@ -247,4 +248,4 @@ def test_things_in_the_place_of_files_and_folders(tmp_path):
         storage.Lines(path / "metrics.jsonl", lambda line: True)
     (path / "checkpoints").write_text("x")
     with pytest.raises(UserError, match="checkpoints' can't be made: File exists"):
-        Checkpointer(str(path), config.CheckpointOptions())
+        Checkpointer(str(path), recipes.CheckpointOptions())

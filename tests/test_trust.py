@@ -8,10 +8,10 @@ import sys
 import pytest
 
 import capvl
-from capvl import config, evaluate
+from capvl import evaluate, recipes
 from capvl.convert import __main__ as convert
 from capvl.convert.load import load_parameters
-from capvl.data import sources
+from capvl.data.reading import sources
 from capvl.errors import UserError
 
 CODE = """
@@ -47,7 +47,7 @@ def theirs(tmp_path, monkeypatch, tiny):
         workdir = tmp_path / "run"
         shutil.rmtree(workdir, ignore_errors=True)
         (workdir / "checkpoints").mkdir(parents=True)
-        (workdir / "config.json").write_text(json.dumps(config.resolve(tiny()).source | changes))
+        (workdir / "config.json").write_text(json.dumps(recipes.resolve(tiny()).source | changes))
         return str(workdir)
 
     yield make, code / "ran"
@@ -96,7 +96,7 @@ def test_one_config_does_not_speak_for_another_name(theirs, tmp_path):
     make, ran = theirs
     workdir = make(**OBJECTIVE)
     spec = tmp_path / "own.py"
-    spec.write_text(f"def get_config():\n  return {config.load('configs/cappa_demo.py').source!r}\n")
+    spec.write_text(f"def get_config():\n  return {recipes.load('configs/cappa_demo.py').source!r}\n")
     with pytest.raises(UserError, match="theirs:Mine"):
         evaluate.evaluate(workdir, spec=str(spec))
     assert not ran.exists()
@@ -121,7 +121,7 @@ def test_what_is_no_objective_is_one_sentence(theirs, tiny, name, words):
     (ran.parent / "fails.py").write_text("1 / 0")
     (ran.parent / "leaves.py").write_text("raise SystemExit(0)")
     with pytest.raises(UserError, match=words):
-        config.resolve(tiny(objective={"name": name}))
+        recipes.resolve(tiny(objective={"name": name}))
 
 
 @pytest.mark.parametrize("text", ["[]", '"x"', "3", "null", "{", "\xff", '{"objective": 5}', '{"evals": [1]}'])
@@ -198,7 +198,7 @@ def test_odd_data_sets_are_one_sentence(data_dir, tmp_path, file, text):
 @pytest.mark.parametrize("changes", [{"objective": {"name": ["a"]}}, {"evals": {"one": {"type": {}}}}])
 def test_names_that_are_no_texts(tiny, changes):
     with pytest.raises(UserError, match="should be a name, not"):
-        config.resolve(tiny(**changes))
+        recipes.resolve(tiny(**changes))
 
 
 def test_a_recipe_without_data(theirs, tiny):

@@ -9,9 +9,11 @@ import pytest
 from etils import epath
 
 import capvl
-from capvl import config, evaluate, metrics, train, workdirs
+from capvl import evaluate, metrics, recipes, train, workdirs
 from capvl.convert import __main__ as convert
-from capvl.data import prepare, tokenizer
+from capvl.data.scenes import making
+from capvl.data.text import tokenizers as tokenizer
+from capvl.data.text import training
 from capvl.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -25,10 +27,10 @@ def trained(tmp_path_factory, data_dir, one_device):
 
     folder = tmp_path_factory.mktemp("whole")
     own = folder / "mine.model"
-    shutil.copyfile(prepare.scenes_tokenizer(data_dir), own)
+    shutil.copyfile(making.scenes_tokenizer(data_dir), own)
     values = tiny_values(data_dir) | {"steps": 2, "evals": {"perplexity": {"limit": 20}}}
     values["data"] |= {"tokenizer": str(own)}
-    train.run(config.resolve(values), str(folder / "run"))
+    train.run(recipes.resolve(values), str(folder / "run"))
     return values, folder / "run", own
 
 
@@ -42,7 +44,7 @@ def moved(trained, tmp_path):
     file = there / "config.json"
     file.write_text(file.read_text().replace(str(own), str(tmp_path / "gone.model")))
     other = tmp_path / "other.model"
-    tokenizer.train(WORDS * 20, 40, other)
+    training.train(WORDS * 20, 40, other)
     return values, there, str(other)
 
 
@@ -60,14 +62,14 @@ def test_a_moved_run_is_the_same_model(trained, moved):
 
 def test_resuming_without_the_file_that_the_recipe_names(moved, capsys):
     values, there, _ = moved
-    train.run(config.resolve(values), str(there))
+    train.run(recipes.resolve(values), str(there))
     assert "Resumed after step 2" in capsys.readouterr().out
 
 
 def test_resuming_with_the_same_vocabulary_elsewhere(trained, moved, tmp_path, capsys):
     values, there, _ = moved
     values["data"]["tokenizer"] = str(shutil.copyfile(trained[2], tmp_path / "same.model"))
-    train.run(config.resolve(values), str(there))
+    train.run(recipes.resolve(values), str(there))
     assert "Resumed after step 2" in capsys.readouterr().out
 
 
@@ -76,7 +78,7 @@ def test_another_vocabulary_is_an_error(moved):
     before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
     values["data"]["tokenizer"] = other
     with pytest.raises(UserError, match=r"other.model' is not the one that the run .* was begun with"):
-        train.run(config.resolve(values), str(there))
+        train.run(recipes.resolve(values), str(there))
     words = r"has another vocabulary than .*tokenizer.model': id \d+ is "
     with pytest.raises(UserError, match=words):
         evaluate.evaluate(str(there), [("data.tokenizer", other)])
@@ -102,7 +104,7 @@ def test_a_first_start_that_failed_binds_nothing(moved, tmp_path):
     workdir.mkdir()
     shutil.copy(there / "tokenizer.model", workdir)
     values["data"]["tokenizer"] = other
-    train.run(config.resolve(values), str(workdir))
+    train.run(recipes.resolve(values), str(workdir))
     assert (workdir / "tokenizer.model").read_bytes() == pathlib.Path(other).read_bytes()
 
 
@@ -110,11 +112,11 @@ def test_begun_from_another_vocabulary(trained, moved, tiny, tmp_path):
     """Text parameters mean nothing under other ids; an encoder has none."""
     _, workdir, _ = trained
     _, _, other = moved
-    recipe = config.resolve(tiny(init_from=str(workdir), data__tokenizer=other))
+    recipe = recipes.resolve(tiny(init_from=str(workdir), data__tokenizer=other))
     with pytest.raises(UserError, match="has another vocabulary"):
         train.run(recipe, str(tmp_path / "a"))
     encoder = tiny(init_from=str(workdir), init_only=("encoder/.*",), data__tokenizer=other)
-    train.run(config.resolve(encoder), str(tmp_path / "b"))
+    train.run(recipes.resolve(encoder), str(tmp_path / "b"))
 
 
 @pytest.fixture
@@ -161,9 +163,9 @@ def test_a_broken_copy_can_be_mended(trained, moved):
     shutil.copyfile(trained[2], values["data"]["tokenizer"])
     (there / "tokenizer.model").write_bytes(b"")
     with pytest.raises(UserError, match="tokenizer.model' is not a SentencePiece model. Remove it"):
-        train.run(config.resolve(values), str(there))
+        train.run(recipes.resolve(values), str(there))
     (there / "tokenizer.model").unlink()
-    train.run(config.resolve(values), str(there))
+    train.run(recipes.resolve(values), str(there))
     assert (there / "tokenizer.model").read_bytes() == trained[2].read_bytes()
 
 
@@ -173,7 +175,7 @@ def test_settings_of_the_tokenizer_are_part_of_it(trained, moved, tmp_path):
     values["data"]["tokenizer"] = str(shutil.copyfile(trained[2], tmp_path / "same.model"))
     (there / "tokenizer_config.json").write_text(json.dumps({"clean": "lower"}, indent=1))
     with pytest.raises(UserError, match="is not the one that the run"):
-        train.run(config.resolve(values), str(there))
+        train.run(recipes.resolve(values), str(there))
 
 
 @pytest.mark.parametrize("name", ["plain", "v1.0.model", "mine.MODEL", "mine.tmp"])

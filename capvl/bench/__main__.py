@@ -10,6 +10,8 @@ import argparse
 import importlib
 import sys
 
+from capvl.command import run
+
 
 def main(argv: list[str] | None = None) -> None:
     """Chooses the benchmark."""
@@ -21,6 +23,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

@@ -19,12 +19,17 @@ import simplejpeg
 from PIL import Image
 from rich.table import Table
 
-from capvl import config
+from capvl import recipes
 from capvl.chips import CHIPS, Chip
-from capvl.data import corpus, patterns, prepare, sources, streams
-from capvl.data.loader import DataOptions, Host, Order, TrainBatch, TrainLoader, stack
+from capvl.data.examples.image_text import ImageText
+from capvl.data.images.crops import random_crop
+from capvl.data.options import DataOptions
+from capvl.data.preparing import corpus
 from capvl.data.randomness import Uniforms
-from capvl.data.transforms import ImageText, random_crop
+from capvl.data.reading import patterns, sources, streams
+from capvl.data.reading.batches import stack
+from capvl.data.reading.loader import Host, Order, TrainBatch, TrainLoader
+from capvl.data.scenes import making
 from capvl.errors import UserError
 from capvl.terminal import console
 
@@ -86,7 +91,7 @@ def measure(options: DataOptions, res: int, batch: int, batches: int, rounds: in
     boxes = [random_crop(Uniforms(0, n), (1, 1), (0.3, 1.0), (0.75, 1.33)) for n in range(count)]
     rows = [make.example(n) for n in range(batch)]
 
-    from capvl.data.decode import crop_and_resize, decode
+    from capvl.data.images.decode import crop_and_resize, decode
 
     parts = {
         "order": lambda: [order[n] for n in range(count)],
@@ -144,14 +149,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="also measure up to so many worker processes")
     parser.add_argument("--json", default="", help="also write the numbers to this file")
     args = parser.parse_args(argv)
-    recipes = {spec: config.load(spec) for spec in args.config}
+    recipes = {spec: recipes.load(spec) for spec in args.config}
     with tempfile.TemporaryDirectory() as folder:
         pattern = args.tars
         if args.upscale:
             pattern = upscale(args.tars, args.upscale, args.images, pathlib.Path(folder))
         corpus.prepare("bench", {"train": pattern}, folder)
         options = DataOptions(
-            name="bench", data_dir=folder, tokenizer=prepare.scenes_tokenizer(folder), threads=1, prefetch=1
+            name="bench", data_dir=folder, tokenizer=making.scenes_tokenizer(folder), threads=1, prefetch=1
         )
         numbers = measure(options, args.res, args.batch, args.batches, args.rounds)
         print_numbers(numbers)

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import config
+from capvl import recipes
+from capvl.command import config_arguments
 from capvl.decoding.generate import Decoding, generate
 from capvl.errors import UserError
-from capvl.main import config_arguments
 
 NEVER = -1  # An end that is never written: every text has the full length.
 
 
-def measure(recipe: config.Recipe, images: int, length: int, beams: int) -> dict[str, float]:
+def measure(recipe: recipes.Recipe, images: int, length: int, beams: int) -> dict[str, float]:
     """Texts a second: `recomputed`: one image at a time, each step a pass over image tokens and text (of the average
     length); `recomputed in batches`; `cached`: one at a time; `cached in batches`; `beams`: the last with beam search.
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=0, help="tokens of a text; default: the model's")
     parser.add_argument("--beams", type=int, default=4)
     args, overrides = config_arguments(parser, argv)
-    recipe = config.load(args.config, overrides)
+    recipe = recipes.load(args.config, overrides)
     length = args.length or getattr(recipe.model, "length", 0)
     if not getattr(recipe.model, "decoder_layers", 0):
         raise UserError(f"{args.config} has no decoder that could write.")

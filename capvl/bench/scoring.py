@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import config, flops
-from capvl.data import tokenizer as tokenizers
-from capvl.data.lines import read_lines
+from capvl import flops, recipes
+from capvl.data.text import tokenizers
 from capvl.decoding.likelihood import log_likelihood
 from capvl.inference.scoring import NODES, TextScorer
+from capvl.lines import read_lines
 from capvl.nn.padding import lengths
 
 
@@ -42,7 +42,7 @@ def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
     }
 
 
-def measure(recipe: config.Recipe, tokens: np.ndarray, images: int) -> dict[str, float]:
+def measure(recipe: recipes.Recipe, tokens: np.ndarray, images: int) -> dict[str, float]:
     """Seconds an image by the tree, seconds a pair from scratch, and the largest difference of both scores in nats.
 
     The parameters are random. From scratch as many classes are scored as there are images.
@@ -83,7 +83,7 @@ def measure(recipe: config.Recipe, tokens: np.ndarray, images: int) -> dict[str,
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    from capvl.main import config_arguments
+    from capvl.command import config_arguments
 
     parser = argparse.ArgumentParser(prog="python -m capvl.bench scoring", allow_abbrev=False)
     parser.add_argument("--config", required=True)
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", default="", help="instead of the recipe's")
     parser.add_argument("--images", type=int, default=0, help="measure on so many images, too")
     args, overrides = config_arguments(parser, argv)
-    recipe = config.load(args.config, overrides)
+    recipe = recipes.load(args.config, overrides)
     tokenizer = tokenizers.load(args.tokenizer or recipe.data.tokenizer_path())
     names = [name.replace("_", " ") for name in read_lines(args.classes, "class names")]
     tokens = np.stack([tokenizer(name, recipe.model.length) for name in names])

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import chips, config
+from capvl import chips, recipes
 from capvl.bench import costs
-from capvl.data import loader
-from capvl.main import config_arguments
+from capvl.command import config_arguments
+from capvl.data.reading import loader
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
 
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--costs", type=int, default=0, help="print so many of the costliest lines of the source")
     parser.add_argument("--json", default="", help="also write the numbers to this file")
     args, overrides = config_arguments(parser, argv)
-    recipe = config.load(args.config, overrides)
+    recipe = recipes.load(args.config, overrides)
     numbers = measure(recipe, min(args.tokens, recipe.model.length), args.steps, args.costs)
     for name, value in numbers.items():
         print(f"{name:28s} {value:,.4f}" if value < 1e4 else f"{name:28s} {value:,.0f}")

@@ -23,8 +23,8 @@ import time
 
 from capvl.chaos import faults, inside
 from capvl.chaos.fleet import Fleet
+from capvl.command import config_arguments, run
 from capvl.errors import UserError, nearest
-from capvl.main import config_arguments
 
 WENT_BACK = "went back to an older checkpoint"
 _DISK = "CAPVL_CHAOS_DISK"
@@ -128,10 +128,10 @@ def compare(alone: Fleet, disturbed: Fleet) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     args, overrides = _arguments(argv)
-    from capvl import config
+    from capvl import recipes
 
     options = [*overrides, ("log_every", "1"), ("checkpoint.keep", "3")]
-    recipe = config.load(args.config, options)
+    recipe = recipes.load(args.config, options)
     kinds = _kinds(args.kinds)
     folder = pathlib.Path(args.workdir).resolve()
     if "fill_disk" in kinds and _DISK not in os.environ:
@@ -237,6 +237,4 @@ def _within_own_disk(mebibytes: int, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

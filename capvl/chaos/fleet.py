@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from capvl.data.lines import split
 from capvl.errors import UserError
+from capvl.lines import split
 
 LONGEST = 600.0
 """Seconds in which anything that is waited for must happen."""

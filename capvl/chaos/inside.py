@@ -6,7 +6,7 @@ import sys
 import time
 
 from capvl import main
-from capvl.data import sources
+from capvl.data.reading import sources
 
 FIRED = "chaos: "
 """What a fault prints when it happens begins with this."""

@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 
 from capvl.checkpoint import check_leaves
+from capvl.command import run
 from capvl.convert import pixels, tokens
 from capvl.convert.files import read_npz, read_weights, write_safetensors
 from capvl.convert.folder import Weights, new_folder, read_model, write_folder
@@ -220,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     weights = read(args.source, args.src, heads=args.heads, allow_pickle=args.allow_pickle, trust=args.trust)
     if args.tokenizer:
-        from capvl.data import tokenizer
+        from capvl.data.text import tokenizers as tokenizer
 
         tokenizer.load(args.tokenizer)
         if weights.tokenizer:
@@ -233,6 +234,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from capvl import config, storage, workdirs
+from capvl import config, recipes, storage, workdirs
 from capvl.convert import tokens
 from capvl.convert.files import read_npz, read_safetensors, write_safetensors
-from capvl.data import tokenizer as tokenizers
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -46,8 +46,8 @@ class Weights:
       options: of the model; a value of KINDS.
       resize: how its positions are resized; see CHOICES.
       tokenizer: path of its tokenizer; "" where it has none.
-      clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.cleaning.CLEANERS`.
-      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.transforms.Crop`.
+      clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.text.cleaning.CLEANERS`.
+      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.images.crops.Crop`.
       objective: that it was trained with, for its prompts; None for what models of its kind usually have.
     """
 
@@ -159,9 +159,9 @@ def _read_folder(place) -> Weights:
 def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
     from capvl.checkpoint import Checkpointer
 
-    values = config.read_values(place / "config.json")
+    values = recipes.read_values(place / "config.json")
     values.pop("evals", None)  # Nobody asks them here, and they may name code.
-    recipe = config.resolve(values, trust)
+    recipe = recipes.resolve(values, trust)
     params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
     params = {k: np.asarray(v, np.float32) for k, v in params.items()}
     crop = "center" if recipe.data.crop == "random" else recipe.data.crop

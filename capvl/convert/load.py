@@ -8,17 +8,18 @@ import numpy as np
 
 from capvl import workdirs
 from capvl.checkpoint import check_leaves
-from capvl.config import Trust, own_code
+from capvl.config import Trust
 from capvl.convert.bert import tower_of_bert
 from capvl.convert.folder import Weights, read_model
 from capvl.convert.git import decoder_of_bert, untied
-from capvl.data import tokenizer as tokenizers
+from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.bert import BertOptions
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize_grid
+from capvl.recipes import own_code
 from capvl.terminal import say
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from capvl.convert.files import read_json
-from capvl.data.decode import PILLOW
-from capvl.data.transforms import resized_side
+from capvl.data.images.crops import resized_side
+from capvl.data.images.decode import PILLOW
 from capvl.errors import UserError
 from capvl.models.vit import PIXELS
 
@@ -25,7 +25,7 @@ class Pixels:
 
     Attributes:
       pixels: key of `capvl.models.vit.PIXELS`.
-      crop, crop_fraction, interpolation: as in `capvl.data.loader.DataOptions`.
+      crop, crop_fraction, interpolation: as in `capvl.data.options.DataOptions`.
     """
 
     pixels: str

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from capvl.convert.files import read_json
-from capvl.data import tokenizer as tokenizers
-from capvl.data.cleaning import SETTINGS, settings
+from capvl.data.text import tokenizers
+from capvl.data.text.cleaning import SETTINGS, settings
 from capvl.errors import UserError
 
 _NAMES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
@@ -54,7 +54,7 @@ def padding(file: str) -> int | None:
 
 
 def open_clip_cleaning(text: Mapping[str, Any], file: str) -> str:
-    """A key of `capvl.data.cleaning.CLEANERS` from the text_cfg of an open_clip model, for the tokenizer beside it.
+    """A key of `capvl.data.text.cleaning.CLEANERS` from an open_clip model's text_cfg, for the tokenizer beside it.
 
     Raises:
       UserError: it is another.
@@ -76,7 +76,7 @@ def copy(file: str, folder: pathlib.Path, name: str, clean: str = "") -> str:
       file: its file.
       folder: where to.
       name: of the copy.
-      clean: how texts are cleaned, where that is not in the files beside; a key of `capvl.data.cleaning.CLEANERS`.
+      clean: how texts are cleaned, where that is not in the files beside; a key of `capvl.data.text.cleaning.CLEANERS`.
 
     Returns:
       The name of the copy.

@@ -9,103 +9,20 @@ python -m capvl.data.prepare tfds --name=coco_captions
 """
 
 import argparse
-import os
 import pathlib
 import shlex
-import tempfile
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from capvl import storage
-from capvl.data import annotated, annotations, corpus, filters, sources
-from capvl.data.samples import Names
-from capvl.errors import UserError, nearest
-
-SCENES_VOCAB = 128
-
-
-def scenes(config: str, data_dir: str) -> str:
-    """The folder of the embedded data set in a configuration, made if it isn't there.
-
-    Raises:
-      UserError: unknown configuration, or the folder can't be written.
-    """
-    from capvl.data.scenes.builder import Scenes
-
-    known = [c.name for c in Scenes.BUILDER_CONFIGS]
-    if config not in known:
-        raise UserError(f"scenes has no configuration {config!r}." + nearest(config, known))
-    import tensorflow_datasets as tfds
-
-    builder = Scenes(config=config, data_dir=data_dir, file_format="array_record")
-    if not os.path.exists(os.path.join(builder.data_dir, "dataset_info.json")):
-        total = sum(builder.builder_config.counts)
-        print(f"Making the embedded data set scenes/{config} ({total} examples) in {builder.data_dir} …", flush=True)
-        tfds.disable_progress_bar()
-        try:
-            _make(Scenes, config, data_dir, str(builder.data_dir))
-        except OSError as e:
-            raise UserError(f"Data set scenes/{config} can't be written to {data_dir!r}: {e}") from e
-    return str(builder.data_dir)
-
-
-def _make(cls: type, config: str, data_dir: str, folder: str) -> None:
-    """Makes a data set beside its place and moves it there; of two that make it at once, the first one's stays."""
-    os.makedirs(data_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=data_dir) as nearby:
-        builder = cls(config=config, data_dir=nearby, file_format="array_record")
-        builder.download_and_prepare()
-        os.makedirs(os.path.dirname(folder), exist_ok=True)
-        try:
-            os.rename(builder.data_dir, folder)
-        except OSError:
-            if not os.path.exists(os.path.join(folder, "dataset_info.json")):
-                raise
-
-
-def scenes_tokenizer(data_dir: str, kind: str = "unigram") -> str:
-    """Path of the embedded data set's tokenizer, trained if it isn't there.
-
-    Args:
-      data_dir: where prepared data sets are.
-      kind: "unigram" (SentencePiece, SCENES_VOCAB pieces at most) or "wordpiece" (all words, as BERT's).
-    """
-    from capvl.data import tokenizer
-    from capvl.data.scenes import language, world
-
-    name = f"tokenizer_{SCENES_VOCAB}.model" if kind == "unigram" else "wordpiece.txt"
-    path = os.path.join(data_dir, "scenes", name)
-    if not os.path.exists(path):
-        texts = []
-        for i in range(2000):
-            rng = world.generator(0, "train", i)
-            scene = world.draw_scene(rng)
-            texts += language.captions(scene, rng)
-            texts += [row[k] for row in language.questions(scene, rng) for k in ("question", "answer")]
-            texts += language.clip_captions(world.draw_clip(rng, 4))
-        tokenizer.TRAINERS[kind](texts, SCENES_VOCAB if kind == "unigram" else 4 * SCENES_VOCAB, path)
-    return path
-
-
-def from_tfds(name: str, data_dir: str) -> str:
-    """Downloads and prepares a tfds data set as ArrayRecord.
-
-    Raises:
-      UserError: tfds doesn't know it, or can't prepare it here.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError as e:
-        raise UserError(f"tfds has no data set {name!r}." + nearest(name, sources.FIELDS)) from e
-    except Exception as e:  # Each of tfds' builders has errors of its own.
-        first = str(e).strip().splitlines()
-        raise UserError(f"tfds could not prepare {name!r}: {type(e).__name__}: {first[0] if first else e}") from e
-    return str(builder.data_dir)
+from capvl.command import run
+from capvl.data.preparing import annotated, annotations, catalog, corpus, filters
+from capvl.data.reading import sources
+from capvl.data.reading.samples import Names
+from capvl.data.scenes import making
+from capvl.errors import UserError
 
 
 def print_report(folder: pathlib.Path) -> None:
@@ -182,10 +99,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     data_dir = args.data_dir or sources.default_data_dir()
     if args.command == "scenes":
-        print(scenes(args.config, data_dir))
-        print(scenes_tokenizer(data_dir))
+        print(making.scenes(args.config, data_dir))
+        print(making.scenes_tokenizer(data_dir))
     elif args.command == "tfds":
-        print(from_tfds(args.name, data_dir))
+        print(catalog.from_tfds(args.name, data_dir))
     elif args.command == "annotated":
         splits = {s: v.split(",") for s in ("train", "val", "test", "all") if (v := getattr(args, s))}
         print_report(annotated.prepare(args.name, args.format, splits, args.files, data_dir, args.frames, args.workers))
@@ -209,6 +126,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from capvl.main import run
-
     run(main)

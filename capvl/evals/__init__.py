@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from capvl.data import tokenizer as tokenizers
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.models.abilities import Ability, abilities, require
 from capvl.terminal import say

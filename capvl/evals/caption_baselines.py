@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from capvl.data import sources
+from capvl.data.reading import sources
 from capvl.evals import Context, caption_metrics
 from capvl.evals.captions import captions_of
 from capvl.evals.encode import over_images

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data import sources
+from capvl.data.reading import sources
 from capvl.decoding.generate import GREEDY, Decoding, planned_length
 from capvl.decoding.names import Names
 from capvl.errors import UserError

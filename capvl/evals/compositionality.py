@@ -11,10 +11,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from capvl.data import lookup
-from capvl.data.decode import BadImageError, decode
+from capvl.data.images.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
-from capvl.data.shards import Rejected
+from capvl.data.reading import lookup
+from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits, foils
 from capvl.evals.encode import grey_image, image_transform, over_rows, tokenize

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from capvl.data import loader
-from capvl.data.tokenizer import too_long
-from capvl.data.transforms import Crop, ImageLabel
+from capvl.data.examples.labels import ImageLabel
+from capvl.data.images.crops import Crop
+from capvl.data.reading import loader
+from capvl.data.text.tokenizers import too_long
 from capvl.errors import UserError
 from capvl.evals import Context, finite, to_host
 from capvl.inference.inputs import tokens

@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 import pydantic
 
-from capvl.data import lookup
-from capvl.data.lines import parse_json, read_text, split
-from capvl.data.rows import Id, Row, Text
+from capvl.data.reading import lookup
+from capvl.data.reading.rows import Id, Row, Text
 from capvl.errors import UserError
 from capvl.evals import Context, check_limits
 from capvl.evals.compositionality import GREY, PairScorer
+from capvl.lines import parse_json, read_text, split
 from capvl.models.abilities import Ability, abilities
 
 UNDECIDED = "-"

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from capvl.data.sources import Subset
+from capvl.data.reading.sources import Subset
 from capvl.errors import UserError
 from capvl.evals import Context
 from capvl.evals.encode import over_images

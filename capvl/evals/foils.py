@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from capvl.data import lookup, sources
-from capvl.data.lines import parse_json, read_json, read_text, split
-from capvl.data.shards import Rejected
+from capvl.data.reading import lookup, sources
+from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError, nearest
+from capvl.lines import parse_json, read_json, read_text, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
     caption, with all words shuffled, and with two different words swapped; a function of (seed, index).
 
     Args:
-      name: a prepared data set, as in `capvl.data.lookup.open_images`; one split must be named.
+      name: a prepared data set, as in `capvl.data.reading.lookup.open_images`; one split must be named.
       data_dir: where prepared data sets are.
       seed: of the foils.
 

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from capvl.data import sources
+from capvl.data.reading import sources
 from capvl.data.scenes.world import COLORS, SHAPES, WORDS
 from capvl.decoding.generate import Decoding
 from capvl.evals import Context, check_limits

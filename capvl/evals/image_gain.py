@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from capvl.data import loader
+from capvl.data.reading import loader
 from capvl.evals import Context, check_limits, finite, to_host
 from capvl.evals.perplexity import compile_scores, open_pairs, require_modes
 from capvl.nn.padding import lengths

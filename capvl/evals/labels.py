@@ -8,17 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from capvl import terminal
-from capvl.data import sources
-from capvl.data.lines import read_lines
+from capvl.data.reading import sources
 from capvl.errors import UserError
 from capvl.evals import Context
+from capvl.lines import read_lines
 
 
 def open_labelled(context: Context, name: str, split: str) -> tuple[sources.Source | sources.Subset, np.ndarray]:
     """The examples of a split that have a label, with what the model looks at, and their labels.
 
     Raises:
-      UserError: see `capvl.data.sources.open_source`; or none has a label.
+      UserError: see `capvl.data.reading.sources.open_source`; or none has a label.
     """
     directory = context.data.directory()
     source = sources.open_source(name, split, directory, features=(context.visual, "label"))

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from capvl.data import loader, sources
-from capvl.data.transforms import Crop, ImageText
+from capvl.data.examples.image_text import ImageText
+from capvl.data.images.crops import Crop
+from capvl.data.reading import loader, sources
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits, finite, to_host
 from capvl.inference.compiled import compiled

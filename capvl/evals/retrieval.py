@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from capvl.data import sources
+from capvl.data.reading import sources
 from capvl.evals import Context, check_limits, finite
 from capvl.evals.captions import captions_of
 from capvl.evals.encode import over_images, over_texts

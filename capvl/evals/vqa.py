@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capvl.data import sources
-from capvl.data.lines import read_lines
 from capvl.data.randomness import Uniforms
-from capvl.data.tasks import FEATURES, questions
+from capvl.data.reading import sources
+from capvl.data.reading.texts import FEATURES, questions
 from capvl.decoding.generate import Decoding
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
@@ -18,6 +17,7 @@ from capvl.evals.captions import compile_writer
 from capvl.evals.encode import grey_out, image_transform, over_rows
 from capvl.evals.labels import class_names
 from capvl.inference.writing import prompts
+from capvl.lines import read_lines
 from capvl.models.abilities import Ability
 from capvl.terminal import say
 

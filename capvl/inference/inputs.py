@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from capvl.data import tokenizer as tokenizers
-from capvl.data import video
-from capvl.data.decode import BadImageError
-from capvl.data.encoded import encoded
+from capvl.data.images import video
+from capvl.data.images.crops import Crop
+from capvl.data.images.decode import BadImageError
+from capvl.data.images.encoded import encoded
 from capvl.data.randomness import Uniforms
-from capvl.data.transforms import Crop
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 
 Images = Any

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.convert.folder import Weights
-from capvl.data import tokenizer as tokenizers
-from capvl.data.transforms import Crop
+from capvl.data.images.crops import Crop
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.inference import inputs
 from capvl.inference.compiled import Function, compiled, in_buckets

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data.lines import read_lines
 from capvl.errors import UserError
 from capvl.inference.compiled import Function
 from capvl.inference.inputs import Images, Texts, as_list
 from capvl.inference.loaded import Loaded
+from capvl.lines import read_lines
 from capvl.models.abilities import Ability, abilities
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from capvl.data.tasks import TextPrompts
+from capvl.data.examples.tasks import TextPrompts
 from capvl.decoding.beam import LOW
 from capvl.decoding.generate import Decoding, generate, planned_length
 from capvl.decoding.generate import n_best as best_texts

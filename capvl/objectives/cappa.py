@@ -85,8 +85,8 @@ class CapPa:
         return ("image", "text")
 
     def transform(self, model_options: CaptionerOptions, data, *, train: bool):
-        """Crop and tokenize; see `capvl.data.transforms.ImageText`."""
-        from capvl.data.transforms import ImageText
+        """Crop and tokenize; see `capvl.data.examples.image_text.ImageText`."""
+        from capvl.data.examples.image_text import ImageText
 
         return ImageText.from_options(data, res=model_options.res, length=model_options.length, train=train)
 

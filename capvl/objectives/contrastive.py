@@ -78,8 +78,8 @@ class Contrastive:
         return ("embedding" if self.cached else "image", "text")
 
     def transform(self, model_options: TwoTowersOptions, data, *, train: bool):
-        """Crop and tokenize, or pick an embedding and tokenize; see `capvl.data.transforms`."""
-        from capvl.data.transforms import EmbeddingText, ImageText
+        """Crop and tokenize, or pick an embedding and tokenize; see `capvl.data.images.crops`."""
+        from capvl.data.examples.image_text import EmbeddingText, ImageText
 
         if self.cached and train:
             return EmbeddingText.from_options(data, length=model_options.length)

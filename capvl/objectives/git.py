@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import flops
-from capvl.data import tokenizer as tokenizers
-from capvl.data.tasks import FEATURES, TaskText, TextPrompts, check_tasks
-from capvl.data.transforms import Crop
+from capvl.data.examples.tasks import TaskText, TextPrompts, check_tasks
+from capvl.data.images.crops import Crop
+from capvl.data.reading.texts import FEATURES
+from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models import git, sizes
@@ -32,7 +33,7 @@ class Git:
     """Options and methods of the objective (`capvl.objectives.Objective`).
 
     Attributes:
-      tasks: of `capvl.data.tasks.TASKS`; an example serves one that it has the features for, drawn at every
+      tasks: of `capvl.data.examples.tasks.TASKS`; an example serves one that it has the features for, drawn at every
         visit; one that is named twice, twice as often.
       prompts: (task, words) pairs: what is put in front where there is no question. Tasks that are only asked for, such
         as ("read", "what does it say"), may stand here too.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capvl import flops
-from capvl.data.transforms import ImageLabelTrain
+from capvl.data.examples.labels import ImageLabelTrain
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.abilities import Ability
@@ -123,7 +123,7 @@ class Probe:
         return ("image", "label")
 
     def transform(self, model_options: ProbeOptions, data, *, train: bool):
-        """Crop; see `capvl.data.transforms.ImageLabelTrain`."""
+        """Crop; see `capvl.data.images.crops.ImageLabelTrain`."""
         return ImageLabelTrain.from_options(data, res=model_options.res, classes=model_options.classes, train=train)
 
     def batch_spec(self, model_options: ProbeOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import flops
-from capvl.data import frequencies
-from capvl.data import tokenizer as tokenizers
-from capvl.data.transforms import Crop
+from capvl.data.images.crops import Crop
+from capvl.data.text import frequencies, tokenizers
 from capvl.decoding.generate import GREEDY, Decoding, generate
 from capvl.errors import UserError
 from capvl.losses.cider import cider_d
@@ -56,7 +55,7 @@ class Scst:
         self._table()
 
     def _table(self) -> tuple[np.ndarray, int]:
-        from capvl.data.sources import default_data_dir
+        from capvl.data.reading.sources import default_data_dir
 
         return frequencies.read(self.frequencies.replace("{data_dir}", default_data_dir()))
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import flops
-from capvl.data import tokenizer as tokenizers
-from capvl.data.tasks import TASKS, TaskText, check_tasks
-from capvl.data.transforms import Crop
+from capvl.data.examples.tasks import TASKS, TaskText, check_tasks
+from capvl.data.images.crops import Crop
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions

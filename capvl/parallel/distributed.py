@@ -17,6 +17,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from capvl import command
 from capvl.errors import UserError
 from capvl.parallel import rendezvous
 
@@ -37,6 +38,7 @@ def start() -> None:
     Raises:
       UserError: the variables contradict each other, or the coordinator can't be reached.
     """
+    command.leave_by(leave)
     if (_by_hand() or _managed()) and os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if _by_hand():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from capvl.convert import pixels
-from capvl.data.transforms import resized_side
+from capvl.data.images.crops import resized_side
 from capvl.errors import UserError
 
 

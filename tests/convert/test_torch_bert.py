@@ -14,7 +14,7 @@ from conftest import assert_close, real_data
 from capvl.convert import __main__ as convert
 from capvl.convert import folder
 from capvl.convert.load import load_parameters
-from capvl.data import tokenizer as tokenizers
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions

@@ -8,9 +8,9 @@ from conftest import assert_close
 from pytorch import has_torchvision, import_anyway, opened, photos
 
 from capvl.convert import pixels
-from capvl.data.loader import DataOptions
+from capvl.data.images.crops import Crop
+from capvl.data.options import DataOptions
 from capvl.data.randomness import Uniforms
-from capvl.data.transforms import Crop
 from capvl.models.vit import PIXELS
 
 pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -12,7 +12,7 @@ from pytorch import opened, photos
 import capvl
 from capvl.convert import __main__ as convert
 from capvl.convert import tokens
-from capvl.data import tokenizer as tokenizers
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

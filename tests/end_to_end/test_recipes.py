@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY_MODEL
 from launching import free_port
 
-from capvl import config, embeddings, evaluate, train
+from capvl import config, embeddings, evaluate, recipes, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 
@@ -28,7 +28,7 @@ def captioner(data_dir, tmp_path_factory):
     from conftest import tiny_values
 
     workdir = tmp_path_factory.mktemp("runs") / "captioner"
-    train.run(config.resolve(tiny_values(data_dir) | {"steps": 2}), str(workdir))
+    train.run(recipes.resolve(tiny_values(data_dir) | {"steps": 2}), str(workdir))
     return str(workdir)
 
 
@@ -37,7 +37,7 @@ def params_of(workdir):
 
 
 def start(tiny, workdir, **changes):
-    recipe = config.resolve(tiny(steps=2, **changes))
+    recipe = recipes.resolve(tiny(steps=2, **changes))
     train.run(recipe, str(workdir))
     return recipe, params_of(workdir)
 
@@ -183,7 +183,7 @@ BAD = [
 @pytest.mark.parametrize("changes, message", BAD)
 def test_contradicting_options(changes, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
-        train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))
+        train.run(recipes.resolve(tiny(**changes)), str(tmp_path / "run"))
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert not metrics.exists() or not metrics.read_text()
 
@@ -192,14 +192,14 @@ def test_a_workdir_where_nothing_was_trained_takes_another_recipe(tiny, tmp_path
     for length in (12, 9):  # Both fail; the second is not told that the workdir is the first's.
         model = TINY_MODEL | {"length": length}
         with pytest.raises(UserError, match="init_from"):
-            train.run(config.resolve(tiny(init_from="nowhere", model=model)), str(tmp_path / "run"))
+            train.run(recipes.resolve(tiny(init_from="nowhere", model=model)), str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["length"] == 9
 
 
 def test_init_from_a_model_without_the_tower(tiny, captioner, tmp_path):
     changes = RECIPES["lit"] | {"init_from": captioner, "init_only": ("text/.*",)}
     with pytest.raises(UserError, match="text.* is only in the model"):
-        train.run(config.resolve(tiny(**changes)), str(tmp_path / "run"))
+        train.run(recipes.resolve(tiny(**changes)), str(tmp_path / "run"))
 
 
 def test_a_converted_folder_is_evaluated_like_a_run(tiny, captioner, tmp_path, data_dir, capsys):
@@ -255,7 +255,7 @@ def test_two_hosts_evaluate_as_one(name, tiny, captioner, tmp_path, data_dir):
         workdir = captioner
     else:
         workdir = str(tmp_path / "run")
-        train.run(config.resolve(tiny(steps=2, init_from=captioner, **RECIPES[name])), workdir)
+        train.run(recipes.resolve(tiny(steps=2, init_from=captioner, **RECIPES[name])), workdir)
     labelled = {"name": "scenes/tiny"}
     evals = {
         "lit": {"retrieval": {"limit": 30}, "zeroshot": labelled, "linear_probe": labelled | {"steps": 5, "l2": [0.1]}},

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from capvl import config, evaluate, report, train
+from capvl import config, evaluate, recipes, report, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 from capvl.parallel.mesh import make_mesh
@@ -59,7 +59,7 @@ def finished(tmp_path_factory, data_dir, one_device):
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            train.run(config.resolve(values), str(workdir))
+            train.run(recipes.resolve(values), str(workdir))
     finally:
         train.loop = loop
     return workdir, printed.getvalue(), compiled
@@ -135,7 +135,7 @@ def test_no_run_to_evaluate(tmp_path):
 def test_finished_run_starts_again_without_a_step(finished, capsys):
     workdir, _, _ = finished
     before = (workdir / "metrics.jsonl").read_text()
-    recipe = config.resolve(json.loads((workdir / "config.json").read_text()))
+    recipe = recipes.resolve(json.loads((workdir / "config.json").read_text()))
     train.run(recipe, str(workdir))
     assert "Resumed after step 6" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_text() == before

@@ -11,8 +11,8 @@ from conftest import write_tar
 from handmade import COLORS, WORDS, ByWord, two_towers
 from PIL import Image
 
-from capvl import config
-from capvl.data import tokenizer as tokenizers
+from capvl import recipes
+from capvl.data.text import tokenizers
 from capvl.models.parameters import Blueprint
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
@@ -72,7 +72,7 @@ def context_of(model, colors, mesh, **changes):
         "data": {"name": "colors", "data_dir": str(colors), "tokenizer": "by word"},
         "evals": {},
     }
-    recipe = config.resolve(values)
+    recipe = recipes.resolve(values)
     return recipe.context(mesh, Blueprint(recipe.model), None), {k: jnp.asarray(v) for k, v in params.items()}
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import case
 
-from capvl.data.shards import Rejected
+from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError
 from capvl.evals import entailment, foils
 from capvl.evals.foils import Foil

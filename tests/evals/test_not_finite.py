@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import case
 
-from capvl.data import corpus, loader, sources
+from capvl.data.preparing import corpus
+from capvl.data.reading import loader, sources
 from capvl.errors import UserError
 from capvl.evals import NotFiniteError, labels, linear_probe, retrieval, run, zeroshot
 

@@ -7,9 +7,9 @@ import pytest
 from conftest import assert_close
 from handmade import Letters
 
-from capvl import config
-from capvl.data.loader import TrainLoader
-from capvl.data.tasks import TaskText
+from capvl import recipes
+from capvl.data.examples.tasks import TaskText
+from capvl.data.reading.loader import TrainLoader
 from capvl.decoding.generate import Decoding, generate
 from capvl.errors import UserError
 from capvl.models.git import GitOptions
@@ -165,7 +165,7 @@ def git_recipe(data_dir, **changes):
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "schedule": {"warmup": 1},
     }
-    return config.resolve(values | changes)
+    return recipes.resolve(values | changes)
 
 
 @pytest.mark.parametrize("variant", ["prefix", "cross"])
@@ -290,7 +290,7 @@ def test_other_sides_in_one_step(data_dir):
 @pytest.mark.long
 def test_self_critical_gradient(tmp_path):
     """The gradient is that of -(reward - greedy reward) * log-probability of what was sampled."""
-    from capvl.data import frequencies
+    from capvl.data.text import frequencies
     from capvl.losses.cider import BUCKETS, ORDERS, cider_d
 
     np.savez(tmp_path / "f.npz", counts=np.ones((ORDERS, BUCKETS), np.float32), documents=np.int64(50))

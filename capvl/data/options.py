@@ -1,0 +1,126 @@
+"""`config.data`: what a recipe trains on."""
+
+import dataclasses
+import os
+import re
+
+from capvl.data.images.decode import PILLOW
+from capvl.data.reading import sources
+from capvl.data.reading.patterns import expand
+from capvl.data.scenes import making
+from capvl.errors import UserError, nearest
+from capvl.lines import read_lines
+
+CROPS = ("random", "center", "center_floor", "squash")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """`config.data`: what a recipe trains on.
+
+    Attributes:
+      name: a data set (`capvl.data.reading.sources.open_source`), a mixture with weights such as
+        "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar, parquet or TFRecord shards
+        ("stream:gs://bucket/{00000..00099}.tar").
+      split: of every data set.
+      data_dir: where prepared data sets are; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image, text: names of the features where the table in `sources` doesn't know them; of streams the column, the
+        suffix or (text) the key of the JSON, where it isn't called as these are.
+      class_names: file of names by label, one a line or a JSON list, where the data set's own are codes.
+      tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
+      crop: "random" (the middle in evaluations), "center", "center_floor" (as transformers rounds) or "squash".
+      crop_fraction: but for random crops, the part of the resized image's side that is kept; see
+        `capvl.data.images.crops.Crop`.
+      crop_scale, crop_ratio: area and aspect ranges of random crops.
+      interpolation: "fast", or Pillow's "bicubic" (CLIP, GIT, SigLIP) or "bilinear".
+      flip: flip half of the images (captions that name sides become wrong).
+      threads: batches that are made at once.
+      workers: processes that make batches; 0 for threads of this one.
+      prefetch: batches that are made ahead.
+      max_bad: share of examples that may be bad, or without a text or label that is needed, before the run stops.
+      readers, window: streams only: parallel readers and their shuffle window in records.
+    """
+
+    name: str = "scenes/64"
+    split: str = "train"
+    data_dir: str = ""
+    image: str = ""
+    text: str = ""
+    class_names: str = ""
+    tokenizer: str = ""
+    crop: str = "random"
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    crop_fraction: float = 1.0
+    interpolation: str = "fast"
+    flip: bool = False
+    threads: int = 2
+    workers: int = 0
+    prefetch: int = 4
+    max_bad: float = 0.05
+    readers: int = 1
+    window: int = 10_000
+
+    def __post_init__(self):
+        for name, known in (("crop", CROPS), ("interpolation", ("fast", *PILLOW))):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"data.{name}={value!r} is unknown." + nearest(value, known))
+        for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if not 0 < low <= high:
+                raise UserError(f"data.{name} must be a range of positive numbers, not {(low, high)}.")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(f"data.crop_fraction must be above 0 and at most 1, not {self.crop_fraction}.")
+        if self.crop_scale[1] > 1:
+            raise UserError(f"data.crop_scale is a share of the image's area and ends at 1, not {self.crop_scale[1]}.")
+        for name in ("threads", "prefetch", "readers", "window"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.workers < 0 or not 0 <= self.max_bad <= 1:
+            raise UserError("data.workers must not be negative, and data.max_bad must be between 0 and 1.")
+
+    def directory(self) -> str:
+        """Where prepared data sets are."""
+        return os.path.expanduser(self.data_dir) or sources.default_data_dir()
+
+    def fields(self) -> sources.Fields | None:
+        """Feature names, and names of classes, that the user gave."""
+        if not self.image and not self.text and not self.class_names:
+            return None
+        path = self.class_names.replace("{data_dir}", self.directory())
+        names = read_lines(path, "class names") if path else []
+        return sources.Fields(image=self.image or "image", text=self.text, names=tuple(names))
+
+    def parts(self) -> list[tuple[str, float]]:
+        """(data set, weight) of the mixture."""
+        parts = []
+        for part in self.name.split("+"):
+            match = re.fullmatch(r"\s*([^*\s]+)\s*(?:\*\s*([0-9.eE-]+)\s*)?", part)
+            if not match or (match[2] and not 0 < float(match[2]) < float("inf")):
+                raise UserError(f"data.name={self.name!r} should read NAME or NAME*WEIGHT + NAME*WEIGHT.")
+            parts.append((match[1], float(match[2] or 1)))
+        return parts
+
+    def check_prepared(self) -> None:
+        """Raises UserError where a data set is unknown or not prepared; makes the embedded one."""
+        if self.name.startswith("stream:"):
+            expand(self.name[len("stream:") :])
+            return
+        for name, _ in self.parts():
+            sources.find(name, self.directory())
+
+    def tokenizer_path(self) -> str:
+        """Path of the SentencePiece model."""
+        if self.tokenizer:
+            if self.tokenizer == "{data_dir}/scenes/wordpiece.txt":
+                return making.scenes_tokenizer(self.directory(), "wordpiece")
+            return os.path.expanduser(self.tokenizer.replace("{data_dir}", self.directory()))
+        if self.name.startswith("stream:"):
+            raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")
+        if self.parts()[0][0].split("/")[0] == "scenes":
+            return making.scenes_tokenizer(self.directory())
+        raise UserError(
+            "data.tokenizer is not set; train one with "
+            f"`python -m capvl.data.tokenizer --data={self.parts()[0][0]} --vocab=N --out=FILE` and "
+            "set data.tokenizer=FILE."
+        )

@@ -1,0 +1,266 @@
+"""Batches from Examples. Order and augmentation are functions of (seed, index); the state is one integer.
+
+Example n of a run (n counts over all hosts) is record `order[n]`, transformed with random
+numbers of (seed, n). Batch k of size B holds the examples start + k B … start + (k + 1) B - 1 in
+that order, and host h of H reads its H-th part. So a run resumed at any n, on any number of
+hosts and with any batch size, sees exactly the examples that the uninterrupted run would.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from capvl.data.images.decode import BadImageError
+from capvl.data.randomness import Uniforms, replacement
+from capvl.data.reading import sources
+from capvl.data.reading.batches import stack
+from capvl.data.reading.streams import ATTEMPTS, Stream
+from capvl.data.reading.texts import FEATURES, without_text
+from capvl.errors import UserError
+
+MIN_SEEN = 200
+CHECKED = 32
+"""Records of a data set that are looked at for texts before a run begins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Which of how many hosts."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def this(cls) -> "Host":
+        """This process."""
+        return cls(jax.process_index(), jax.process_count())
+
+    def rows(self, batch: int) -> range:
+        """Rows of a global batch that this host makes.
+
+        Raises:
+          UserError: the batch doesn't divide over the hosts.
+        """
+        if batch % self.count:
+            near = max(1, round(batch / self.count)) * self.count
+            raise UserError(
+                f"batch_size={batch} doesn't divide over {self.count} hosts; the nearest that does is {near}."
+            )
+        each = batch // self.count
+        return range(self.index * each, (self.index + 1) * each)
+
+
+class Order:
+    """Example number -> (which source, which record): a fresh permutation of each source every epoch."""
+
+    def __init__(self, sizes: list[int], weights: list[float], seed: int):
+        parts = [
+            grain.MapDataset.range(size).seed(seed + i).shuffle().repeat().map(functools.partial(_tag, i))
+            for i, size in enumerate(sizes)
+        ]
+        self._order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=weights)
+
+    def __getitem__(self, n: int) -> tuple[int, int]:
+        return self._order[n]
+
+
+def _tag(source: int, record: int) -> tuple[int, int]:
+    return source, int(record)
+
+
+@dataclasses.dataclass
+class TrainBatch:
+    """Makes batch k: picklable, so it runs in threads or worker processes."""
+
+    sources: list[sources.Source]
+    order: Order
+    transform: Any
+    seed: int
+    start: int
+    batch: int
+    rows: range
+    features: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        # Whether a record with captions has all the texts that are asked for.
+        self._text_suffices = not without_text({"text": ["a text"]}, self.features) and "text" in {
+            feature.rstrip("?") for feature in self.features
+        }
+
+    def __call__(self, k: int) -> dict[str, np.ndarray]:
+        """The rows of batch k that belong to this host, and `bad` (rows,): how many images were replaced."""
+        first = self.start + int(k) * self.batch
+        of_batch = getattr(self.transform, "for_batch", None)
+        transform = of_batch(first // self.batch) if of_batch else self.transform
+        return stack([self.example(first + row, transform) for row in self.rows])
+
+    def example(self, n: int, transform=None) -> dict[str, Any]:
+        """Example n by its batch's transform; one with a bad image, or without what is asked for, is replaced
+        by one drawn from (seed, n), ATTEMPTS times."""
+        transform = transform or self.transform
+        which, record = self.order[n]
+        source = self.sources[which]
+        for attempt in range(ATTEMPTS):
+            try:
+                return transform(self._read(source, record), Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
+            except BadImageError as e:
+                last = e
+                record = replacement(self.seed, n, attempt, len(source))
+        raise UserError(f"{ATTEMPTS} examples in a row of data set {source.name!r} are bad; the last: {last}")
+
+    def _read(self, source, record: int) -> dict[str, Any]:
+        """A record without blanks among its captions."""
+        example = source[record]
+        texts = example.get("text")
+        # Nearly all records are whole, and this is asked of each.
+        if self._text_suffices and isinstance(texts, list) and texts and all([text.strip() for text in texts]):
+            return example
+        if without_text(example, self.features):
+            raise BadImageError(f"record {record} has no text")
+        if isinstance(texts, list) and not all(text.strip() for text in texts):
+            example["text"] = [text for text in texts if text.strip()]
+        return example
+
+
+def check_texts(source: sources.Source, features: tuple[str, ...]) -> None:
+    """Raises UserError where no record of a data set, of CHECKED evenly spread ones, has a text that is needed."""
+    texts = tuple(f for f in features if f.rstrip("?") in FEATURES.values())
+    chosen = range(0, len(source), -(-len(source) // CHECKED))
+    if texts and all(without_text(source.read(i, texts), features) for i in chosen):
+        raise UserError(
+            f"Data set {source.name!r} has no text in any of {len(chosen)} records, and the objective learns from "
+            f"{' or '.join(text.rstrip('?') for text in texts)}."
+        )
+
+
+class TrainLoader:
+    """Endless training batches of this host; `position` is the number of the next example over all hosts."""
+
+    def __init__(self, options, transform, features, *, batch: int, seed: int, position=0, host=None):
+        """Opens the sources.
+
+        Args:
+          options: `config.data` (`capvl.data.options.DataOptions`).
+          transform: the objective's, training form.
+          features: keys that an Example must have.
+          batch: global batch size.
+          seed: of order and augmentation.
+          position: example to begin with; a checkpoint's.
+          host: this host, by default.
+
+        Raises:
+          UserError: see `capvl.data.reading.sources.open_source`, or no text where the objective needs one.
+        """
+        self.options, self.batch, self.position = options, batch, position
+        host = host or Host.this()
+        self.seen = self.bad = 0
+        if options.name.startswith("stream:"):
+            files = options.name[len("stream:") :]
+            stream = Stream(files, options, transform, seed=seed, host=host, features=tuple(features))
+            stream.check()
+            self._batches = stream.batches(batch, position)
+            return
+        parts = options.parts()
+        opened = [
+            sources.open_source(n, options.split, options.directory(), features=features, fields=options.fields())
+            for n, _ in parts
+        ]
+        for source in opened:
+            check_texts(source, features)
+        order = Order([len(s) for s in opened], [w for _, w in parts], seed)
+        make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch), tuple(features))
+        self._batches = _prefetched(make, options)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch.
+
+        Raises:
+          UserError: more than `max_bad` of the images seen so far are bad.
+        """
+        batch = next(self._batches)
+        bad = batch.pop("bad")
+        self.position += self.batch
+        self.seen += len(bad)
+        self.bad += int(bad.sum())
+        if self.seen >= MIN_SEEN and self.bad > self.options.max_bad * self.seen:
+            raise UserError(
+                f"{self.bad} of {self.seen} examples are bad, or without a text or label, more than data.max_bad="
+                f"{self.options.max_bad}; check data set {self.options.name!r}."
+            )
+        return batch
+
+
+def _prefetched(make, options) -> Iterator[dict[str, np.ndarray]]:
+    """Batches 0, 1, 2 … made ahead in threads, or in worker processes."""
+    dataset = grain.MapDataset.range(2**62).map(make)
+    if options.workers:
+        # Worker processes read absl's flags.
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS(["capvl"])
+        each = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        options_mp = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
+        return iter(dataset.to_iter_dataset(each).mp_prefetch(options_mp))
+    read = grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=max(options.prefetch, options.threads))
+    return iter(dataset.to_iter_dataset(read))
+
+
+def eval_batches(source, transform, batch: int, host: Host | None = None, limit: int = 0) -> Iterator[dict]:
+    """Every example once, in order, padded with `mask` False; every host has as many batches.
+
+    A bad image becomes a padded row (mask False), so it counts nowhere.
+
+    Args:
+      source: what `open_source` returned.
+      transform: the evaluation form of a transform.
+      batch: global batch size.
+      host: this host, by default.
+      limit: only so many examples; 0 for all.
+    """
+    host = host or Host.this()
+    size = min(len(source), limit or len(source))
+    rows = host.rows(batch)
+    blank = None
+    for first in range(0, size, batch):
+        examples = []
+        for row in rows:
+            n = first + row
+            example = None
+            if n < size:
+                with contextlib.suppress(BadImageError):
+                    example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
+            examples.append(example)
+        blank = blank or _blank(next((e for e in examples if e), None), source, transform)
+        yield stack([e or blank for e in examples])
+
+
+def _blank(example: dict | None, source, transform) -> dict:
+    """A row of zeros shaped like an example."""
+    for n in range(len(source)):
+        if example:
+            break
+        try:
+            example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
+        except BadImageError:
+            continue
+    if not example:
+        raise UserError(f"Data set {source.name!r} has no image that can be decoded.")
+    return {k: np.zeros_like(v) for k, v in example.items()} | {"index": np.int32(-1)}
+
+
+def to_device(batch: dict[str, np.ndarray], sharding) -> dict[str, jax.Array]:
+    """This host's rows -> global device arrays: the one transfer that a training step makes."""
+    with jax.transfer_guard_host_to_device("allow"):
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,0 +1,258 @@
+"""Samples of img2dataset's and WebDataset's shards: tar or parquet, local or in a bucket."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from capvl import storage
+from capvl.data.images import video
+from capvl.data.reading.records import IMAGE_SUFFIXES, TEXT_NAMES
+from capvl.errors import UserError, nearest
+
+Count = Callable[[str, str], None]
+_IMAGE_NAMES = ("image", "img", "picture", "photo", "image_bytes", *IMAGE_SUFFIXES)
+_FILM_NAMES = ("video", *(suffix for suffix in video.SUFFIXES if suffix not in IMAGE_SUFFIXES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What holds the image and the captions, where that is not found by its name; see `capvl.data.reading.records`.
+
+    Attributes:
+      image: suffix of a member of a tar, or column of a parquet file.
+      text: suffix of a member, key of the JSON, or column.
+    """
+
+    image: str = ""
+    text: str = ""
+
+
+NO_NAMES = Names()
+
+
+def samples(path: str, max_bytes: int, count: Count, names: Names = NO_NAMES) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, suffix -> bytes) of each sample of a shard, in order.
+
+    Args:
+      path: of a .tar or .parquet file.
+      max_bytes: of one member.
+      count: told (reason, name) of what is left out here, also of the file itself where it can't be read (to the end).
+      names: of what holds what.
+    """
+    if is_parquet(path):
+        yield from _parquet(path, max_bytes, count, names)
+    else:
+        yield from _tar(path, max_bytes, count)
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a file is read as parquet."""
+    return path.lower().endswith((".parquet", ".pq"))
+
+
+def is_tar(path: str) -> bool:
+    """Whether a file is a tar by its name, compressed or not."""
+    return re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path, re.IGNORECASE) is not None
+
+
+def key_and_suffix(name: str) -> tuple[str, str] | None:
+    """WebDataset's rule: the key is the path up to the first dot of its last part, the suffix what comes behind.
+
+    Args:
+      name: of a member; "./" in front of it says nothing.
+
+    Returns:
+      None for hidden files, such as the ._NAME that macOS puts beside every file.
+    """
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    if not stem:
+        return None
+    if folder:
+        folder = str(pathlib.PurePosixPath(folder))
+    return (stem if folder in ("", ".") else f"{folder}/{stem}"), suffix.lower()
+
+
+class _Member(tarfile.TarInfo):
+    """Says so where an archive ends before its end: tarfile takes any header that it can't read for the end, and a
+    first end for the last one, though archives may be put one behind the other."""
+
+    @classmethod
+    def fromtarfile(cls, archive):
+        """The next member."""
+        ended, archive.ended = getattr(archive, "ended", False), False
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            archive.ended = True
+            raise
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as e:
+            if ended:  # Whatever fills up the file.
+                raise tarfile.EmptyHeaderError(str(e)) from e
+            raise tarfile.ReadError(str(e)) from e
+
+
+def _tar(path: str, max_bytes: int, count: Count) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Unsafe paths and oversized members are left out before they are read."""
+    key, members, bad = None, {}, ""
+    options = {"mode": "r|*", "ignore_zeros": True, "tarinfo": _Member}
+    try:
+        with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, **options) as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                name = member.name
+                if not name.isascii():
+                    # Bytes that are not UTF-8 are half characters here, which nothing can write.
+                    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                if name.startswith("/") or ".." in name.split("/"):
+                    count("path climbs out", name)
+                    continue
+                found = key_and_suffix(name)
+                if found is None:
+                    continue
+                stem, suffix = found
+                if stem != key or suffix in members:
+                    if bad:
+                        count(bad, key)
+                    elif members:
+                        yield key, members
+                    key, members, bad = stem, {}, ""
+                if member.size > max_bytes:
+                    bad = "member too large"
+                    continue
+                members[suffix] = archive.extractfile(member).read()
+    except Exception as e:  # Each compression has exceptions of its own.
+        if storage.passes(e):
+            raise
+        count("file missing" if isinstance(e, FileNotFoundError) else "tar cut short", path)
+        members = {}  # The rest of this sample may be behind the cut.
+    if bad:
+        count(bad, key)
+    elif members:
+        yield key, members
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Columns of a parquet file that are taken for what; "" for none."""
+
+    image: str
+    text: str
+    films: tuple[str, ...]
+
+
+def columns(path: str, names: Names = NO_NAMES) -> Columns:
+    """Which columns of a parquet file are the image and the captions.
+
+    An image is bytes, or Hugging Face's struct of `bytes` and `path`. Of several such columns the one is taken that is
+    called image (img, jpg, png …); captions are `captions`, else the first of TEXT_NAMES.
+
+    Raises:
+      UserError: what was named is not there, or nothing says which of several columns is the image.
+      Exception: pyarrow's and the storage's, where the file can't be read.
+    """
+    import pyarrow.parquet
+
+    with epath.Path(path).open("rb") as file:
+        return _columns(pyarrow.parquet.read_schema(file), path, names)
+
+
+def _columns(schema, path: str, names: Names) -> Columns:
+    known = ", ".join(schema.names)
+    for option, name in dataclasses.asdict(names).items():
+        if name and name not in schema.names:
+            raise UserError(
+                f"{path!r} has no column {name!r} for --{option}, but {known}." + nearest(name, schema.names)
+            )
+    held = [field.name for field in schema if _holds_bytes(field.type)]
+    films = tuple(name for name in held if name.lower() in _FILM_NAMES and name != names.image)
+    held = [name for name in held if name not in films]
+    called = [name for name in held if name.lower() in _IMAGE_NAMES]
+    image = names.image or next(iter(called if len(called) == 1 else held if len(held) == 1 else ()), "")
+    if not image and len(held) > 1:
+        raise UserError(
+            f"{path!r} has several columns of bytes, {', '.join(held)}, and nothing says which is the image; "
+            "name it with --image=COLUMN (data.image in a recipe)."
+        )
+    if not image and not films:
+        raise UserError(f"{path!r} has no column of bytes that could be the image; its columns are {known}.")
+    lowered = {name.lower(): name for name in schema.names if name not in held}
+    text = names.text or next((lowered[name] for name in ("captions", *TEXT_NAMES) if name in lowered), "")
+    return Columns(image, text, films)
+
+
+def _holds_bytes(kind) -> bool:
+    """Whether a type is bytes, or a struct with `bytes`."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    tests = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
+    return any(getattr(pyarrow.types, test)(kind) for test in tests)
+
+
+def _parquet(path: str, max_bytes: int, count: Count, names: Names) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Rows: the image as a member, every plain column as JSON."""
+    import pyarrow.parquet
+
+    number = -1
+    try:
+        with epath.Path(path).open("rb") as file:
+            table = pyarrow.parquet.ParquetFile(file)
+            chosen = _columns(table.schema_arrow, path, names)
+            wanted = [f.name for f in table.schema_arrow if not _holds_bytes(f.type)]
+            wanted += [name for name in (chosen.image, *chosen.films) if name and name not in wanted]
+            for batch in table.iter_batches(batch_size=64, columns=wanted):
+                for row in _rows(batch):
+                    number += 1
+                    name = f"{pathlib.PurePosixPath(path).stem}-{number:09d}"
+                    if row is None:
+                        count("text is not UTF-8", name)
+                        continue
+                    key = str(name if row.get("key") in (None, "") else row["key"])
+                    members = _row_members(row, chosen, names.image.lower() or "jpg")
+                    if any(len(data) > max_bytes for data in members.values()):
+                        count("member too large", key)
+                        continue
+                    yield key, members
+    except UserError as e:
+        count(str(e).rstrip("."), path)
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        if storage.passes(e):
+            raise
+        count("file missing" if isinstance(e, FileNotFoundError) else "parquet can't be read", path)
+
+
+def _rows(batch) -> list[dict | None]:
+    """Rows of a batch; None for those with texts that are not UTF-8, which Arrow does not check."""
+    try:
+        return batch.to_pylist()
+    except ValueError:
+        if len(batch) == 1:
+            return [None]
+        return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
+
+
+def _row_members(row: dict, chosen: Columns, image: str) -> dict[str, bytes]:
+    """A row as members of a tar, its image by the suffix `image`."""
+    members = {}
+    for suffix, column in ((image, chosen.image), *(("mp4", film) for film in chosen.films)):
+        value = row.pop(column, None)
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if value:
+            members[suffix] = value
+    rest = {name: value for name, value in row.items() if value is not None}
+    if isinstance(rest.get(chosen.text), str):
+        members["txt"] = rest[chosen.text].encode()
+    return members | {"json": json.dumps(rest, ensure_ascii=False, default=_plain).encode()}
+
+
+def _plain(value) -> str | None:
+    """Dates and decimals as text; bytes say nothing in JSON."""
+    return None if isinstance(value, bytes) else str(value)

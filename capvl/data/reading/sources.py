@@ -1,0 +1,389 @@
+"""Data sets by name: what is read of them, and one clear sentence where they can't be.
+
+An Example is a dict with some of these keys:
+  image   encoded bytes (JPEG, PNG, WebP …)
+  text    list of captions, str or UTF-8 bytes
+  label   int
+and, as they stand in the data set, any other feature that was asked for (objects, questions …).
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from capvl import storage
+from capvl.data.scenes import making
+from capvl.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Which feature is the image, the text and the label; "a/b" is feature b of a sequence a.
+
+    `names` are the classes' names by label, where the data set's own are not meant to be read.
+    """
+
+    image: str = "image"
+    text: str = ""
+    label: str = ""
+    names: tuple[str, ...] = ()
+
+
+FIELDS = {
+    "scenes": Fields(text="text", label="label"),
+    "image_text": Fields(text="text", label="label"),
+    "coco_captions": Fields(text="captions/text"),
+    "laion400m": Fields(text="caption"),
+    "wit": Fields(text="caption_reference_description"),
+    "wit_kaggle": Fields(text="caption_reference_description"),
+    "ref_coco": Fields(text="objects/refexp/raw"),
+    "imagenet2012": Fields(label="label"),
+    "imagenet_v2": Fields(label="label"),
+    "imagenet2012_real": Fields(label="real_label"),
+    "oxford_iiit_pet": Fields(label="label"),
+    "oxford_flowers102": Fields(label="label"),
+    "cifar10": Fields(label="label"),
+    "cifar100": Fields(label="label"),
+    "caltech101": Fields(label="label"),
+    "cars196": Fields(label="label"),
+    "caltech_birds2011": Fields(label="label"),
+    "food101": Fields(label="label"),
+    "stanford_dogs": Fields(label="label"),
+    "sun397": Fields(label="label"),
+    "dtd": Fields(label="label"),
+    "places365_small": Fields(label="label"),
+    "mnist": Fields(label="label"),
+}
+_TEXT_NAMES = ("text", "captions", "caption")
+
+
+def default_data_dir() -> str:
+    """$TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return os.environ.get("TFDS_DATA_DIR") or os.path.join(os.path.expanduser("~"), "tensorflow_datasets")
+
+
+class Source:
+    """A prepared split, read at random: `source[i]` is an Example with the features asked for.
+
+    Pickles as its arguments, so worker processes open their own files.
+    """
+
+    def __init__(self, directory: str, split: str, fields: Fields, features: tuple[str, ...], name: str):
+        self._arguments = (directory, split, fields, features, name)
+        self._readers: dict[tuple[str, ...], Source] = {}
+        self.name = name
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        self._parse = tf_example_pb2.Example.FromString
+        builder = _builder(directory)
+        self.info = builder.info
+        wanted = _paths(builder.info.features, fields, features)
+        self._label_names: list[str] | None = None
+        if "class_name" in wanted and fields.names:
+            self._label_names, wanted["class_name"] = list(fields.names), fields.label or "label"
+        elif "class_name" in wanted and wanted["class_name"] not in builder.info.features:
+            label = fields.label or "label"
+            if label in builder.info.features and getattr(builder.info.features[label], "names", None):
+                self._label_names = list(builder.info.features[label].names)
+                wanted["class_name"] = label
+        self._paths = {key: path.split("/") for key, path in wanted.items()}
+        _check_features(name, builder.info.features, wanted)
+        # Images, texts and labels are taken straight from the tf.train.Example, in a tenth of the
+        # time that tfds needs to rebuild the whole record; the rest is left to tfds.
+        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in ("image", "text", "label", "frames")}
+        self._rest = {k: p for k, p in self._paths.items() if k not in self._plain}
+        self._decoder = None
+        if self._rest:
+            partial = {path[0]: builder.info.features[path[0]] for path in self._rest.values()}
+            self._decoder = tfds.features.FeaturesDict(partial)
+        self._data = _open_split(builder, split, name)
+
+    def __reduce__(self):
+        return (Source, self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = storage.retry(self._data.__getitem__, index, what=f"Reading data set {self.name!r}")
+        features = self._parse(record).features.feature
+        example = {}
+        for key, path in self._plain.items():
+            if key == "label":
+                example[key] = features[path].int64_list.value[0]
+            else:
+                values = features[path].bytes_list.value
+                example[key] = values[0] if key == "image" else list(values)
+        if self._decoder is not None:
+            rest = self._decoder.deserialize_example_np(record)
+            example |= {key: _get(rest, path) for key, path in self._rest.items()}
+        if self._label_names is not None:
+            label = int(example["class_name"])
+            if not -1 <= label < len(self._label_names):
+                raise UserError(
+                    f"Data set {self.name!r} has the label {label}, and {len(self._label_names)} class names."
+                )
+            example["class_name"] = self._label_names[label] if label >= 0 else ""
+        return example
+
+    def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:
+        """Only some features of an Example, which need not be among those asked for."""
+        if features not in self._readers:
+            directory, split, fields, _, name = self._arguments
+            self._readers[features] = Source(directory, split, fields, features, name)
+        return self._readers[features][index]
+
+    def label_names(self) -> list[str] | None:
+        """Names of the classes, where the data set has them."""
+        if self._arguments[2].names:
+            return list(self._arguments[2].names)
+        feature = self.info.features[self._paths["label"][0]] if "label" in self._paths else None
+        return list(feature.names) if getattr(feature, "names", None) else None
+
+
+def name_of(source: Source, index: int) -> str:
+    """What a record is called: its `image_id`, else its `key`, else its number."""
+    record = source.read(int(index), ("image_id?", "key?"))
+    return as_text(record.get("image_id", "") or record.get("key", "") or index)
+
+
+def as_text(value: Any) -> str:
+    """Text as records hold it, bytes or str; bytes that are not UTF-8 are replaced."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+class Subset:
+    """Some records of a source."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.name, self._source, self._indices = source.name, source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._indices[index])]
+
+    def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:
+        """See `Source.read`."""
+        return self._source.read(int(self._indices[index]), features)
+
+    def label_names(self):
+        """See `Source.label_names`."""
+        return self._source.label_names()
+
+
+def labels(name: str, split: str, data_dir: str) -> np.ndarray:
+    """Labels of all examples of a data set, in order.
+
+    Raises:
+      UserError: see `open_source`.
+    """
+    source = open_source(name, split, data_dir, features=("label",))
+    return np.array([source[i]["label"] for i in range(len(source))])
+
+
+def _get(record: Any, path: Sequence[str]) -> Any:
+    for i, part in enumerate(path):
+        if isinstance(record, list):
+            return [_get(r, path[i:]) for r in record]
+        record = record[part]
+    return record
+
+
+def _paths(known, fields: Fields, features: tuple[str, ...]) -> dict[str, str]:
+    """Where each feature stands; one that ends in "?" is left out where the data set doesn't have it."""
+    paths = {}
+    for feature in features:
+        bare = feature.rstrip("?")
+        path = getattr(fields, bare, "") or bare
+        there = path.split("/")[0] in known or (bare == "class_name" and (fields.label or "label") in known)
+        if there or not feature.endswith("?"):
+            paths[bare] = path
+    return paths
+
+
+def _check_features(name: str, features, wanted: dict[str, str]) -> None:
+    for key, path in wanted.items():
+        first = path.split("/")[0]
+        if first not in features:
+            raise UserError(
+                f"Data set {name!r} has no {key} feature {path!r}; its features are {', '.join(sorted(features))}."
+            )
+
+
+def _open_split(builder, split: str, name: str):
+    from tensorflow_datasets.core.file_adapters import FileFormat
+
+    examples = _examples(builder, split, name)
+    if not builder.info.available_file_formats() & FileFormat.with_random_access():
+        raise UserError(
+            f"Data set {name!r} is not in ArrayRecord files; prepare it again with "
+            f"`python -m capvl.data.prepare tfds --name={name}`."
+        )
+    try:
+        if not examples:
+            raise UserError(f"Split {split!r} of data set {name!r} is empty.")
+        return builder.as_data_source(split=split).data_source
+    except (ValueError, OSError) as e:
+        raise UserError(f"Split {split!r} of data set {name!r} can't be read: {e}") from e
+
+
+def _examples(builder, split: str, name: str) -> int:
+    """How many examples a split has.
+
+    Raises:
+      UserError: it hasn't that split.
+    """
+    known = list(builder.info.splits)
+    for bare in _names(split):
+        if bare not in known:
+            raise UserError(f"Data set {name!r} has no split {split!r}." + nearest(bare, known))
+    try:
+        return builder.info.splits[split].num_examples
+    except Exception as e:  # tfds reads the text with a parser of its own.
+        raise UserError(f"Split {split!r} of data set {name!r} can't be read: {storage.reason(e)}") from e
+
+
+def _names(split: str) -> list[str]:
+    """Of the splits that a tfds split such as "train[:90%]+val" is made of."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
+
+
+def guess_fields(name: str, features) -> Fields:
+    """The table's entry where the data set has its features, else one guessed from the features' names."""
+    base = name.split("/", maxsplit=1)[0].split(":", maxsplit=1)[0]
+    known = FIELDS.get(base)
+    # People also prepare their own files under such a name.
+    if known and all(path.split("/")[0] in features for path in (known.image, known.text, known.label) if path):
+        return known
+    text = next((t for t in _TEXT_NAMES if t in features), "")
+    return Fields(text=text, label="label" if "label" in features else "")
+
+
+def open_source(
+    name: str,
+    split: str,
+    data_dir: str = "",
+    *,
+    features: tuple[str, ...] = ("image", "text"),
+    fields: Fields | None = None,
+) -> Source:
+    """Opens a prepared data set.
+
+    Args:
+      name: "scenes/64" (made on first use), a tfds name, the name given to `capvl.data.prepare
+        tars`, or a folder that holds a prepared data set.
+      split: a tfds split, such as "train" or "train[:90%]".
+      data_dir: where prepared data sets are; default `default_data_dir()`.
+      features: keys that the Examples shall have; "KEY?" only where the data set has it.
+      fields: which feature is what, where the table doesn't know the data set.
+
+    Raises:
+      UserError: unknown, not prepared, empty, or without the features asked for.
+    """
+    directory = find(name, data_dir or default_data_dir())
+    if fields is None or not (fields.text or fields.image != "image"):
+        names = fields.names if fields else ()
+        fields = guess_fields(name, _builder(directory).info.features)
+        fields = dataclasses.replace(fields, names=names)
+    return Source(directory, split, fields, features, name)
+
+
+def _builder(directory: str):
+    """tfds' builder of a prepared folder, which imports the classes that features.json names: only tfds' own.
+
+    Raises:
+      UserError: it names others, or tfds can't read the folder.
+    """
+    import tensorflow_datasets as tfds
+
+    file = pathlib.Path(directory, "features.json")
+    try:
+        foreign = sorted(n for n in _classes(storage.read_json(file)) if not _TFDS_CLASS.fullmatch(n))
+    except RecursionError as e:
+        raise UserError(f"{str(file)!r} is nested too deeply for the features of a data set.") from e
+    if foreign:
+        raise UserError(f"{str(file)!r} names code to import, {foreign[0]!r}, which is not of tensorflow_datasets.")
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as e:  # tfds, protobuf and json raise many kinds.
+        raise UserError(f"{directory!r} can't be read as a data set: {type(e).__name__}: {storage.reason(e)}") from e
+
+
+_TFDS_CLASS = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+")
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """Names of the feature classes anywhere in features.json, in its present and its old spelling."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _classes(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
+                yield item
+            else:
+                yield from _classes(item)
+    elif isinstance(value, str):  # JSON within JSON, which tfds reads in more than one place.
+        with contextlib.suppress(ValueError):
+            yield from _classes(json.loads(value))
+
+
+def find(name: str, data_dir: str) -> str:
+    """The folder of a prepared data set; embedded ones are made if need be.
+
+    Raises:
+      UserError: it is unknown or not prepared.
+    """
+    if os.path.isfile(os.path.join(name, "dataset_info.json")):
+        return name
+    bare = name.partition(":")[0]
+    base = bare.split("/")[0]
+    if base == "scenes":
+        return making.scenes(bare.partition("/")[2] or "64", data_dir)
+    folder = pathlib.Path(data_dir, *bare.split("/"))
+    versions = sorted(folder.glob("*/dataset_info.json")) or sorted(folder.glob("*/*/dataset_info.json"))
+    wanted = name.partition(":")[2]
+    versions = [v for v in versions if not wanted or v.parent.name == wanted]
+    if versions:
+        return str(versions[-1].parent)
+    if base in FIELDS:
+        raise UserError(
+            f"Data set {name!r} is not prepared in {data_dir!r}; prepare it with "
+            f"`python -m capvl.data.prepare tfds --name={name} --data_dir={data_dir}`."
+        )
+    prepared = [p.name for p in pathlib.Path(data_dir).glob("*") if any(p.glob("**/dataset_info.json"))]
+    raise UserError(
+        f"Data set {name!r} is neither known nor prepared in {data_dir!r}; tar shards are prepared with "
+        f"`python -m capvl.data.prepare tars --name={base} --train='…/*.tar' --data_dir={data_dir}`."
+        + nearest(name, {*prepared, *FIELDS})
+    )
+
+
+def contents(directory: str, split: str) -> tuple[int, list[str]]:
+    """Number of examples of a split of a prepared folder, and paths of all shards that it is taken from.
+
+    Raises:
+      UserError: it hasn't that split.
+    """
+    builder = _builder(directory)
+    examples, splits = _examples(builder, split, directory), builder.info.splits
+    return examples, sorted({str(path) for name in _names(split) for path in splits[name].filepaths})
+
+
+def splits(name: str, data_dir: str = "") -> list[str]:
+    """Names of a prepared data set's splits.
+
+    Raises:
+      UserError: it is unknown or not prepared.
+    """
+    return list(_builder(find(name, data_dir or default_data_dir())).info.splits)

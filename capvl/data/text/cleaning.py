@@ -1,0 +1,90 @@
+"""What is done to a text before a tokenizer splits it, as the code that a model was trained with does it."""
+
+import html
+import os
+import pathlib
+import re
+import string
+from collections.abc import Callable
+from typing import Any
+
+import ftfy
+
+from capvl.errors import UserError
+from capvl.lines import parse_json, read_text
+
+SETTINGS = "tokenizer_config.json"
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def clean(text: str) -> str:
+    """A text as CLIP's code cleans it before it is split: broken encodings and typographic forms are mended by ftfy,
+    HTML entities become characters, twice, blanks single spaces, and letters small (Python's way: a final sigma)."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # Nothing is mended in those.
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def siglip(text: str) -> str:
+    """A text as transformers' SiglipTokenizer has it: letters small, no punctuation of ASCII, blanks single spaces."""
+    return siglip_with_case(text.lower())
+
+
+def siglip_with_case(text: str) -> str:
+    """As `siglip`, with letters as they are."""
+    text = text.replace("▁", " ").translate(_NO_PUNCTUATION)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def canonicalize(text: str) -> str:
+    """As `siglip`, the way open_clip has it: an underscore is a blank."""
+    return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
+
+
+def lower(text: str) -> str:
+    """Letters small."""
+    return text.lower()
+
+
+def unchanged(text: str) -> str:
+    """The text as it is."""
+    return text
+
+
+# By the key "clean" of tokenizer_config.json, which conversion writes: open_clip's names.
+CLEANERS = {"": unchanged, "lower": clean, "canonicalize": canonicalize}
+
+
+def settings(path: str | os.PathLike) -> dict[str, Any]:
+    """What tokenizer_config.json beside a tokenizer's file says; {} where there is none.
+
+    Raises:
+      UserError: it is not a JSON object.
+    """
+    file = pathlib.Path(path).with_name(SETTINGS)
+    if not file.is_file():
+        return {}
+    try:
+        values = parse_json(read_text(str(file), "Tokenizer's settings"))
+    except ValueError as e:
+        raise UserError(f"{str(file)!r} is not JSON.") from e
+    if not isinstance(values, dict):
+        raise UserError(f"{str(file)!r} should be a JSON object.")
+    return values
+
+
+def cleaner(said: dict[str, Any]) -> Callable[[str], str]:
+    """What is done to a text before a tokenizer with these settings splits it.
+
+    Raises:
+      UserError: the key "clean" is not one of CLEANERS.
+    """
+    kind = str(said.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind == "SiglipTokenizer":
+        return siglip if said.get("do_lower_case", True) else siglip_with_case
+    if kind == "Siglip2Tokenizer":
+        return lower
+    name = said.get("clean", "")
+    if name not in CLEANERS:
+        raise UserError(f"tokenizer_config.json has clean={name!r}; known are {', '.join(filter(None, CLEANERS))}.")
+    return CLEANERS[name]
