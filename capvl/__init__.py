@@ -17,7 +17,7 @@ _PUBLIC = {
     "LoadedModel": "capvl.inference.face:LoadedModel",
     "read_recipe": "capvl.recipes:load",
     "train_recipe": "capvl.train:run",
-    "evaluate_run": "capvl.evaluate:evaluate",
+    "evaluate_run": "capvl.evaluation:evaluate",
     "UserError": "capvl.errors:UserError",
 }
 

@@ -17,13 +17,15 @@ from collections.abc import Callable
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
-from capvl import evals, goodput, lock, metrics, recipes, report, storage, terminal, trackers, workdirs
+from capvl import evals, goodput, lock, metrics, recipes, reporting, storage, terminal, trackers, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.load import initial_state
 from capvl.data.options import DataOptions
 from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
+from capvl.overview import print_overview
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
@@ -60,8 +62,6 @@ class Stop:
         """The same answer on all hosts."""
         if jax.process_count() == 1:
             return self.asked
-        from jax.experimental import multihost_utils
-
         self.asked = multihost_utils.reached_preemption_sync_point(step)
         return self.asked
 
@@ -137,7 +137,7 @@ class Run:
         step = int(jax.device_get(state.step))
         with self.ledger.spend("evaluation"), self.watchdog.off():
             rows, shown = evals.run(self.evaluators, state.params | state.ema)
-            report.save_shown(self.workdir, step, shown)
+            reporting.save_shown(self.workdir, step, shown)
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
@@ -201,7 +201,7 @@ def _run(recipe: recipes.Recipe, path: epath.Path, stop: Stop, check_held: Calla
         return
     if jax.process_index() == 0:
         say(goodput.describe(goodput.summary(path)))
-        say(f"Report: {report.write([path], path / 'report.html')}")
+        say(f"Report: {reporting.write([path], path / 'report.html')}")
 
 
 def lowered_text(training: Run, state: TrainState) -> str:
@@ -306,7 +306,7 @@ def set_up(
         seed=recipe.seed,
         position=position,
     )
-    terminal.print_overview(recipe, step, mesh, path)
+    print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)), recipe.wandb, recipe.source)
     ledger.write(int(jax.device_get(state.step)))
     clock = metrics.Clock(ledger, recipe.batch_size, recipe.objective.flops(recipe.model))
@@ -329,8 +329,6 @@ def _prepare_data(recipe: recipes.Recipe) -> None:
     if jax.process_count() == 1:
         recipe.data.check_prepared()
         return
-    from jax.experimental import multihost_utils
-
     if jax.process_index() == 0:
         recipe.data.check_prepared()
     multihost_utils.sync_global_devices("data sets")

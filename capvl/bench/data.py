@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import tarfile
 import tempfile
 import time
 
@@ -38,8 +39,6 @@ FEATURES = ("image", "text")
 
 def upscale(pattern: str, short_side: int, count: int, folder: pathlib.Path) -> str:
     """A tar of the first `count` images enlarged to a short side of so many pixels; returns its path."""
-    import tarfile
-
     out = folder / "00000.tar"
     written = 0
     with tarfile.open(out, "w") as archive:

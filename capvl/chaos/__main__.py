@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
 from capvl.chaos import faults, inside
 from capvl.chaos.fleet import Fleet
 from capvl.command import config_arguments, run
@@ -108,8 +110,6 @@ def compare(alone: Fleet, disturbed: Fleet) -> tuple[int, int]:
     Raises:
       UserError: a leaf or a loss differs, or a step is missing.
     """
-    import numpy as np
-
     from capvl.checkpoint import Checkpointer
 
     expected, found = alone.losses(), disturbed.losses()

@@ -260,11 +260,11 @@ def test_open_clip_without_its_configuration_is_refused(open_clip, tmp_path):
 
 def test_evaluation_crops_as_the_model_wants(timm, tmp_path, data_dir):
     """A converted model's crop and interpolation are those of the recipe that evaluates it."""
-    from capvl import evaluate
+    from capvl import evaluation
 
     saved(timm, tmp_path, "vit_base_patch16_224", {})
     weights = convert.read("timm", str(tmp_path))
     convert.write("capvl", str(tmp_path / "ours"), dataclasses.replace(weights, crop="squash"))
     config = "configs/evaluate_encoder.py"
-    data = evaluate._converted_recipe(str(tmp_path / "ours"), config, [("data.data_dir", data_dir)]).data
+    data = evaluation._converted_recipe(str(tmp_path / "ours"), config, [("data.data_dir", data_dir)]).data
     assert (data.crop, data.interpolation, data.crop_fraction) == ("squash", "bicubic", 32 / 35)

@@ -14,7 +14,7 @@ from capvl.evals import vqa
 
 def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     """What is written is right; blind and prior know nothing; the list of answers binds; there are file and report."""
-    from capvl import evals, report
+    from capvl import evals, reporting
 
     context, params = context_of(captioner, colors, mesh)
     context = dataclasses.replace(context, folder=tmp_path)
@@ -25,7 +25,7 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     }
     with jax.set_mesh(mesh):
         found, shown = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params)
-    report.save_shown(tmp_path, 3, shown)
+    reporting.save_shown(tmp_path, 3, shown)
     assert found["free/exact"] == found["free/contains"] == 1.0
     assert found["free/exact/blind"] <= 1 / 3  # Grey: the same text for all.
     assert found["free/exact/prior"] == pytest.approx(1 / 3)
@@ -40,7 +40,7 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     (matrix,) = shown["free"]
     assert matrix["names"][-1] == "other" and sum(map(sum, matrix["counts"])) == 12
     (tmp_path / "metrics.jsonl").write_text("")
-    page = report.write([tmp_path], tmp_path / "report.html").read_text()
+    page = reporting.write([tmp_path], tmp_path / "report.html").read_text()
     assert "takes for what after step 3" in page and "<svg" in page
 
 

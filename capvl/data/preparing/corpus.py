@@ -15,13 +15,14 @@ import os
 from collections.abc import Callable
 
 from etils import epath
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from capvl import storage
 from capvl.data.preparing import shards
 from capvl.data.preparing.filters import Filters
 from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
 from capvl.data.reading.patterns import expand
-from capvl.data.reading.rejected import Rejected
+from capvl.data.reading.rejected import NAMED_PER_REASON, Rejected
 from capvl.data.reading.samples import NO_NAMES, Names, columns, is_parquet
 from capvl.errors import UserError
 
@@ -164,8 +165,6 @@ def run_here(plan: Plan, workers: int = 0) -> None:
 
 
 def _in_processes(title: str, calls: list[tuple[Callable, ...]], total: int, workers: int) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     if not calls:
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "shards", TimeRemainingColumn())
@@ -238,7 +237,7 @@ def _files_of(plan: Plan, reports: dict[Job, dict], split: str) -> dict[str, lis
     files: dict[str, list[str]] = collections.defaultdict(list)
     for job, report in reports.items():
         for reason in report["rejected"] if job[0] == split else ():
-            if len(files[reason]) < shards.NAMED_PER_REASON:
+            if len(files[reason]) < NAMED_PER_REASON:
                 files[reason].append(plan.sources[job])
     return dict(files)
 

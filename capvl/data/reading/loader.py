@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from capvl.data.images.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
@@ -204,8 +205,6 @@ def _prefetched(make, options) -> Iterator[dict[str, np.ndarray]]:
     dataset = grain.MapDataset.range(2**62).map(make)
     if options.workers:
         # Worker processes read absl's flags.
-        from absl import flags
-
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(["capvl"])
         each = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
