@@ -16,6 +16,7 @@ from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError
 from capvl.evals import compositionality, entailment, foils, linear_probe, retrieval, vqa, zeroshot
 from capvl.evals.captions import Captions
+from capvl.evals.sharded import ShardedRows
 from capvl.evals.zeroshot_likelihood import ZeroShotLikelihood
 from capvl.inference.scoring import TextScorer
 from capvl.models.parameters import Blueprint
@@ -48,11 +49,11 @@ def test_retrieval_of_three_colors(by_word, colors, mesh):
     assert found["text/chance@1"] == pytest.approx(1 / 3)
 
 
-def test_recalls_are_exact():
+def test_recalls_are_exact(mesh):
     rng = np.random.default_rng(0)
-    images, texts = rng.normal(size=(7, 5)), rng.normal(size=(15, 5))
+    images, texts = rng.normal(size=(7, 5)).astype(np.float32), rng.normal(size=(15, 5)).astype(np.float32)
     owners = np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4, 5, 6, 6, 6])
-    found = dict(retrieval.recalls(images, texts, owners))
+    found = dict(retrieval.recalls(*(ShardedRows.of_host(mesh, x, 8) for x in (images, texts)), owners))
     similar = images @ texts.T
     for k in (1, 5):
         top_texts = np.argsort(-similar, axis=1)[:, :k]
@@ -64,8 +65,8 @@ def test_recalls_are_exact():
     assert found["text/chance@1"] == pytest.approx(np.mean(first))
 
 
-def test_equal_embeddings_find_nothing():
-    same = np.ones((4, 3))
+def test_equal_embeddings_find_nothing(mesh):
+    same = ShardedRows.of_host(mesh, np.ones((4, 3), np.float32), 8)
     found = dict(retrieval.recalls(same, same, np.arange(4)))
     assert found["image/R@1"] == found["text/R@1"] == 0.0
 

@@ -13,11 +13,8 @@ from capvl.evals import NotFiniteError, labels, linear_probe, retrieval, run, ze
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_of_features_that_are_not_finite(value):
-    images, texts = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)
-    assert dict(retrieval.recalls(images, texts, np.arange(4)))["text/R@1"] == 1.0
+    images = np.eye(4, dtype=np.float32)
     images[2, 1] = value
-    with pytest.raises(NotFiniteError, match="1 of 4 rows"):
-        dict(retrieval.recalls(images, texts, np.arange(4)))
     with pytest.raises(NotFiniteError, match="1 of 4 rows"):
         dict(zeroshot.accuracies(images, np.arange(4)))
 
