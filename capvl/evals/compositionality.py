@@ -100,11 +100,11 @@ class Compositionality:
                 if there:
                     pairs += [(key, c) for key in question.keys for c in question.captions]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
-            seen = [
+            scored = [
                 there and all((k, q.captions[0]) in scores for k in q.keys)
                 for q, there in zip(questions, present, strict=True)
             ]
-            yield from results(questions, seen, scores)
+            yield from results(questions, scored, scores)
 
         return evaluate
 
@@ -123,14 +123,14 @@ def results(questions: list[foils.Foil], present: list[bool], scores: dict[tuple
     groups = sorted({q.group for q in questions})
     for group in [*groups, "all"] if len(groups) > 1 else groups:
         mine = [(q, p) for q, p in zip(questions, present, strict=True) if group in (q.group, "all")]
-        seen = [q for q, there in mine if there]
-        yield f"{group}/count", float(len(seen))
-        if seen:
-            right = [answers(q, scores) for q in seen]
-            names = ("text", "image", "group") if len(seen[0].images) == 2 else ("accuracy",)
+        scored = [q for q, there in mine if there]
+        yield f"{group}/count", float(len(scored))
+        if scored:
+            right = [answers(q, scores) for q in scored]
+            names = ("text", "image", "group") if len(scored[0].images) == 2 else ("accuracy",)
             for i, name in enumerate(names):
                 yield f"{group}/{name}", float(np.mean([r[i] for r in right]))
-            yield f"{group}/blind", float(np.mean([blind_answer(q, scores) for q in seen]))
+            yield f"{group}/blind", float(np.mean([blind_answer(q, scores) for q in scored]))
         yield f"{group}/blind_of_all", float(np.mean([blind_answer(q, scores) for q, _ in mine]))
         chance = [1 / len(q.captions) if len(q.images) == 1 else 0.25 for q, _ in mine]
         yield f"{group}/chance", float(np.mean(chance))

@@ -60,9 +60,9 @@ class Entailment:
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
             kept = [row for row in rows if row[:2] in scores]
             blind = np.array([scores[GREY, text] for _, text, _ in kept])
-            seen = np.array([scores[image, text] for image, text, _ in kept])
+            sighted = np.array([scores[image, text] for image, text, _ in kept])
             labels = np.array([label for _, _, label in kept])
-            for name, values in (("auc", seen - blind if likelihood else seen), ("blind", blind)):
+            for name, values in (("auc", sighted - blind if likelihood else sighted), ("blind", blind)):
                 for suffix, other in (("", "contradiction"), ("_neutral", "neutral")):
                     if (labels == other).any() and (labels == "entailment").any():
                         yield f"{name}{suffix}", auc(values[labels == "entailment"], values[labels == other])

@@ -98,8 +98,8 @@ def taken_for(texts: list[str], scenes: list[set[tuple[str, str]]]) -> dict[str,
     """(right, written) pairs: the shape of the only object of a named colour, and the only word."""
     pairs: dict[str, list[tuple[str, str]]] = {"shapes in captions": [], "words in captions": []}
     for text, scene in zip(texts, scenes, strict=True):
-        for kind, said in mentions(text):
+        for kind, named in mentions(text):
             own = [thing for thing in scene if thing[0] == kind]
             if len(own) == 1:
-                pairs["words in captions" if kind == "word" else "shapes in captions"].append((own[0][1], said))
+                pairs["words in captions" if kind == "word" else "shapes in captions"].append((own[0][1], named))
     return pairs

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from colors import by_word, colors, context_of, mesh
@@ -18,6 +19,7 @@ from handmade import two_towers
 from capvl.evals import NotFiniteError, rerank, retrieval, sharded
 from capvl.evals.sharded import ShardedRows
 from capvl.parallel.mesh import MeshOptions, make_mesh
+from capvl.parallel.rules import batch_sharding
 
 AT = retrieval.AT
 
@@ -105,6 +107,8 @@ def test_not_finite_rows_are_counted_and_padding_is_not(mesh):
     rows[3, 1], rows[9, 0] = np.nan, np.inf
     with pytest.raises(NotFiniteError, match="2 of 11 rows of the images"):
         ShardedRows.of_host(mesh, {"a": rows, "b": rows[:, :1]}, 8).check_finite("images")
+    whole, last = jnp.ones((8, 2)), jnp.ones((8, 2)).at[3:].set(jnp.nan)
+    ShardedRows.of_batches(mesh, [jax.device_put(x, batch_sharding(mesh)) for x in (whole, last)], 11).check_finite("x")
 
 
 HOST = """
@@ -115,6 +119,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
 from capvl.data.reading.loader import Host, to_device
 from capvl.evals import sharded, to_host
 from capvl.parallel.mesh import MeshOptions, make_mesh
+from capvl.parallel.rules import batch_sharding
 from capvl.parallel.rules import batch_sharding
 mesh, data = make_mesh(MeshOptions(replica=2)), np.load(path)
 mine, sets = Host.this().rows(8), []
