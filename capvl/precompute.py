@@ -39,6 +39,7 @@ def write(recipe: recipes.Recipe, out: str, views: int, split: str) -> str:
     Raises:
       UserError: the recipe is of another kind, or the data set is there already.
     """
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     check_name(out)
@@ -114,12 +115,14 @@ def _compile(recipe: recipes.Recipe):
 
 def _write_shards(recipe, source, embed, features, folder, name, views):
     """(examples of each shard, bytes)."""
+    # Slow to import.
     from array_record.python import array_record_module
 
     data, res, total = recipe.data, recipe.model.res, len(source)
     shards = -(-total // SHARD)
     lengths, size = [], 0
     serialize = features.get_serialized_info()
+    # tfds is slow to import.
     from tensorflow_datasets.core import example_serializer
 
     encode = example_serializer.ExampleSerializer(serialize).serialize_example

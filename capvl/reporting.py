@@ -51,6 +51,7 @@ def write(workdirs: list[epath.Path], out: epath.Path) -> epath.Path:
     Raises:
       UserError: a workdir has no metrics, or the page can't be written.
     """
+    # Slow to import.
     import jinja2
 
     runs = [_read_run(epath.Path(w)) for w in workdirs]
@@ -95,6 +96,7 @@ def _curve_names(runs: list[dict]) -> list[str]:
 
 def draw_curve(name: str, runs: list[dict]) -> str | None:
     """An SVG of one metric over steps, a line a run; None where no run has two points."""
+    # Slow to import.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -121,6 +123,7 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
 
 def draw_confusion(value: dict) -> str:
     """An SVG of a confusion (`capvl.evals.Confusion`): shares of each row, what is right from top to bottom."""
+    # Slow to import.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

@@ -24,6 +24,7 @@ from capvl import recipes
 from capvl.chips import CHIPS, Chip
 from capvl.data.examples.image_text import ImageText
 from capvl.data.images.crops import random_crop
+from capvl.data.images.decode import crop_and_resize, decode
 from capvl.data.options import DataOptions
 from capvl.data.preparing import corpus
 from capvl.data.randomness import Uniforms
@@ -89,8 +90,6 @@ def measure(options: DataOptions, res: int, batch: int, batches: int, rounds: in
     examples = [source[order[n][1]] for n in range(count)]
     boxes = [random_crop(Uniforms(0, n), (1, 1), (0.3, 1.0), (0.75, 1.33)) for n in range(count)]
     rows = [make.example(n) for n in range(batch)]
-
-    from capvl.data.images.decode import crop_and_resize, decode
 
     parts = {
         "order": lambda: [order[n] for n in range(count)],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl import flops, recipes
+from capvl.command import config_arguments
 from capvl.data.text import tokenizers
 from capvl.decoding.likelihood import log_likelihood
 from capvl.inference.scoring import NODES, TextScorer
@@ -83,8 +84,6 @@ def measure(recipe: recipes.Recipe, tokens: np.ndarray, images: int) -> dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    from capvl.command import config_arguments
-
     parser = argparse.ArgumentParser(prog="python -m capvl.bench scoring", allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--classes", required=True, help="file of class names")

@@ -13,7 +13,6 @@ from typing import Any
 from etils import epath
 
 from capvl import storage
-from capvl.data.options import DataOptions
 from capvl.data.reading import sources
 from capvl.data.reading.patterns import expand
 from capvl.errors import UserError
@@ -25,7 +24,7 @@ BYTES = 2**26
 BLOCK = 2**16
 
 
-def fingerprint(options: DataOptions) -> dict[str, Any]:
+def fingerprint(options) -> dict[str, Any]:
     """Of every data set of a recipe: how many files and examples, and size and digest of files, as plain values.
 
     Raises:

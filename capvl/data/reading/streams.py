@@ -92,6 +92,7 @@ def tfrecord_examples(path: str, image: str, text: str, count: Count | None = No
     Raises:
       UserError: the file can't be read, or the first record, and with it the file, has no such features.
     """
+    # Slow to import.
     import grain
     from tensorflow_datasets.proto import tf_example_pb2
 
