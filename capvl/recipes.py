@@ -21,12 +21,13 @@ from capvl.data.options import DataOptions
 from capvl.data.reading.loader import KindsLoader, TrainLoader
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
-from capvl.evals import EVALUATORS
+from capvl.evals import EVALUATORS, RENAMED, Context
 from capvl.objectives import OBJECTIVES
 from capvl.optim.optimizer import OptimizerOptions
 from capvl.optim.schedules import ScheduleOptions
 from capvl.parallel.mesh import MeshOptions
 from capvl.step import TrainStep, check_batch
+from capvl.values import Typed, unquoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +159,17 @@ class Recipe:
         """
         return tokenizers.load(self.data.tokenizer_path(), self.model.reads_start)
 
+    def context(self, mesh, blueprint, folder) -> Context:
+        """What its evaluators may know.
+
+        Args:
+          mesh: of devices.
+          blueprint: of the model.
+          folder: for files of results.
+        """
+        given = dict(mesh=mesh, blueprint=blueprint, folder=folder, recipe=self)
+        return Context(self.model, self.data, self.objective, self.seed, self.batch_size, **given)
+
     def train_step(self):
         """The recipe's `capvl.step.TrainStep`."""
         return TrainStep(
@@ -245,10 +257,28 @@ def resolve(values: dict, trust: Trust = True) -> Recipe:
     }
     for name, options in config.section(values.pop("evals", {}), "evals").items():
         options = config.section(options, f"evals.{name}")
-        kind = config.find_class(EVALUATORS, options.pop("type", name), f"evals.{name}.type", trust)
+        kind = _renamed(options.pop("type", name), name)
+        kind = config.find_class(EVALUATORS, kind, f"evals.{name}.type", trust)
         parts["evals"][name] = config.build(kind, options, f"evals.{name}")
     recipe = config.build(Recipe, values, "", given=parts)
     return dataclasses.replace(recipe, source=describe(recipe))
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _renamed(kind: Any, name: str) -> Any:
+    """The type of the evaluator `evals.NAME` as it is called today; where a config has its name of before, it is said,
+    once."""
+    old = unquoted(kind) if isinstance(kind, Typed) else kind
+    if not isinstance(old, str) or old not in RENAMED:
+        return kind
+    # To ask which process this is starts the devices, which a plan must not.
+    first = not jax.distributed.is_initialized() or jax.process_index() == 0
+    if first and (name, old) not in _said:
+        print(f"The evaluator {old!r} is called {RENAMED[old]!r} now: evals.{name}.type={RENAMED[old]!r}.", flush=True)
+        _said.add((name, old))
+    return RENAMED[old]
 
 
 def read_values(path) -> dict:

@@ -25,7 +25,6 @@ from capvl.convert.load import initial_state
 from capvl.data.options import DataOptions
 from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
-from capvl.evals import Context
 from capvl.overview import print_overview
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
@@ -137,7 +136,8 @@ class Run:
         """Runs all evaluators and prints their table."""
         step = int(jax.device_get(state.step))
         with self.ledger.spend("evaluation"), self.watchdog.off():
-            rows = evals.run(self.evaluators, state.params | state.ema, self.workdir, step)
+            rows, shown = evals.run(self.evaluators, state.params | state.ema)
+            reporting.save_shown(self.workdir, step, shown)
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
@@ -282,7 +282,7 @@ def set_up(
     _prepare_data(recipe)
     transforms = recipe.transforms()
     workdirs.write(path, recipe, _check_vocabulary(recipe, transforms))
-    context = Context(recipe, mesh, step.blueprint, recipe.batch_size, path)
+    context = recipe.context(mesh, step.blueprint, path)
     evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
