@@ -9,16 +9,15 @@ The train step is compiled ahead of time by libtpu (extra `tpu`), which needs no
 import argparse
 
 from capvl.command import config_arguments, run
+from capvl.planning.libtpu import prepare_environment
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     args, overrides = _arguments(argv)
-
-    from capvl.planning.ahead import prepare_environment  # JAX reads the environment when it is imported.
-
     prepare_environment()
-    from capvl.planning.tables import plan_all  # JAX is slow to import, and --help doesn't wait for it.
+    # JAX reads the environment when it is imported; that is slow, and --help doesn't wait for it.
+    from capvl.planning.tables import plan_all
 
     plan_all(args, overrides)
 

@@ -19,7 +19,8 @@ from capvl.data.preparing.publish import check_name
 from capvl.data.randomness import Uniforms
 from capvl.data.reading import loader, sources
 from capvl.errors import UserError
-from capvl.objectives.contrastive import embedding_shape
+from capvl.models.abilities import Ability, abilities
+from capvl.objectives.contrastive import LOCKED, embedding_shape
 from capvl.objectives.images import unit_range
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
@@ -43,7 +44,7 @@ def write(recipe: recipes.Recipe, out: str, views: int, split: str) -> str:
     import tensorflow_datasets as tfds
 
     check_name(out)
-    if not getattr(recipe.objective, "locked", False) or not hasattr(recipe.model, "text_pool"):
+    if LOCKED not in recipe.objective.frozen(recipe.model) or Ability.TEXTS not in abilities(recipe.model):
         raise UserError(
             "Embeddings are cached for recipes with objective.name='contrastive' and objective.locked=True."
         )

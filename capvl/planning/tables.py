@@ -7,7 +7,7 @@ from rich.table import Table
 
 from capvl import recipes
 from capvl.errors import UserError, nearest
-from capvl.planning import ahead, search
+from capvl.planning import ahead, libtpu, search
 from capvl.planning import topology as topologies
 from capvl.planning.ahead import DoesNotFitError
 from capvl.planning.estimate import compiled_plan, paper_plan
@@ -30,7 +30,7 @@ def plan_all(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None
     recipe = recipes.load(args.config, overrides)
     places = [topologies.parse(text, args.slices) for text in args.topology]
     if not args.analytic:
-        ahead.wait_for_lock(args.wait)
+        libtpu.wait_for_lock(args.wait)
         ahead.devices(places[0])
     results = [_plan(recipe, place, args) for place in places]
     if args.json:

@@ -9,7 +9,7 @@ from handmade import ByWord
 from PIL import Image
 
 from capvl.errors import UserError
-from capvl.inference import LoadedModel
+from capvl.inference.face import LoadedModel
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.objectives.git import Git
