@@ -63,7 +63,12 @@ def test_they_are_read_as_before(before, name):
     assert {key: getattr(weights, key) for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", EXPECTED["outputs"])
+QUICK = ("runs/cappa", "capvl/lit")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in EXPECTED["outputs"]]
+)
 def test_they_give_what_they_gave(before, name):
     model = capvl.load(str(before / name))
     images = list(np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8))
