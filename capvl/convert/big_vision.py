@@ -286,7 +286,8 @@ def _restack(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def read(source: Source) -> Weights:
     """A captioner, two towers or an encoder of an .npz; images are squashed, as big_vision evaluates them."""
-    params = from_big_vision(read_npz(source.path))
+    arrays = read_npz(source.path)
+    params = from_big_vision({k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()})
     options = options_of(params)
     pixels = Pixels(options.pixels, crop="squash", interpolation="fast")
     return assemble(source, options, params, resize="big_vision", pixels=pixels)
