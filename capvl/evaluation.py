@@ -5,14 +5,13 @@ import json
 
 import jax
 
-from capvl import evals, recipes, storage, terminal, workdirs
+from capvl import evals, recipes, reporting, storage, terminal, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.folder import read_model
+from capvl.convert.kinds import KINDS, kind_of
 from capvl.convert.load import initial_state
-from capvl.data.examples.tasks import TASKS
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
-from capvl.evals import Context
 from capvl.parallel.mesh import make_mesh
 
 
@@ -53,7 +52,7 @@ def evaluate(
     with jax.set_mesh(mesh):
         training = recipe.train_step()
         shardings = training.blueprint.shardings(mesh)
-        context = Context(recipe, mesh, training.blueprint, recipe.batch_size, path / "evaluate")
+        context = recipe.context(mesh, training.blueprint, path / "evaluate")
         # Opened before the parameters are read: what is wrong with the data is said at once.
         evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if not only or n in only}
         if untrained:
@@ -63,7 +62,8 @@ def evaluate(
         else:
             params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
         params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
-        rows = evals.run(evaluators, params, path / "evaluate", at)
+        rows, shown = evals.run(evaluators, params)
+        reporting.save_shown(path / "evaluate", at, shown)
     terminal.print_results(at, rows)
     if jax.process_index() == 0:
         lines = storage.Lines(path / "evaluations.jsonl")
@@ -102,15 +102,11 @@ def _converted_recipe(folder: str, spec: str, overrides) -> recipes.Recipe:
         raise UserError(f"{folder!r} is a converted model: --config=FILE.py has to say which data and evaluators.")
     weights = read_model(folder)
     values = recipes.load(spec).source | {"init_from": "", "init_only": []}
-    kinds = {"TwoTowersOptions": "contrastive", "CaptionerOptions": "cappa", "GitOptions": "git"}
-    kind = kinds.get(type(weights.options).__name__)
-    if kind is None and type(weights.options).__name__ != "EncoderOptions":
+    kind = KINDS[kind_of(weights.options)]
+    if not kind.objective:
         raise UserError(f"{folder!r} has no image tower to evaluate.")
-    # An encoder alone is evaluated as a probe whose classifier nobody asks.
-    values["objective"] = {"name": kind or "probe"}
-    values["model"] = dataclasses.asdict(weights.options) | ({} if kind else {"probe_pool": "encoder"})
-    if kind == "git":
-        values["objective"]["tasks"] = list(TASKS)
+    values["objective"] = dict(kind.objective)
+    values["model"] = dataclasses.asdict(weights.options) | kind.model
     values["data"] |= {name: getattr(weights, name) for name in ("crop", "crop_fraction", "interpolation")}
     if weights.tokenizer:
         values["data"]["tokenizer"] = weights.tokenizer

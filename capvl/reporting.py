@@ -19,8 +19,9 @@ COLORS = ("#2a6fdb", "#e0683b", "#2f9e62", "#9750c9", "#c2a100", "#d0447d")
 
 
 def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[Samples | Confusion]]) -> None:
-    """Writes what evaluators have to show, by their names, to workdir/samples/STEP.json, on the first host."""
-    if jax.process_index():
+    """Writes what evaluators have to show, by their names, to workdir/samples/STEP.json, on the first host; nothing
+    where they have nothing to show."""
+    if not shown or jax.process_index():
         return
     values = {name: [_plain(value) for value in rows] for name, rows in shown.items()}
     folder = workdir / "samples"

@@ -25,7 +25,6 @@ from capvl.convert.load import initial_state
 from capvl.data.options import DataOptions
 from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
-from capvl.evals import Context
 from capvl.overview import print_overview
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
@@ -102,7 +101,7 @@ class Run:
     step: object
     update: object
     checkpointer: Checkpointer
-    loader: loader.TrainLoader
+    loader: loader.TrainLoader | loader.KindsLoader
     writer: metrics.MetricWriter
     evaluators: dict
     ledger: goodput.Ledger
@@ -137,7 +136,8 @@ class Run:
         """Runs all evaluators and prints their table."""
         step = int(jax.device_get(state.step))
         with self.ledger.spend("evaluation"), self.watchdog.off():
-            rows = evals.run(self.evaluators, state.params | state.ema, self.workdir, step)
+            rows, shown = evals.run(self.evaluators, state.params | state.ema)
+            reporting.save_shown(self.workdir, step, shown)
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
@@ -208,11 +208,7 @@ def lowered_text(training: Run, state: TrainState) -> str:
     """The step's program as the compiler gets it, for hosts to compare; "" for one process."""
     if jax.process_count() == 1:
         return ""
-    recipe, sharding = training.recipe, batch_sharding(training.mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
-        for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items()
-    }
+    batch = training.recipe.batch_spec(batch_sharding(training.mesh))
     return training.update.lower(state, batch).as_text()
 
 
@@ -284,9 +280,9 @@ def set_up(
     recipe.check(mesh)
     trackers.check(recipe.wandb)
     _prepare_data(recipe)
-    transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
-    workdirs.write(path, recipe, _check_vocabulary(recipe, transform))
-    context = Context(recipe, mesh, step.blueprint, recipe.batch_size, path)
+    transforms = recipe.transforms()
+    workdirs.write(path, recipe, _check_vocabulary(recipe, transforms))
+    context = recipe.context(mesh, step.blueprint, path)
     evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
@@ -298,14 +294,7 @@ def set_up(
         say(f"Resumed after step {restored.step} of {path}.")
     else:
         state, position = initial_state(recipe, step, mesh), 0
-    data = loader.TrainLoader(
-        recipe.data,
-        transform,
-        recipe.objective.features(),
-        batch=recipe.batch_size,
-        seed=recipe.seed,
-        position=position,
-    )
+    data = recipe.train_loader(transforms, position)
     print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)), recipe.wandb, recipe.source)
     ledger.write(int(jax.device_get(state.step)))
@@ -335,9 +324,9 @@ def _prepare_data(recipe: recipes.Recipe) -> None:
     recipe.data.check_prepared()
 
 
-def _check_vocabulary(recipe: recipes.Recipe, transform) -> str:
+def _check_vocabulary(recipe: recipes.Recipe, transforms: dict) -> str:
     """Path of the tokenizer that texts go through; "" for none."""
-    tokenizer = getattr(transform, "tokenizer", None)
+    tokenizer = next((t.tokenizer for t in transforms.values() if hasattr(t, "tokenizer")), None)
     if tokenizer is None:
         return ""
     if tokenizer.vocab > recipe.model.vocab:

@@ -238,7 +238,7 @@ def test_folders_that_cannot_be_made(tmp_path):
     storage.make_folder(tmp_path / "a/b")
     storage.make_folder(tmp_path / "a/b")
     with pytest.raises(UserError, match="can't be made"):
-        reporting.save_shown(epath.Path(tmp_path / "file"), 1, {})
+        reporting.save_shown(epath.Path(tmp_path / "file"), 1, {"captions": []})
 
 
 def test_things_in_the_place_of_files_and_folders(tmp_path):

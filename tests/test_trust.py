@@ -9,7 +9,7 @@ import pytest
 
 import capvl
 from capvl import evaluation, recipes
-from capvl.convert import __main__ as convert
+from capvl.convert import formats
 from capvl.convert.load import load_parameters
 from capvl.data.reading import sources
 from capvl.errors import UserError
@@ -63,7 +63,7 @@ def test_loading_imports_nothing(theirs, tiny_recipe):
     for function in (
         capvl.load,
         evaluation.evaluate,
-        lambda path: convert.read("capvl", path),
+        lambda path: formats.read("capvl", path),
         lambda path: load_parameters(path, tiny_recipe().model),
     ):
         with pytest.raises(UserError, match=r"objective.name='theirs:Mine' names code to import.*trust"):
@@ -80,7 +80,7 @@ def test_what_is_trusted_is_imported(theirs):
     workdir = make(**OBJECTIVE)
     for call in (
         lambda: capvl.load(workdir, trust=True),
-        lambda: convert.read("capvl", workdir, trust=True),
+        lambda: formats.read("capvl", workdir, trust=True),
         lambda: evaluation.evaluate(workdir, trust=True),
         lambda: evaluation.evaluate(workdir, [("objective.name", "theirs:Mine")]),
     ):

@@ -14,7 +14,7 @@ from capvl import recipes
 from capvl.command import config_arguments
 from capvl.data.text import tokenizers
 from capvl.decoding.likelihood import log_likelihood
-from capvl.evals.scoring import NODES, Scorer
+from capvl.inference.scoring import NODES, TextScorer
 from capvl.lines import read_lines
 from capvl.models import flops
 from capvl.models.abilities import Ability, require
@@ -30,7 +30,7 @@ def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
       tokens: (C, L) of the class names.
       nodes: see `capvl.decoding.trie.split`.
     """
-    scorer = Scorer(tokens, nodes=nodes)
+    scorer = TextScorer(tokens, nodes=nodes)
     one = scorer.trees[0]
     # The logits of a tree's edges are dot products of a state and a row of the output layer.
     tree = options.text_flops(len(one.inputs)) + flops.dense(len(one.tokens), options.decoder_size.width, 1)
@@ -56,7 +56,7 @@ def measure(recipe: recipes.Recipe, tokens: np.ndarray, images: int) -> dict[str
     params = {k: v + 1.0 if k.endswith("scale") else v for k, v in params.items()}
     res = recipe.model.res
     image = jnp.asarray(rng.uniform(-1, 1, (images, res, res, 3)), jnp.float32)
-    scorer = Scorer(tokens)
+    scorer = TextScorer(tokens)
     by_tree = jax.jit(lambda p, i: scorer(blueprint.bind(p), i))
     pairs = jax.jit(lambda p, i, t: log_likelihood(blueprint.bind(p), i, t))
     some = rng.choice(len(tokens), min(len(tokens), 2 * images), replace=False)

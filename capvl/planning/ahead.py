@@ -96,10 +96,7 @@ def compile_step(recipe, topology: Topology) -> Compiled:
     recipe.check(mesh)
     step = recipe.train_step()
     sharding = batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
-        for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items()
-    }
+    batch = recipe.batch_spec(sharding)
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.jit(mesh).lower(step.abstract_state(mesh), batch)

@@ -31,14 +31,16 @@ def fingerprint(options) -> dict[str, Any]:
       UserError: a data set isn't there or can't be read.
     """
     found = {"class_names": _digest(repr(fields.names).encode())} if (fields := options.fields()) else {}
-    if options.name.startswith("stream:"):
-        files = expand(options.name[len("stream:") :])
-        return found | {options.name: _files(dict(zip(_below(files), files, strict=True)))}
-    for name, _ in options.parts():
-        folder = pathlib.Path(sources.find(name, options.directory()))
-        examples, shards = sources.contents(str(folder), options.split)
-        files = [*shards, *map(str, sorted(folder.glob("*.labels.txt")))]
-        found[name] = _files({os.path.relpath(file, folder): file for file in files}) | {"examples": examples}
+    for kind in options.kinds().values():
+        if kind.name.startswith("stream:"):
+            files = expand(kind.name[len("stream:") :])
+            found[kind.name] = _files(dict(zip(_below(files), files, strict=True)))
+            continue
+        for name, _ in kind.parts():
+            folder = pathlib.Path(sources.find(name, options.directory()))
+            examples, shards = sources.contents(str(folder), options.split)
+            files = [*shards, *map(str, sorted(folder.glob("*.labels.txt")))]
+            found[name] = _files({os.path.relpath(file, folder): file for file in files}) | {"examples": examples}
     return found
 
 
