@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 from conftest import ROOT
@@ -75,6 +76,12 @@ def test_every_place_has_a_floor():
     places = {place(m) for m in MODULES if m not in ("__init__", "data", "capvl")}
     assert places <= set(known), f"no floor: {sorted(places - set(known))}"
     assert set(known) <= places, f"nothing stands there: {sorted(set(known) - places)}"
+
+
+def test_the_documents_show_these_floors():
+    table = pathlib.Path(ROOT, "docs/concepts.md").read_text().partition("| floor | places |")[2].partition("\n\n")[0]
+    shown = [tuple(re.findall(r"`([^`]+)`", row.split("|")[2])) for row in table.splitlines() if "`" in row]
+    assert shown == list(reversed(FLOORS))
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__", "data")])

@@ -206,8 +206,9 @@ def beam_search(
         index, before = state.index, state.index + own
         last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start or 0)
         logp_RV, cache = step(last_BK.reshape(-1), state.cache, index, state.tokens_BKL.reshape(-1, length))
-        given = forced_BL[:, index], index < prefix_B, prefix_B == index
-        best_logp, beam, token, given_B1 = _candidates(state, logp_RV, *given, rule.per_beam)
+        best_logp, beam, token, given_B1 = _candidates(
+            state, logp_RV, forced_BL[:, index], index < prefix_B, prefix_B == index, rule.per_beam
+        )
         rows = jnp.take_along_axis(state.tokens_BKL, beam[:, :, None], axis=1)
         full_B = index + 1 >= limit_B
         ends = ((token == eos) & ~given_B1) | full_B[:, None]
