@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="also measure up to so many worker processes")
     parser.add_argument("--json", default="", help="also write the numbers to this file")
     args = parser.parse_args(argv)
-    recipes = {spec: recipes.load(spec) for spec in args.config}
+    wanted = {spec: recipes.load(spec) for spec in args.config}
     with tempfile.TemporaryDirectory() as folder:
         pattern = args.tars
         if args.upscale:
@@ -158,8 +158,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         numbers = measure(options, args.res, args.batch, args.batches, args.rounds)
         print_numbers(numbers)
-        if recipes:
-            numbers["recipes"] = measure_recipes(recipes, options, args)
+        if wanted:
+            numbers["recipes"] = measure_recipes(wanted, options, args)
         if args.workers:
             transform = ImageText.from_options(options, res=args.res, length=64, train=True)
             numbers["images_per_second_by_workers"] = scaling(
@@ -170,14 +170,14 @@ def main(argv: list[str] | None = None) -> None:
         pathlib.Path(args.json).write_text(json.dumps(numbers, indent=1))
 
 
-def measure_recipes(recipes: dict, options: DataOptions, args) -> list[dict]:
+def measure_recipes(wanted: dict, options: DataOptions, args) -> list[dict]:
     """For each recipe and TPU, what a host's chips take and the cores that it needs; printed as a table."""
     table = Table(
         "recipe", "CPU ms an image", "chip", "images/s a host", "cores needed", "cores there", title_justify="left"
     )
     table.title = f"Cores that keep a host's chips fed at {args.mfu:.0%} of their peak"
     rows = []
-    for spec, recipe in recipes.items():
+    for spec, recipe in wanted.items():
         own = dataclasses.replace(
             recipe.data,
             name="bench",

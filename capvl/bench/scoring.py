@@ -17,6 +17,7 @@ from capvl.decoding.likelihood import log_likelihood
 from capvl.inference.scoring import NODES, TextScorer
 from capvl.lines import read_lines
 from capvl.models import flops
+from capvl.models.abilities import Ability, require
 from capvl.nn.padding import lengths
 
 
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=0, help="measure on so many images, too")
     args, overrides = config_arguments(parser, argv)
     recipe = recipes.load(args.config, overrides)
+    require(recipe.model, "capvl.bench scoring", Ability.DECODER)
     tokenizer = tokenizers.load(args.tokenizer or recipe.data.tokenizer_path())
     names = [name.replace("_", " ") for name in read_lines(args.classes, "class names")]
     tokens = np.stack([tokenizer(name, recipe.model.length) for name in names])

@@ -80,23 +80,23 @@ class Bert(nnx.Module):
 
     def __init__(self, options: BertOptions, *, rngs: nnx.Rngs):
         size = sizes.parse_size(options.text)
-        width, small = size.width, weights.normal(0.02)
+        width, init = size.width, weights.normal(0.02)
         self.dtype, self.activation = jnp.dtype(options.dtype), options.activation
         self.remat, self.unroll = options.remat, options.unroll
-        self.tokens = weight(rngs, (options.vocab, width), ("vocab", "embed"), small)
-        self.positions = weight(rngs, (options.length, width), (None, "embed"), small)
-        self.types = weight(rngs, (options.types, width), (None, "embed"), small)
+        self.tokens = weight(rngs, (options.vocab, width), ("vocab", "embed"), init)
+        self.positions = weight(rngs, (options.length, width), (None, "embed"), init)
+        self.types = weight(rngs, (options.types, width), (None, "embed"), init)
         self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         kind = dict(activation=options.activation, eps=options.eps)
         self.blocks = stack(lambda r: BertBlock(size, r, **kind), size.depth, rngs)
-        square = dict(init=small, bias=(width,), rngs=rngs)
+        square = dict(init=init, bias=(width,), rngs=rngs)
         self.pooler = Dense((width, width), ("embed", None), **square) if options.heads != "none" else None
         if options.heads != "pretraining":
             return
         self.transform = Dense((width, width), ("embed", None), **square)
         self.transform_norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         self.word_bias = weight(rngs, (options.vocab,), ("vocab",), weights.zeros)
-        self.next_sentence = Dense((width, 2), ("embed", None), small, bias=(2,), rngs=rngs)
+        self.next_sentence = Dense((width, 2), ("embed", None), init, bias=(2,), rngs=rngs)
 
     def embed(self, text_BL, types_BL=None) -> jax.Array:
         """What the first block reads: (B, L, D)."""

@@ -213,7 +213,7 @@ class ViT(nnx.Module):
         size, patch = sizes.parse(options.encoder)
         width = size.width
         self.patch, self.grid, self.pool_kind = patch, options.grid, options.pool
-        self.most_grid = (options.max_side // patch,) * 2
+        self.max_grid = (options.max_side // patch,) * 2
         self.positions_kind, self.class_position = options.positions, options.class_position
         self.registers_count, self.patch_dropout = options.registers, options.patch_dropout
         self.remat, self.unroll = options.remat, options.unroll
@@ -283,7 +283,7 @@ class ViT(nnx.Module):
         rows_B, columns_B = valid_BYX[:, :, 0].sum(axis=1), valid_BYX[:, 0].sum(axis=1)
         x = self._add_own_positions(self.embed(image_BHWC, dtype), rows_B, columns_B, grid)
         valid_BN = valid_BYX.reshape(len(valid_BYX), -1)
-        if grid != self.most_grid or grid == self.grid:
+        if grid != self.max_grid or grid == self.grid:
             return x, None, valid_BN
         # No image fills such a square: the patches of the largest go first, the others are left out.
         place_BN = jnp.argsort(~valid_BN, axis=1, stable=True)[:, : self.grid[0] * grid[0]]
@@ -333,7 +333,7 @@ class ViT(nnx.Module):
         if valid_BN is None:
             return tokens_BND.mean(axis=1)
         weights_BN1 = valid_BN[..., None].astype(tokens_BND.dtype)
-        return (tokens_BND * weights_BN1).sum(axis=1) / weights_BN1.sum(axis=1)
+        return (tokens_BND * weights_BN1).sum(axis=1) / jnp.maximum(weights_BN1.sum(axis=1), 1)
 
 
 def _kept_patches(batch: int, count: int, rate: float, key) -> jax.Array:

@@ -49,10 +49,11 @@ def test_borders_are_no_places_whatever_the_rounding():
 
 
 def test_a_box_has_at_least_one_place():
-    """Also an empty one at the right lower border, or beyond."""
-    boxes = jnp.asarray([[[1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.2, 1.2, 1.5, 1.5]]])
-    found = np.asarray(places_in_boxes(boxes, GRID))[0]
-    assert found.sum(axis=1).tolist() == [1, 1, 1] and found[0, -1] and found[1, 7] and found[2, -1]
+    """Also an empty one, on the border of two, at the image's borders, or beyond."""
+    points = [(0.5, 0.5), (0.4, 2 / 3), (0.0, 0.0), (1.0, 1.0), (1.2, 1.5)]
+    found = np.asarray(places_in_boxes(jnp.asarray([[(*p, *p) for p in points]], jnp.float32), GRID))[0]
+    assert found.sum(axis=1).tolist() == [1] * 5
+    assert found.argmax(axis=1).tolist() == [7, 12, 0, 14, 14]
 
 
 def test_a_region_is_the_mean_of_its_places():

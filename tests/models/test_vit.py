@@ -55,7 +55,7 @@ def test_a_padded_image_is_as_it_is_alone(changes):
     """In a bucket whose images are larger than the model's own, too: tokens, places and features."""
     blueprint, params = build(**changes)
     height, width = 32, 24
-    images = pictures((height, width), (12, 20), (4, 8))
+    images = pictures((height, width), (12, 20), (4, 8), (0, 0))
 
     @jax.jit
     def run(params, image):
@@ -66,13 +66,14 @@ def test_a_padded_image_is_as_it_is_alone(changes):
     together, features = run(params, padded(images, height, width))
     assert (together.grid, together.stride) == ((height // 4, width // 4), 4)
     maps = together.map()
-    for i, image in enumerate(images):
+    for i, image in enumerate(images[:3]):
         alone, feature = run(params, image[None])
         rows, columns = alone.grid
         assert alone.valid_BN is None and alone.tokens_BND.shape[1] == alone.prefix + rows * columns
         assert_close(maps[i, :rows, :columns], alone.map()[0], 1e-5)
         assert (maps[i, rows:] == 0).all() and (maps[i, :, columns:] == 0).all()
         assert_close(features[i], feature[0], 1e-5)
+    assert np.isfinite(features[3]).all()  # There is no image.
 
 
 def test_positions_are_of_the_grid():
