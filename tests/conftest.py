@@ -1,6 +1,7 @@
 """Test-wide rules: 8 CPU devices, strict dtypes and ranks, warnings are errors, no network."""
 
 import atexit
+import gc
 import io
 import os
 import shutil
@@ -14,15 +15,20 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="capvl-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# Tiny models compile far longer than they run: as little optimisation as there is, in the processes that tests start too.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes millions of small objects and hardly any cycle.
+gc.set_threshold(50_000, 20, 20)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

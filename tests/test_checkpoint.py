@@ -27,14 +27,23 @@ def collect_garbage():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def states():
+    """What `state_of` gave."""
+    return {}
+
+
 @pytest.fixture
-def state_of(tiny_recipe):
-    """A function that gives (step function, state on a mesh) of the tiny recipe, changed."""
+def state_of(tiny_recipe, states):
+    """A function that gives (abstract state, state on a mesh) of the tiny recipe, changed."""
 
     def make(mesh=None, **changes):
         mesh = mesh or make_mesh(MeshOptions(), jax.devices()[:1])
-        step = tiny_recipe(**changes).train_step()
-        return step.abstract_state(mesh), jax.jit(step.init_from_seed, out_shardings=step.state_shardings(mesh))()
+        key = (mesh, *changes.items())
+        if key not in states:
+            step = tiny_recipe(**changes).train_step()
+            states[key] = step.abstract_state(mesh), step.make_state(mesh)
+        return states[key]
 
     return make
 

@@ -24,7 +24,7 @@ def run(recipe, steps=3, mesh=None, batch=None):
     with jax.set_mesh(mesh):
         step = recipe.train_step()
         shardings = step.state_shardings(mesh)
-        state = jax.jit(step.init_from_seed, out_shardings=shardings)()
+        state = step.make_state(mesh)
         update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         on_device = jax.device_put(batch, batch_sharding(mesh))
         losses = []
