@@ -42,6 +42,25 @@ REAL_DATA = _shared("CAPVL_DATA", "data")
 CASES = _shared("CAPVL_CASES", "cases")
 
 
+# Those that take longest, which come first: no worker shall have one to itself at the end.
+LONGEST = (
+    "end_to_end/test_processes.py",
+    "objectives/test_git.py",
+    "end_to_end/test_recipes.py",
+    "end_to_end/test_train.py",
+    "objectives/test_micro_batches.py",
+    "test_step.py",
+    "objectives/test_cappa_golden.py",
+    "test_checkpoint.py",
+    "test_workdirs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {os.path.join(ROOT, "tests", name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Any connection to another machine fails the test."""
