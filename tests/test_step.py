@@ -119,7 +119,7 @@ class Cliff(CapPa):
 def test_bad_step_leaves_the_state_untouched(tiny_recipe, bad):
     recipe = tiny_recipe(optimizer__ema=0.9, schedule__warmup=0)
     step = dataclasses.replace(recipe.train_step(), objective=Cliff())
-    state = step.init_from_seed()
+    state = jax.jit(step.init_from_seed)()
     update = jax.jit(step)
     batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
     batch["image"] = batch["image"].astype(jnp.float32) / 127.5 - 1
@@ -143,7 +143,7 @@ def test_bad_step_leaves_the_state_untouched(tiny_recipe, bad):
 def test_spike_is_skipped(tiny_recipe):
     recipe = tiny_recipe(spike=3.0, steps=200)
     step = recipe.train_step()
-    state = step.init_from_seed()._replace(step=jnp.int32(60), norm_mean=jnp.float32(1e-4))
+    state = jax.jit(step.init_from_seed)()._replace(step=jnp.int32(60), norm_mean=jnp.float32(1e-4))
     batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
     after, metrics = jax.jit(step)(state, batch)
     assert metrics["skipped"] == 1
@@ -173,7 +173,7 @@ def test_micro_batches_stay_on_their_device(tiny_recipe):
 def test_frozen_parts_have_no_state_and_do_not_move(tiny_recipe):
     recipe = tiny_recipe(optimizer__frozen=("encoder/.*",), schedule__warmup=0)
     step = recipe.train_step()
-    before = step.init_from_seed()
+    before = jax.jit(step.init_from_seed)()
     after, metrics = jax.jit(step)(before, jax.tree.map(jnp.asarray, example_batch(recipe, 6)))
     for name in before.params:
         moved = not np.array_equal(before.params[name], after.params[name])
@@ -194,7 +194,7 @@ def test_frozen_pattern_that_matches_nothing(tiny_recipe):
 def test_running_mean_of_parameters(tiny_recipe):
     recipe = tiny_recipe(optimizer__ema=0.5, schedule__warmup=0)
     step = recipe.train_step()
-    state = step.init_from_seed()
+    state = jax.jit(step.init_from_seed)()
     expected = {k: np.asarray(v, np.float64) for k, v in state.params.items()}
     batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
     update = jax.jit(step)
