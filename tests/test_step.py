@@ -1,6 +1,7 @@
 """The train step: sharding, skipping, accumulation, frozen parts, running means."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from conftest import assert_close
 from capvl.bench.step import example_batch
 from capvl.errors import UserError
 from capvl.objectives.cappa import CapPa
-from capvl.parallel import rules
+from capvl.parallel import compiler, rules
 from capvl.parallel.mesh import MeshOptions, make_mesh
 from capvl.parallel.rules import batch_sharding
 from capvl.step import check_batch
@@ -92,6 +93,22 @@ def test_optimizer_state_is_sharded_like_its_parameter(tiny_recipe):
             assert given == (wanted[axis] if size == full else None), (path, axis)
             checked += 1
     assert checked > 100
+
+
+def test_a_fresh_state_is_drawn_where_it_belongs_around_what_is_loaded(tiny_recipe):
+    step, mesh = tiny_recipe().train_step(), make_mesh(MeshOptions(2, 2, 2))
+    loaded = {"encoder/stem/kernel": jnp.ones(step.blueprint.shapes["encoder/stem/kernel"].shape)}
+    state, drawn = step.make_state(mesh, loaded), jax.jit(step.init_from_seed)().params
+    for name, value in (drawn | loaded).items():
+        assert_close(state.params[name], value, 1e-6, name)
+    wanted = step.state_shardings(mesh)
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted)))
+
+
+def test_only_cpus_compile_without_optimisation_what_runs_once():
+    assert compiler.options_of_one_call(make_mesh(MeshOptions()))["xla_backend_optimization_level"] == 0
+    tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    assert compiler.options_of_one_call(tpu) == {}
 
 
 def test_rules_refuse_two_dimensions_on_one_axis():
