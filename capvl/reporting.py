@@ -100,9 +100,10 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 2.6), layout="constrained")
+    figure = Figure(figsize=(4.4, 2.6))
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    # Margins by hand: a layout that is worked out draws everything twice.
+    axes = figure.add_axes((0.13, 0.1, 0.85, 0.76))
     drawn = False
     for each, color in zip(runs, COLORS * len(runs), strict=False):
         points = [(line["step"], line[name]) for line in each["lines"] if isinstance(line.get(name), int | float)]
@@ -115,6 +116,7 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
         return None
     axes.set_title(name, fontsize=9, loc="left")
     axes.tick_params(labelsize=7)
+    axes.yaxis.get_offset_text().set_fontsize(7)
     axes.grid(alpha=0.25)
     if len(runs) > 1:
         axes.legend(fontsize=7)

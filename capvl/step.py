@@ -4,7 +4,7 @@ A step that is not finite, or whose gradient explodes, changes nothing but the c
 """
 
 import dataclasses
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -87,23 +87,43 @@ class TrainStep:
         return TrainState(zero(), params, opt_state, ema, zero(), zero(), jnp.zeros((), jnp.float32))
 
     def init_from_seed(self) -> TrainState:
-        """The state of a fresh run; jit it with `state_shardings`."""
+        """The state of a fresh run; `make_state` has it on a mesh."""
         return self.init(self.blueprint.init(jax.random.key(self.seed)))
+
+    def make_state(self, mesh, loaded: dict[str, jax.Array] | None = None) -> TrainState:
+        """The state of a fresh run, created where it belongs.
+
+        Args:
+          mesh: where.
+          loaded: parameters that are there already; the others are drawn.
+        """
+
+        def init(loaded):
+            return self.init(self.blueprint.init(jax.random.key(self.seed)) | loaded)
+
+        return jax.jit(
+            init, out_shardings=self.state_shardings(mesh), compiler_options=compiler.options_of_one_call(mesh) or None
+        )(loaded or {})
+
+    @cached_property
+    def state_shapes(self) -> TrainState:
+        """Shapes and dtypes of the state; traced once."""
+        return jax.eval_shape(self.init_from_seed)
 
     def param_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the parameters as they are kept and checkpointed."""
-        return jax.eval_shape(self.init_from_seed).params
+        return self.state_shapes.params
 
     def abstract_state(self, mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state on a mesh."""
-        shapes = jax.eval_shape(self.init_from_seed)
         shardings = self.state_shardings(mesh)
-        return jax.tree.map(lambda s, n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=n), shapes, shardings)
+        return jax.tree.map(
+            lambda s, n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=n), self.state_shapes, shardings
+        )
 
     def state_shardings(self, mesh) -> TrainState:
         """Optimizer state is sharded as the parameter that it belongs to; scalars are replicated."""
         of_params = self.blueprint.shardings(mesh)
-        shapes = jax.eval_shape(self.init_from_seed)
 
         def of_leaf(path, leaf):
             names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
@@ -116,7 +136,7 @@ class TrainStep:
             kept = [a if n == m else None for a, n, m in zip(spec, leaf.shape, parameter.shape, strict=True)]
             return NamedSharding(mesh, P(*kept))
 
-        return jax.tree_util.tree_map_with_path(of_leaf, shapes)
+        return jax.tree_util.tree_map_with_path(of_leaf, self.state_shapes)
 
     def jit(self, mesh):
         """The compiled step of a mesh: (state, batch) -> (state, metrics), which takes the old state's memory."""

@@ -1,6 +1,7 @@
 """Test-wide rules: 8 CPU devices, strict dtypes and ranks, warnings are errors, no network."""
 
 import atexit
+import gc
 import io
 import os
 import shutil
@@ -14,15 +15,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="capvl-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# Tiny models compile far longer than they run, those of processes that tests start too: as little optimisation as
+# there is.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes millions of small objects and hardly any cycle.
+gc.set_threshold(50_000, 20, 20)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -34,6 +41,25 @@ def _shared(variable: str, name: str) -> str:
 GOLDEN = _shared("CAPVL_GOLDEN", "golden")
 REAL_DATA = _shared("CAPVL_DATA", "data")
 CASES = _shared("CAPVL_CASES", "cases")
+
+
+# Those that take longest, which come first: no worker shall have one to itself at the end.
+LONGEST = (
+    "end_to_end/test_processes.py",
+    "objectives/test_git.py",
+    "end_to_end/test_recipes.py",
+    "end_to_end/test_train.py",
+    "objectives/test_micro_batches.py",
+    "test_step.py",
+    "objectives/test_cappa_golden.py",
+    "test_checkpoint.py",
+    "test_workdirs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {os.path.join(ROOT, "tests", name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
 @pytest.fixture(autouse=True)

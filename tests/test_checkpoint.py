@@ -18,23 +18,46 @@ from capvl.recipes import CheckpointOptions
 # orbax leaves the failed reads of other files of a broken checkpoint unawaited.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 OPTIONS = CheckpointOptions(every=1, keep=3)
+ONE = make_mesh(MeshOptions(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def earlier_objects():
+    """What was there before is looked through once, not after each test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
-def collect_garbage():
+def collect_garbage(earlier_objects):
     """Whatever a failed read leaves behind is reported within its own test."""
     yield
     gc.collect()
 
 
-@pytest.fixture
-def state_of(tiny_recipe):
-    """A function that gives (step function, state on a mesh) of the tiny recipe, changed."""
+@pytest.fixture(scope="module")
+def states():
+    """What `state_of` gave."""
+    return {}
 
-    def make(mesh=None, **changes):
-        mesh = mesh or make_mesh(MeshOptions(), jax.devices()[:1])
-        step = tiny_recipe(**changes).train_step()
-        return step.abstract_state(mesh), jax.jit(step.init_from_seed, out_shardings=step.state_shardings(mesh))()
+
+@pytest.fixture
+def abstract_of(tiny_recipe):
+    """A function that gives the abstract state of the tiny recipe, changed."""
+    return lambda **changes: tiny_recipe(**changes).train_step().abstract_state(ONE)
+
+
+@pytest.fixture
+def state_of(tiny_recipe, states):
+    """A function that gives (abstract state, state on a mesh) of the tiny recipe."""
+
+    def make(mesh=ONE):
+        if mesh not in states:
+            step = tiny_recipe().train_step()
+            states[mesh] = step.abstract_state(mesh), step.make_state(mesh)
+        return states[mesh]
 
     return make
 
@@ -150,10 +173,10 @@ def test_none_is_whole(tmp_path, state_of):
         ({"optimizer__momentum_dtype": "float32"}, r"opt_state.*bfloat16.*float32"),
     ],
 )
-def test_another_model_is_refused_leaf_by_leaf(tmp_path, state_of, changes, words):
+def test_another_model_is_refused_leaf_by_leaf(tmp_path, state_of, abstract_of, changes, words):
     _, state = state_of()
     save(tmp_path, state, steps=(1,))
-    abstract, _ = state_of(**changes)
+    abstract = abstract_of(**changes)
     with pytest.raises(UserError, match=words) as error:
         Checkpointer(str(tmp_path), OPTIONS).restore(abstract)
     assert "of another model" in str(error.value)

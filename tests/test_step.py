@@ -1,6 +1,7 @@
 """The train step: sharding, skipping, accumulation, frozen parts, running means."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from conftest import assert_close
 from capvl.bench.step import example_batch
 from capvl.errors import UserError
 from capvl.objectives.cappa import CapPa
-from capvl.parallel import rules
+from capvl.parallel import compiler, rules
 from capvl.parallel.mesh import MeshOptions, make_mesh
 from capvl.parallel.rules import batch_sharding
 from capvl.step import check_batch
@@ -24,7 +25,7 @@ def run(recipe, steps=3, mesh=None, batch=None):
     with jax.set_mesh(mesh):
         step = recipe.train_step()
         shardings = step.state_shardings(mesh)
-        state = jax.jit(step.init_from_seed, out_shardings=shardings)()
+        state = step.make_state(mesh)
         update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         on_device = jax.device_put(batch, batch_sharding(mesh))
         losses = []
@@ -94,6 +95,22 @@ def test_optimizer_state_is_sharded_like_its_parameter(tiny_recipe):
     assert checked > 100
 
 
+def test_a_fresh_state_is_drawn_where_it_belongs_around_what_is_loaded(tiny_recipe):
+    step, mesh = tiny_recipe().train_step(), make_mesh(MeshOptions(2, 2, 2))
+    loaded = {"encoder/stem/kernel": jnp.ones(step.blueprint.shapes["encoder/stem/kernel"].shape)}
+    state, drawn = step.make_state(mesh, loaded), jax.jit(step.init_from_seed)().params
+    for name, value in (drawn | loaded).items():
+        assert_close(state.params[name], value, 1e-6, name)
+    wanted = step.state_shardings(mesh)
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted)))
+
+
+def test_only_cpus_compile_without_optimisation_what_runs_once():
+    assert compiler.options_of_one_call(make_mesh(MeshOptions()))["xla_backend_optimization_level"] == 0
+    tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    assert compiler.options_of_one_call(tpu) == {}
+
+
 def test_rules_refuse_two_dimensions_on_one_axis():
     mesh = make_mesh(MeshOptions(1, 4, 2))
     with pytest.raises(ValueError, match="two dimensions on mesh axis"):
@@ -119,7 +136,7 @@ class Cliff(CapPa):
 def test_bad_step_leaves_the_state_untouched(tiny_recipe, bad):
     recipe = tiny_recipe(optimizer__ema=0.9, schedule__warmup=0)
     step = dataclasses.replace(recipe.train_step(), objective=Cliff())
-    state = step.init_from_seed()
+    state = jax.jit(step.init_from_seed)()
     update = jax.jit(step)
     batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
     batch["image"] = batch["image"].astype(jnp.float32) / 127.5 - 1
@@ -143,7 +160,7 @@ def test_bad_step_leaves_the_state_untouched(tiny_recipe, bad):
 def test_spike_is_skipped(tiny_recipe):
     recipe = tiny_recipe(spike=3.0, steps=200)
     step = recipe.train_step()
-    state = step.init_from_seed()._replace(step=jnp.int32(60), norm_mean=jnp.float32(1e-4))
+    state = jax.jit(step.init_from_seed)()._replace(step=jnp.int32(60), norm_mean=jnp.float32(1e-4))
     batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
     after, metrics = jax.jit(step)(state, batch)
     assert metrics["skipped"] == 1
@@ -173,7 +190,7 @@ def test_micro_batches_stay_on_their_device(tiny_recipe):
 def test_frozen_parts_have_no_state_and_do_not_move(tiny_recipe):
     recipe = tiny_recipe(optimizer__frozen=("encoder/.*",), schedule__warmup=0)
     step = recipe.train_step()
-    before = step.init_from_seed()
+    before = jax.jit(step.init_from_seed)()
     after, metrics = jax.jit(step)(before, jax.tree.map(jnp.asarray, example_batch(recipe, 6)))
     for name in before.params:
         moved = not np.array_equal(before.params[name], after.params[name])
@@ -194,7 +211,7 @@ def test_frozen_pattern_that_matches_nothing(tiny_recipe):
 def test_running_mean_of_parameters(tiny_recipe):
     recipe = tiny_recipe(optimizer__ema=0.5, schedule__warmup=0)
     step = recipe.train_step()
-    state = step.init_from_seed()
+    state = jax.jit(step.init_from_seed)()
     expected = {k: np.asarray(v, np.float64) for k, v in state.params.items()}
     batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
     update = jax.jit(step)

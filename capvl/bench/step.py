@@ -75,8 +75,7 @@ def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, f
     with jax.set_mesh(mesh):
         step = recipe.train_step()
         recipe.check(mesh)
-        shardings = step.state_shardings(mesh)
-        state = jax.jit(step.init_from_seed, out_shardings=shardings)()
+        state = step.make_state(mesh)
         host_batch = example_batch(recipe, tokens)
         next_batch = functools.partial(loader.to_device, host_batch, batch_sharding(mesh))
         batch = next_batch()
@@ -87,7 +86,7 @@ def measure(recipe, tokens: int, steps: int, show_costs: int = 0) -> dict[str, f
         compile_seconds = time.perf_counter() - begin
         memory = compiled.memory_analysis()
         update(state, batch)[0].step.block_until_ready()
-        state = jax.jit(step.init_from_seed, out_shardings=shardings)()
+        state = step.make_state(mesh)
         state, times, dispatch, rest = _timed(update, state, next_batch, steps)
         if show_costs:
             _print_costs(lowered, state, batch, show_costs)

@@ -108,17 +108,12 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
 
 def initial_state(recipe, step, mesh):
     """A fresh state, created where it belongs; parameters from `init_from` where it is set."""
-    shardings = step.state_shardings(mesh)
     if not recipe.init_from:
-        return jax.jit(step.init_from_seed, out_shardings=shardings)()
+        return step.make_state(mesh)
+    shardings = step.blueprint.shardings(mesh)
     named = workdirs.tokenizer_named(recipe)
     loaded = load_parameters(
         recipe.init_from, recipe.model, recipe.init_only, tokenizer=named, trust=own_code(recipe.source)
     )
-    say(f"{len(loaded)} of {len(shardings.params)} parameters from {recipe.init_from}.")
-    loaded = {k: jax.device_put(v, shardings.params[k]) for k, v in loaded.items()}
-
-    def init(loaded):
-        return step.init(step.blueprint.init(jax.random.key(recipe.seed)) | loaded)
-
-    return jax.jit(init, out_shardings=shardings)(loaded)
+    say(f"{len(loaded)} of {len(shardings)} parameters from {recipe.init_from}.")
+    return step.make_state(mesh, {k: jax.device_put(v, shardings[k]) for k, v in loaded.items()})

@@ -3,6 +3,7 @@
 The flat dict is what is trained, sharded, checkpointed and converted.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -21,6 +22,12 @@ def _name(path: tuple) -> str:
     return "/".join(map(str, path))
 
 
+@functools.lru_cache(maxsize=32)
+def _abstract(options: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model without arrays. One run asks for it several times, and each time all of the model would be traced."""
+    return nnx.split(nnx.eval_shape(lambda: options.make(nnx.Rngs(params=jax.random.key(0)))))
+
+
 class Blueprint:
     """A model without its arrays: shapes, logical axes, and how to build it.
 
@@ -32,8 +39,7 @@ class Blueprint:
     def __init__(self, options: Any):
         """options: the model's options, with a `make(rngs)` that builds it."""
         self.options = options
-        abstract = nnx.eval_shape(lambda: options.make(nnx.Rngs(params=jax.random.key(0))))
-        self.graphdef, self._state = nnx.split(abstract)
+        self.graphdef, self._state = _abstract(options)
         variables = dict(self._state.flat_state())
         self._paths = {_name(path): path for path in variables}
         self.shapes = {

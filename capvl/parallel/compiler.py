@@ -31,3 +31,14 @@ def options(mesh: jax.sharding.Mesh) -> dict[str, str]:
     if found and slice_count(devices) > 1:
         found |= _ACROSS_SLICES
     return found
+
+
+def options_of_one_call(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
+    """The compiler options for what runs once; {} for chips without any.
+
+    On CPUs drawing a model's first parameters took half a minute to compile with all optimisations, and a second
+    without.
+    """
+    if next(iter(mesh.devices.flat)).platform != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

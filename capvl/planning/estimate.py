@@ -157,7 +157,7 @@ def paper_plan(recipe, topology: Topology) -> Plan:
     mesh = AbstractMesh(recipe.mesh.shape(topology.size, topology.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     step = recipe.train_step()
     each = recipe.check(mesh)
-    shapes, shardings = jax.eval_shape(step.init_from_seed), step.state_shardings(mesh)
+    shapes, shardings = step.state_shapes, step.state_shardings(mesh)
 
     def on_chip(shape, sharding) -> int:
         return math.prod(sharding.shard_shape(shape.shape)) * shape.dtype.itemsize

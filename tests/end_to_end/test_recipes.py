@@ -102,7 +102,7 @@ def test_recipe(name, tiny, captioner, tmp_path):
             np.testing.assert_array_equal(params[key], begin[key].astype(dtype), err_msg=key)
         trained = [k for k in params if not k.startswith("encoder/") or "/map/" in k]
         assert trained and all(params[k].dtype == np.float32 for k in trained)
-        state = jax.eval_shape(recipe.train_step().init_from_seed).opt_state
+        state = recipe.train_step().state_shapes.opt_state
         paths = [str(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
         assert paths and not any("encoder/blocks" in path for path in paths)
     if name in EVALS:

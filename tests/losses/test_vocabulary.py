@@ -35,6 +35,9 @@ def dense(hidden, kernel, bias, labels, weights, smoothing):
     return jnp.sum(nll * weights), nll
 
 
+dense_gradient = jax.jit(jax.value_and_grad(dense, (0, 1, 2), has_aux=True))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [1, 5, 16, 1000])
 def test_loss_and_gradients_are_exact(arrays, chunk, smoothing):
@@ -43,12 +46,9 @@ def test_loss_and_gradients_are_exact(arrays, chunk, smoothing):
     def chunked(hidden, kernel, bias):
         return vocabulary_loss(hidden, a["labels"], a["weights"], kernel, bias, smoothing, chunk)
 
-    def expected(hidden, kernel, bias):
-        return dense(hidden, kernel, bias, a["labels"], a["weights"], smoothing)
-
     point = a["hidden"], a["kernel"], a["bias"]
     (loss, nll), grads = jax.jit(jax.value_and_grad(chunked, (0, 1, 2), has_aux=True))(*point)
-    (loss_0, nll_0), grads_0 = jax.jit(jax.value_and_grad(expected, (0, 1, 2), has_aux=True))(*point)
+    (loss_0, nll_0), grads_0 = dense_gradient(*point, a["labels"], a["weights"], smoothing)
     assert_close(loss, loss_0, 1e-5, "loss")
     assert_close(nll, nll_0 * (a["weights"] != 0).astype(jnp.float32), 1e-5, "nll")
     for name, g, g0 in zip(("hidden", "kernel", "bias"), grads, grads_0, strict=True):
@@ -56,20 +56,22 @@ def test_loss_and_gradients_are_exact(arrays, chunk, smoothing):
     assert_close(jax.jit(chunked)(*point)[0], loss_0, 1e-5, "loss without gradient")
 
 
+@jax.jit
+def gradient(hidden, labels, weights, kernel, bias):
+    def loss(hidden, kernel, bias):
+        return vocabulary_loss(hidden, labels, weights, kernel, bias, 0.0, 4)[0]
+
+    return jax.value_and_grad(loss, (0, 1, 2))(hidden, kernel, bias)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 1), (1, 4, 2), (2, 2, 2)])
 def test_sharded_equals_one_device(arrays, shape):
-    def gradient(hidden, labels, weights, kernel, bias):
-        def loss(hidden, kernel, bias):
-            return vocabulary_loss(hidden, labels, weights, kernel, bias, 0.0, 4)[0]
-
-        return jax.value_and_grad(loss, (0, 1, 2))(hidden, kernel, bias)
-
     names = ("hidden", "labels", "weights", "kernel", "bias")
-    expected = jax.jit(gradient)(*(jnp.asarray(arrays[n]) for n in names))
+    expected = gradient(*(jnp.asarray(arrays[n]) for n in names))
     mesh = make_mesh(MeshOptions(*shape))
     with jax.set_mesh(mesh):
         rows = jax.device_put([arrays[n] for n in names[:3]], batch_sharding(mesh))
-        found = jax.jit(gradient)(*rows, jnp.asarray(arrays["kernel"]), jnp.asarray(arrays["bias"]))
+        found = gradient(*rows, jnp.asarray(arrays["kernel"]), jnp.asarray(arrays["bias"]))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert_close(a, b, 1e-5)
 
@@ -89,8 +91,10 @@ def test_never_all_logits_at_once(arrays):
 def test_all_padding_is_zero(arrays):
     a = {k: jnp.asarray(v) for k, v in arrays.items()}
     zero = jnp.zeros_like(a["weights"])
-    loss, grads = jax.value_and_grad(lambda h: vocabulary_loss(h, a["labels"], zero, a["kernel"], a["bias"])[0])(
-        a["hidden"]
-    )
+
+    def loss_of(hidden):
+        return vocabulary_loss(hidden, a["labels"], zero, a["kernel"], a["bias"])[0]
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_of))(a["hidden"])
     assert loss == 0
     assert not np.asarray(grads).any()

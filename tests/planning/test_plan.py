@@ -71,7 +71,7 @@ def test_paper_knows_the_arguments_exactly(tiny_recipe):
     found = estimate.paper_plan(recipe, topology.parse("v5e:2x2"))
     mesh = make_mesh(recipe.mesh, jax.devices()[:4])
     step = recipe.train_step()
-    state = jax.jit(step.init_from_seed, out_shardings=step.state_shardings(mesh))()
+    state = step.make_state(mesh)
     on_first = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.device.id == 0)
     assert found.arguments == on_first
     assert found.source == "paper" and found.fits
