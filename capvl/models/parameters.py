@@ -22,10 +22,13 @@ def _name(path: tuple) -> str:
     return "/".join(map(str, path))
 
 
-@functools.lru_cache(maxsize=32)
 def _abstract(options: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model without arrays. One run asks for it several times, and each time all of the model would be traced."""
+    """A model without arrays."""
     return nnx.split(nnx.eval_shape(lambda: options.make(nnx.Rngs(params=jax.random.key(0)))))
+
+
+# One run asks for it several times, and each time all of the model would be traced.
+_abstract_once = functools.lru_cache(maxsize=32)(_abstract)
 
 
 class Blueprint:
@@ -39,7 +42,9 @@ class Blueprint:
     def __init__(self, options: Any):
         """options: the model's options, with a `make(rngs)` that builds it."""
         self.options = options
-        self.graphdef, self._state = _abstract(options)
+        # Options of one's own may be a dataclass that isn't frozen.
+        make = _abstract_once if type(options).__hash__ else _abstract
+        self.graphdef, self._state = make(options)
         variables = dict(self._state.flat_state())
         self._paths = {_name(path): path for path in variables}
         self.shapes = {
