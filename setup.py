@@ -16,7 +16,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["capvl", "capvl.*"]),
-    package_data={"capvl": ["report.html.jinja", "evals/*.txt"]},
+    package_data={"capvl": ["report.html.jinja", "evals/*.txt", "inference/*.txt"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",

@@ -13,11 +13,11 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "capvl.inference:load",
-    "LoadedModel": "capvl.inference:LoadedModel",
+    "load": "capvl.loading:load",
+    "LoadedModel": "capvl.inference.face:LoadedModel",
     "read_recipe": "capvl.recipes:load",
     "train_recipe": "capvl.train:run",
-    "evaluate_run": "capvl.evaluate:evaluate",
+    "evaluate_run": "capvl.evaluation:evaluate",
     "UserError": "capvl.errors:UserError",
 }
 

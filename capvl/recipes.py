@@ -13,17 +13,21 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
-from capvl import config, storage
+import jax
+
+from capvl import config, objectives, storage
 from capvl.config import Trust
 from capvl.data.options import DataOptions
+from capvl.data.reading.loader import KindsLoader, TrainLoader
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
-from capvl.evals import EVALUATORS
+from capvl.evals import EVALUATORS, RENAMED, Context
 from capvl.objectives import OBJECTIVES
 from capvl.optim.optimizer import OptimizerOptions
 from capvl.optim.schedules import ScheduleOptions
 from capvl.parallel.mesh import MeshOptions
 from capvl.step import TrainStep, check_batch
+from capvl.values import Typed, unquoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +109,47 @@ class Recipe:
         Raises:
           UserError: the batch doesn't divide over the mesh, or options contradict each other.
         """
+        kinds = objectives.kinds(self.objective)
+        self.data.of_kinds(kinds)
+        for name, kind in kinds.items():
+            check_batch(kind.count(self.batch_size, name), self.micro_batches, mesh, kind=name)
         each = check_batch(self.batch_size, self.micro_batches, mesh)
         self.objective.check(self.model, each, self.micro_batches)
         return each
+
+    def batch_spec(self, sharding=None) -> Any:
+        """Shapes and dtypes of what a step takes, {key: …} or {kind: {key: …}}, with a sharding where one is given."""
+        spec = self.objective.batch_spec(self.model, self.batch_size)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), spec)
+
+    def transforms(self) -> dict[str, Any]:
+        """The objective's training transform of each kind of batch."""
+        data = self.data.of_kinds(objectives.kinds(self.objective))
+        found = self.objective.transform(self.model, next(iter(data.values())), train=True)
+        return found if isinstance(found, dict) else {name: found for name in data}
+
+    def train_loader(self, transforms: dict[str, Any], position: int = 0) -> TrainLoader | KindsLoader:
+        """Endless batches of this host from example `position` on.
+
+        Raises:
+          UserError: a data set can't be read, or lacks what the objective needs.
+        """
+        kinds = objectives.kinds(self.objective)
+        data = self.data.of_kinds(kinds)
+        loaders = {
+            name: TrainLoader(
+                data[name],
+                transforms[name],
+                kind.features,
+                batch=kind.count(self.batch_size, name),
+                seed=self.seed + 1_000_003 * i,
+                position=kind.count(position, name) if position else 0,
+            )
+            for i, (name, kind) in enumerate(kinds.items())
+        }
+        if "" in loaders:
+            return loaders[""]
+        return KindsLoader(loaders, batch=self.batch_size, position=position)
 
     def tokenizer(self):
         """The tokenizer of the data, for the model.
@@ -116,6 +158,17 @@ class Recipe:
           UserError: there is none.
         """
         return tokenizers.load(self.data.tokenizer_path(), self.model.reads_start)
+
+    def context(self, mesh, blueprint, folder) -> Context:
+        """What its evaluators may know.
+
+        Args:
+          mesh: of devices.
+          blueprint: of the model.
+          folder: for files of results.
+        """
+        given = dict(mesh=mesh, blueprint=blueprint, folder=folder, recipe=self)
+        return Context(self.model, self.data, self.objective, self.seed, self.batch_size, **given)
 
     def train_step(self):
         """The recipe's `capvl.step.TrainStep`."""
@@ -204,10 +257,28 @@ def resolve(values: dict, trust: Trust = True) -> Recipe:
     }
     for name, options in config.section(values.pop("evals", {}), "evals").items():
         options = config.section(options, f"evals.{name}")
-        kind = config.find_class(EVALUATORS, options.pop("type", name), f"evals.{name}.type", trust)
+        kind = _renamed(options.pop("type", name), name)
+        kind = config.find_class(EVALUATORS, kind, f"evals.{name}.type", trust)
         parts["evals"][name] = config.build(kind, options, f"evals.{name}")
     recipe = config.build(Recipe, values, "", given=parts)
     return dataclasses.replace(recipe, source=describe(recipe))
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _renamed(kind: Any, name: str) -> Any:
+    """The type of the evaluator `evals.NAME` as it is called today; where a config has its name of before, it is said,
+    once."""
+    old = unquoted(kind) if isinstance(kind, Typed) else kind
+    if not isinstance(old, str) or old not in RENAMED:
+        return kind
+    # To ask which process this is starts the devices, which a plan must not.
+    first = not jax.distributed.is_initialized() or jax.process_index() == 0
+    if first and (name, old) not in _said:
+        print(f"The evaluator {old!r} is called {RENAMED[old]!r} now: evals.{name}.type={RENAMED[old]!r}.", flush=True)
+        _said.add((name, old))
+    return RENAMED[old]
 
 
 def read_values(path) -> dict:

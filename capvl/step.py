@@ -127,7 +127,7 @@ class TrainStep:
             compiler_options=compiler.options(mesh) or None,
         )
 
-    def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+    def __call__(self, state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. Metrics are float32 scalars: the objective's, grad_norm, lr, skipped, skipped_in_row."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = self.objective.prepare(batch, train=True)
@@ -206,8 +206,14 @@ def _micro_batches(x: jax.Array, n: int) -> jax.Array:
     return jnp.swapaxes(split, 0, 1).reshape(n, -1, *x.shape[1:])
 
 
-def check_batch(batch: int, micro_batches: int, mesh) -> int:
+def check_batch(batch: int, micro_batches: int, mesh, kind: str = "") -> int:
     """Examples of a micro-batch on one device.
+
+    Args:
+      batch: examples of all devices.
+      micro_batches: parts of it.
+      mesh: of the devices.
+      kind: of batch, for the sentence.
 
     Raises:
       UserError: the batch doesn't divide over the data axes of the mesh and the micro-batches.
@@ -216,8 +222,9 @@ def check_batch(batch: int, micro_batches: int, mesh) -> int:
         parts = data_groups() * micro_batches
     if batch < 1 or batch % parts:
         near = max(1, round(batch / parts)) * parts
+        of = f"Of the kind of batch {kind!r}: " if kind else ""
         raise UserError(
-            f"batch_size={batch} doesn't divide over {parts // micro_batches} data-parallel devices and "
+            f"{of}batch_size={batch} doesn't divide over {parts // micro_batches} data-parallel devices and "
             f"micro_batches={micro_batches}; the nearest that does is {near}."
         )
     return batch // parts

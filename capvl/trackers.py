@@ -59,6 +59,7 @@ class Tracker:
 def _tensorboard(workdir: epath.Path, first_step: int) -> Iterator[Write]:
     """tensorboardX's file of events, without its `SummaryWriter`: the queue of that holds a process at its exit for
     ever where a disk is full."""
+    # Slow to import.
     from tensorboardX import record_writer, summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -87,6 +88,7 @@ def _tensorboard(workdir: epath.Path, first_step: int) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _wandb(workdir: epath.Path, project: str, recipe: dict) -> Iterator[Write]:
+    # Optional.
     import wandb
 
     file = workdir / "wandb_id"

@@ -17,14 +17,15 @@ from collections.abc import Callable
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
-from capvl import evals, goodput, lock, metrics, recipes, report, storage, terminal, trackers, workdirs
+from capvl import evals, goodput, lock, metrics, recipes, reporting, storage, terminal, trackers, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.load import initial_state
 from capvl.data.options import DataOptions
 from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
-from capvl.evals import Context
+from capvl.overview import print_overview
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
@@ -61,8 +62,6 @@ class Stop:
         """The same answer on all hosts."""
         if jax.process_count() == 1:
             return self.asked
-        from jax.experimental import multihost_utils
-
         self.asked = multihost_utils.reached_preemption_sync_point(step)
         return self.asked
 
@@ -102,7 +101,7 @@ class Run:
     step: object
     update: object
     checkpointer: Checkpointer
-    loader: loader.TrainLoader
+    loader: loader.TrainLoader | loader.KindsLoader
     writer: metrics.MetricWriter
     evaluators: dict
     ledger: goodput.Ledger
@@ -137,7 +136,8 @@ class Run:
         """Runs all evaluators and prints their table."""
         step = int(jax.device_get(state.step))
         with self.ledger.spend("evaluation"), self.watchdog.off():
-            rows = evals.run(self.evaluators, state.params | state.ema, self.workdir, step)
+            rows, shown = evals.run(self.evaluators, state.params | state.ema)
+            reporting.save_shown(self.workdir, step, shown)
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
@@ -201,18 +201,14 @@ def _run(recipe: recipes.Recipe, path: epath.Path, stop: Stop, check_held: Calla
         return
     if jax.process_index() == 0:
         say(goodput.describe(goodput.summary(path)))
-        say(f"Report: {report.write([path], path / 'report.html')}")
+        say(f"Report: {reporting.write([path], path / 'report.html')}")
 
 
 def lowered_text(training: Run, state: TrainState) -> str:
     """The step's program as the compiler gets it, for hosts to compare; "" for one process."""
     if jax.process_count() == 1:
         return ""
-    recipe, sharding = training.recipe, batch_sharding(training.mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
-        for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items()
-    }
+    batch = training.recipe.batch_spec(batch_sharding(training.mesh))
     return training.update.lower(state, batch).as_text()
 
 
@@ -284,9 +280,9 @@ def set_up(
     recipe.check(mesh)
     trackers.check(recipe.wandb)
     _prepare_data(recipe)
-    transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
-    workdirs.write(path, recipe, _check_vocabulary(recipe, transform))
-    context = Context(recipe, mesh, step.blueprint, recipe.batch_size, path)
+    transforms = recipe.transforms()
+    workdirs.write(path, recipe, _check_vocabulary(recipe, transforms))
+    context = recipe.context(mesh, step.blueprint, path)
     evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
@@ -298,15 +294,8 @@ def set_up(
         say(f"Resumed after step {restored.step} of {path}.")
     else:
         state, position = initial_state(recipe, step, mesh), 0
-    data = loader.TrainLoader(
-        recipe.data,
-        transform,
-        recipe.objective.features(),
-        batch=recipe.batch_size,
-        seed=recipe.seed,
-        position=position,
-    )
-    terminal.print_overview(recipe, step, mesh, path)
+    data = recipe.train_loader(transforms, position)
+    print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)), recipe.wandb, recipe.source)
     ledger.write(int(jax.device_get(state.step)))
     clock = metrics.Clock(ledger, recipe.batch_size, recipe.objective.flops(recipe.model))
@@ -329,24 +318,19 @@ def _prepare_data(recipe: recipes.Recipe) -> None:
     if jax.process_count() == 1:
         recipe.data.check_prepared()
         return
-    from jax.experimental import multihost_utils
-
     if jax.process_index() == 0:
         recipe.data.check_prepared()
     multihost_utils.sync_global_devices("data sets")
     recipe.data.check_prepared()
 
 
-def _check_vocabulary(recipe: recipes.Recipe, transform) -> str:
+def _check_vocabulary(recipe: recipes.Recipe, transforms: dict) -> str:
     """Path of the tokenizer that texts go through; "" for none."""
-    tokenizer = getattr(transform, "tokenizer", None)
+    tokenizer = next((t.tokenizer for t in transforms.values() if hasattr(t, "tokenizer")), None)
     if tokenizer is None:
         return ""
     if tokenizer.vocab > recipe.model.vocab:
         raise UserError(
             f"Tokenizer {tokenizer.path!r} has {tokenizer.vocab} pieces, more than model.vocab={recipe.model.vocab}."
         )
-    theirs, ours = getattr(tokenizer, "start_id", None), getattr(recipe.model, "start", None)
-    if None not in (theirs, ours) and theirs != ours:
-        raise UserError(f"Tokenizer {tokenizer.path!r} begins texts with id {theirs}, and model.start={ours}.")
     return tokenizer.path

@@ -15,11 +15,14 @@ def get_config():
     config.evals = dict(
         captions=dict(count=0, beams=3, metrics=("bleu", "rouge", "cider")),
         baselines=dict(type="caption_baselines"),
-        flowers=dict(type="scoring", name="flowers5"),
-        cifar=dict(type="scoring", name="cifar10"),
-        cifar_calibrated=dict(type="scoring", name="cifar10", calibrated=True),
+        flowers=dict(type="zeroshot_likelihood", name="flowers5"),
+        cifar=dict(type="zeroshot_likelihood", name="cifar10"),
+        cifar_calibrated=dict(type="zeroshot_likelihood", name="cifar10", calibrated=True),
         imagenet=dict(
-            type="scoring", name="imagenet_sample", classes="{data_dir}/tests/imagenet_classes.json", calibrated=True
+            type="zeroshot_likelihood",
+            name="imagenet_sample",
+            classes="{data_dir}/tests/imagenet_classes.json",
+            calibrated=True,
         ),
         sugarcrepe=dict(
             type="compositionality", file="{data_dir}/tests/sugarcrepe_with_images.jsonl", images="coco128"

@@ -52,8 +52,8 @@ def get_config():
     config.log_every = 200
     config.checkpoint = dict(every=1000)
     config.evals = dict(
-        answers=dict(prior="train"),
-        facts=dict(),
+        answers=dict(type="vqa", prior="train"),
+        facts=dict(type="hallucination"),
         captions=dict(count=24),
     )
     config.variants = dict(

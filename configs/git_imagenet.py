@@ -23,7 +23,7 @@ def get_config():
     config.init_from = "runs/git_b16"
     config.init_only = ()
     config.eval_every = 0
-    names = dict(type="answers", task="classify", split="validation")
+    names = dict(type="vqa", task="classify", split="validation")
     config.evals = dict(
         free=dict(names, metrics=("exact", "contains")),
         closed=dict(names, vocabulary="classes"),

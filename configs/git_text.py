@@ -21,5 +21,5 @@ def get_config():
     config.init_from = "runs/git_b16"
     config.init_only = ()
     config.eval_every = 0
-    config.evals = dict(words=dict(type="answers", task="read", split="test", metrics=("word", "exact", "anls")))
+    config.evals = dict(words=dict(type="vqa", task="read", split="test", metrics=("word", "exact", "anls")))
     return config

@@ -20,8 +20,8 @@ def get_config():
     config.init_from = "runs/git_demo"
     config.init_only = ("(encoder|decoder)/.*",)
     config.evals = dict(
-        answers=dict(prior="train"),
-        moves=dict(type="answers", task="caption", prior="train"),
+        answers=dict(type="vqa", prior="train"),
+        moves=dict(type="vqa", task="caption", prior="train"),
         captions=dict(count=12),
     )
     return config

@@ -29,9 +29,11 @@ def get_config():
     config.init_only = ()
     config.eval_every = 0
     config.evals = dict(
-        answers=dict(metrics=("vqa", "exact", "anls"), prior="train", beams=4, length_penalty=0.6, rule="official"),
+        answers=dict(
+            type="vqa", metrics=("vqa", "exact", "anls"), prior="train", beams=4, length_penalty=0.6, rule="official"
+        ),
         server=dict(
-            type="answers",
+            type="vqa",
             split="val",
             metrics=("vqa",),
             beams=4,

@@ -27,7 +27,7 @@ def get_config():
         coco=dict(
             type="captions", name="coco_captions", split="val", count=5000, beams=4, metrics=("bleu", "meteor", "cider")
         ),
-        imagenet=dict(type="answers", task="classify", name="imagenet2012", split="validation", limit=5000),
+        imagenet=dict(type="vqa", task="classify", name="imagenet2012", split="validation", limit=5000),
     )
     config.variants = dict(
         init="init_from", locked="objective.locked", steps="steps", batch="batch_size", lr="optimizer.lr", seed="seed"

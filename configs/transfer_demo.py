@@ -18,8 +18,8 @@ def get_config():
     config.init_from = "runs/cappa_demo"
     config.init_only = ("encoder/.*",)
     config.evals = dict(
-        answers=dict(),
-        classes=dict(type="answers", task="classify"),
+        answers=dict(type="vqa"),
+        classes=dict(type="vqa", task="classify"),
         captions=dict(count=24),
     )
     config.variants = dict(

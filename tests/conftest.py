@@ -122,11 +122,11 @@ def data_dir(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def one_device():
     """Runs use one of the eight devices: several compile longer and are tested elsewhere."""
-    from capvl import evaluate, train
+    from capvl import evaluation, train
     from capvl.parallel.mesh import make_mesh
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, evaluate):
+        for module in (train, evaluation):
             patch.setattr(module, "make_mesh", lambda options: make_mesh(options, jax.devices()[:1]))
         yield
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_tar
 from etils import epath
 
-from capvl import recipes, report, storage
+from capvl import recipes, reporting, storage
 from capvl.checkpoint import Checkpointer
 from capvl.data.options import DataOptions
 from capvl.data.preparing import shards
@@ -238,7 +238,7 @@ def test_folders_that_cannot_be_made(tmp_path):
     storage.make_folder(tmp_path / "a/b")
     storage.make_folder(tmp_path / "a/b")
     with pytest.raises(UserError, match="can't be made"):
-        report.save_shown(epath.Path(tmp_path / "file"), 1, {})
+        reporting.save_shown(epath.Path(tmp_path / "file"), 1, {"captions": []})
 
 
 def test_things_in_the_place_of_files_and_folders(tmp_path):

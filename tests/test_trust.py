@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import capvl
-from capvl import evaluate, recipes
-from capvl.convert import __main__ as convert
+from capvl import evaluation, recipes
+from capvl.convert import formats
 from capvl.convert.load import load_parameters
 from capvl.data.reading import sources
 from capvl.errors import UserError
@@ -62,14 +62,14 @@ def test_loading_imports_nothing(theirs, tiny_recipe):
     make, ran = theirs
     for function in (
         capvl.load,
-        evaluate.evaluate,
-        lambda path: convert.read("capvl", path),
+        evaluation.evaluate,
+        lambda path: formats.read("capvl", path),
         lambda path: load_parameters(path, tiny_recipe().model),
     ):
         with pytest.raises(UserError, match=r"objective.name='theirs:Mine' names code to import.*trust"):
             function(make(**OBJECTIVE))
     with pytest.raises(UserError, match=r"evals.one.type='theirs:Evaluator' names code"):
-        evaluate.evaluate(make(**EVALUATOR))
+        evaluation.evaluate(make(**EVALUATOR))
     with pytest.raises(UserError, match="There is no checkpoint"):  # Its evaluators are not asked.
         capvl.load(make(**EVALUATOR))
     assert not ran.exists()
@@ -80,9 +80,9 @@ def test_what_is_trusted_is_imported(theirs):
     workdir = make(**OBJECTIVE)
     for call in (
         lambda: capvl.load(workdir, trust=True),
-        lambda: convert.read("capvl", workdir, trust=True),
-        lambda: evaluate.evaluate(workdir, trust=True),
-        lambda: evaluate.evaluate(workdir, [("objective.name", "theirs:Mine")]),
+        lambda: formats.read("capvl", workdir, trust=True),
+        lambda: evaluation.evaluate(workdir, trust=True),
+        lambda: evaluation.evaluate(workdir, [("objective.name", "theirs:Mine")]),
     ):
         with pytest.raises(UserError, match="There is no checkpoint"):
             call()
@@ -98,7 +98,7 @@ def test_one_config_does_not_speak_for_another_name(theirs, tmp_path):
     spec = tmp_path / "own.py"
     spec.write_text(f"def get_config():\n  return {recipes.load('configs/cappa_demo.py').source!r}\n")
     with pytest.raises(UserError, match="theirs:Mine"):
-        evaluate.evaluate(workdir, spec=str(spec))
+        evaluation.evaluate(workdir, spec=str(spec))
     assert not ran.exists()
 
 
@@ -129,7 +129,7 @@ def test_odd_recipes(theirs, text):
     make, _ = theirs
     workdir = make()
     pathlib.Path(workdir, "config.json").write_bytes(text.encode("latin-1"))
-    for function in (capvl.load, evaluate.evaluate):
+    for function in (capvl.load, evaluation.evaluate):
         with pytest.raises(UserError):
             function(workdir)
 
@@ -208,4 +208,4 @@ def test_a_recipe_without_data(theirs, tiny):
     del values["data"]
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match="There is no checkpoint"):
-        evaluate.evaluate(str(file.parent))
+        evaluation.evaluate(str(file.parent))

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 import capvl
-from capvl import evaluate, metrics, recipes, train, workdirs
+from capvl import evaluation, metrics, recipes, train, workdirs
 from capvl.convert import __main__ as convert
 from capvl.data.scenes import making
 from capvl.data.text import tokenizers as tokenizer
@@ -56,8 +56,8 @@ def test_a_moved_run_is_the_same_model(trained, moved):
     assert pathlib.Path(elsewhere.tokenizer.path).parent == there
     assert elsewhere.tokenizer.pieces() == tokenizer.load(str(own)).pieces()
     np.testing.assert_array_equal(here.score([image], WORDS[:3]), elsewhere.score([image], WORDS[:3]))
-    rows = evaluate.evaluate(str(there))
-    assert rows == evaluate.evaluate(str(workdir))
+    rows = evaluation.evaluate(str(there))
+    assert rows == evaluation.evaluate(str(workdir))
 
 
 def test_resuming_without_the_file_that_the_recipe_names(moved, capsys):
@@ -81,7 +81,7 @@ def test_another_vocabulary_is_an_error(moved):
         train.run(recipes.resolve(values), str(there))
     words = r"has another vocabulary than .*tokenizer.model': id \d+ is "
     with pytest.raises(UserError, match=words):
-        evaluate.evaluate(str(there), [("data.tokenizer", other)])
+        evaluation.evaluate(str(there), [("data.tokenizer", other)])
     with pytest.raises(UserError, match=words):
         capvl.load(str(there), tokenizer=other)
     after = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
@@ -95,7 +95,7 @@ def test_a_config_does_not_bring_another_tokenizer(trained, tmp_path):
     spec = tmp_path / "other_data.py"
     changed = values | {"data": values["data"] | {"tokenizer": ""}}
     spec.write_text(f"def get_config():\n  return {changed!r}\n")
-    assert evaluate.evaluate(str(workdir), spec=str(spec)) == evaluate.evaluate(str(workdir))
+    assert evaluation.evaluate(str(workdir), spec=str(spec)) == evaluation.evaluate(str(workdir))
 
 
 def test_a_first_start_that_failed_binds_nothing(moved, tmp_path):
@@ -133,7 +133,7 @@ def test_an_old_workdir_whose_tokenizer_is_gone(trained, old, tmp_path, capsys):
     with pytest.raises(UserError, match="has no tokenizer; give one"):
         _ = capvl.load(str(old)).tokenizer
     assert capvl.load(str(old), tokenizer=own).tokenizer.path == str(own)
-    assert evaluate.evaluate(str(old), [("data.tokenizer", str(own))])
+    assert evaluation.evaluate(str(old), [("data.tokenizer", str(own))])
     convert.main(["--from=capvl", "--to=capvl", str(old), str(tmp_path / "converted")])
     assert "without a tokenizer" in capsys.readouterr().out
     assert capvl.load(str(tmp_path / "converted"), tokenizer=own).tokenizer.path == str(own)

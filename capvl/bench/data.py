@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import tarfile
 import tempfile
 import time
 
@@ -23,6 +24,7 @@ from capvl import recipes
 from capvl.chips import CHIPS, Chip
 from capvl.data.examples.image_text import ImageText
 from capvl.data.images.crops import random_crop
+from capvl.data.images.decode import crop_and_resize, decode
 from capvl.data.options import DataOptions
 from capvl.data.preparing import corpus
 from capvl.data.randomness import Uniforms
@@ -38,8 +40,6 @@ FEATURES = ("image", "text")
 
 def upscale(pattern: str, short_side: int, count: int, folder: pathlib.Path) -> str:
     """A tar of the first `count` images enlarged to a short side of so many pixels; returns its path."""
-    import tarfile
-
     out = folder / "00000.tar"
     written = 0
     with tarfile.open(out, "w") as archive:
@@ -90,8 +90,6 @@ def measure(options: DataOptions, res: int, batch: int, batches: int, rounds: in
     examples = [source[order[n][1]] for n in range(count)]
     boxes = [random_crop(Uniforms(0, n), (1, 1), (0.3, 1.0), (0.75, 1.33)) for n in range(count)]
     rows = [make.example(n) for n in range(batch)]
-
-    from capvl.data.images.decode import crop_and_resize, decode
 
     parts = {
         "order": lambda: [order[n] for n in range(count)],

@@ -14,6 +14,7 @@ from capvl import recipes
 from capvl.command import config_arguments
 from capvl.decoding.generate import Decoding, generate
 from capvl.errors import UserError
+from capvl.models.abilities import Ability, require
 
 NEVER = -1  # An end that is never written: every text has the full length.
 
@@ -27,9 +28,8 @@ def measure(recipe: recipes.Recipe, images: int, length: int, beams: int) -> dic
     blueprint = recipe.train_step().blueprint
     params = jax.jit(blueprint.init)(jax.random.key(0))
     options = recipe.model
-    shape = options.image_shape() if hasattr(options, "image_shape") else (options.res, options.res, 3)
     rng = np.random.default_rng(0)
-    pixels = jnp.asarray(rng.uniform(-1, 1, (images, *shape)), jnp.float32)
+    pixels = jnp.asarray(rng.uniform(-1, 1, (images, *options.image_shape())), jnp.float32)
     encoded = jax.jit(lambda p, x: blueprint.bind(p).encode(x))(params, pixels)
     middle = jnp.asarray(rng.integers(1, options.vocab, (images, (length + 1) // 2)), jnp.int32)
 
@@ -79,10 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--beams", type=int, default=4)
     args, overrides = config_arguments(parser, argv)
     recipe = recipes.load(args.config, overrides)
-    length = args.length or getattr(recipe.model, "length", 0)
-    if not getattr(recipe.model, "decoder_layers", 0):
-        raise UserError(f"{args.config} has no decoder that could write.")
-    most = getattr(recipe.model, "text_positions", recipe.model.length)
+    require(recipe.model, "capvl.bench generation", Ability.DECODER)
+    length, most = args.length or recipe.model.length, recipe.model.text_positions
     if not 1 <= length <= most or args.images < 1 or args.beams < 2:
         raise UserError(f"--length must be 1 to {most}, --images at least 1 and --beams at least 2.")
     found = measure(recipe, args.images, length, args.beams)

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import flops, recipes
+from capvl import recipes
+from capvl.command import config_arguments
 from capvl.data.text import tokenizers
 from capvl.decoding.likelihood import log_likelihood
-from capvl.evals.scoring import NODES, Scorer
+from capvl.inference.scoring import NODES, TextScorer
 from capvl.lines import read_lines
+from capvl.models import flops
 from capvl.nn.padding import lengths
 
 
@@ -23,19 +25,19 @@ def count(options, tokens: np.ndarray, nodes: int = NODES) -> dict[str, float]:
     full length), and `tree`, with its `nodes` (padding included), `trees` and the `tokens` of all names.
 
     Args:
-      options: of a captioner.
+      options: of a model with a decoder.
       tokens: (C, L) of the class names.
       nodes: see `capvl.decoding.trie.split`.
     """
-    scorer = Scorer(tokens, nodes=nodes)
+    scorer = TextScorer(tokens, nodes=nodes)
     one = scorer.trees[0]
-    decoder = flops.decoder(options)
-    tree = flops.decoder_tree(options, len(one.inputs), len(one.tokens))
-    kv = flops.image_keys(options)
+    # The logits of a tree's edges are dot products of a state and a row of the output layer.
+    tree = options.text_flops(len(one.inputs)) + flops.dense(len(one.tokens), options.decoder_size.width, 1)
+    encoder, kv, text = options.encoder_flops(), options.image_kv_flops(), options.text_flops()
     return {
-        "pairs": len(tokens) * (flops.encoder(options) + decoder),
-        "image once": flops.encoder(options) + kv + len(tokens) * (decoder - kv),
-        "tree": flops.encoder(options) + kv + len(scorer.trees) * tree,
+        "pairs": len(tokens) * (encoder + kv + text),
+        "image once": encoder + kv + len(tokens) * text,
+        "tree": encoder + kv + len(scorer.trees) * tree,
         "nodes": float(len(scorer.trees) * len(one.inputs)),
         "trees": float(len(scorer.trees)),
         "tokens": float(lengths(tokens).sum()),
@@ -53,7 +55,7 @@ def measure(recipe: recipes.Recipe, tokens: np.ndarray, images: int) -> dict[str
     params = {k: v + 1.0 if k.endswith("scale") else v for k, v in params.items()}
     res = recipe.model.res
     image = jnp.asarray(rng.uniform(-1, 1, (images, res, res, 3)), jnp.float32)
-    scorer = Scorer(tokens)
+    scorer = TextScorer(tokens)
     by_tree = jax.jit(lambda p, i: scorer(blueprint.bind(p), i))
     pairs = jax.jit(lambda p, i, t: log_likelihood(blueprint.bind(p), i, t))
     some = rng.choice(len(tokens), min(len(tokens), 2 * images), replace=False)
@@ -83,8 +85,6 @@ def measure(recipe: recipes.Recipe, tokens: np.ndarray, images: int) -> dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    from capvl.command import config_arguments
-
     parser = argparse.ArgumentParser(prog="python -m capvl.bench scoring", allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--classes", required=True, help="file of class names")

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +31,28 @@ def matmul_rate(seconds: float = 1.0) -> float:
     return 2 * m * k * n * count / (time.perf_counter() - begin)
 
 
-def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, Any]:
     """Random images, and texts of `tokens` tokens on average (uniform in half to one and a half times that)."""
     rng = np.random.default_rng(seed)
+    specs = recipe.batch_spec()
+    if isinstance(next(iter(specs.values())), dict):
+        return {kind: _example_batch(spec, recipe.model.vocab, tokens, rng) for kind, spec in specs.items()}
+    return _example_batch(specs, getattr(recipe.model, "vocab", 0), tokens, rng)
+
+
+def _example_batch(specs, vocab: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     batch = {}
-    for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items():
+    for name, spec in specs.items():
         if spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape, np.uint8)
         elif spec.dtype == np.bool_:
-            batch[name] = np.full(spec.shape, name in ("mask", "seen"))
+            batch[name] = np.full(spec.shape, name in ("mask", "has_image"))
         elif name != "text":  # Lengths of prompts, labels: none, and the first.
             batch[name] = np.zeros(spec.shape, spec.dtype)
         else:
             length = spec.shape[-1]
             lengths = rng.integers(max(1, tokens // 2), min(length, tokens + tokens // 2) + 1, spec.shape[:-1])
-            ids = rng.integers(2, recipe.model.vocab, spec.shape)
+            ids = rng.integers(2, vocab, spec.shape)
             batch[name] = np.where(np.arange(length) < lengths[..., None], ids, 0).astype(np.int32)
     return batch
 

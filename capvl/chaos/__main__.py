@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
 from capvl.chaos import faults, inside
 from capvl.chaos.fleet import Fleet
 from capvl.command import config_arguments, run
@@ -108,8 +110,7 @@ def compare(alone: Fleet, disturbed: Fleet) -> tuple[int, int]:
     Raises:
       UserError: a leaf or a loss differs, or a step is missing.
     """
-    import numpy as np
-
+    # JAX is slow to import, and --help doesn't wait for it.
     from capvl.checkpoint import Checkpointer
 
     expected, found = alone.losses(), disturbed.losses()
@@ -128,6 +129,7 @@ def compare(alone: Fleet, disturbed: Fleet) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     args, overrides = _arguments(argv)
+    # JAX is slow to import, and --help doesn't wait for it.
     from capvl import recipes
 
     options = [*overrides, ("log_every", "1"), ("checkpoint.keep", "3")]

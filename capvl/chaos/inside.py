@@ -6,6 +6,7 @@ import sys
 import time
 
 from capvl import main
+from capvl.command import run
 from capvl.data.reading import sources
 
 FIRED = "chaos: "
@@ -81,6 +82,7 @@ def _disturb_reads(disturb) -> None:
 
 
 def _before_saves(method: str, disturb) -> None:
+    # orbax is slow to import.
     import orbax.checkpoint as ocp
 
     call, calls = getattr(ocp.CheckpointManager, method), []
@@ -105,4 +107,4 @@ KINDS = {
 if __name__ == "__main__":
     kind, seed = sys.argv[1:3]
     KINDS[kind](random.Random(seed))
-    main.run(lambda _: main.main(sys.argv[3:]))
+    run(lambda _: main.main(sys.argv[3:]))

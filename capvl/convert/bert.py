@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
-from capvl.convert.hugging_face import ACTIVATIONS, activation, size_name
+from capvl.convert import rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source, Target
+from capvl.convert.hugging_face import ACTIVATIONS, activation, size_name, write_files
 from capvl.convert.rules import Rule
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.bert import BertOptions
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.terminal import say
+from capvl.weights import Weights
 
 
 def _table(heads: str) -> list[Rule]:
@@ -136,21 +139,36 @@ def write_bert(options: BertOptions, params: Mapping[str, np.ndarray]):
     return state, config
 
 
-def tower_of_bert(
-    params: Mapping[str, np.ndarray], bert: BertOptions, options: TwoTowersOptions, path: str
-) -> dict[str, np.ndarray]:
+def fits(options: Any) -> bool:
+    """Whether a model is a BERT."""
+    return isinstance(options, BertOptions)
+
+
+def read(source: Source) -> Weights:
+    """A BERT with its tokenizer."""
+    options, params = read_bert(source.arrays, source.config)
+    return assemble(source, options, params, resize="hugging_face", tokenizer=tokens.find(source.path))
+
+
+def write(weights: Weights, target: Target) -> None:
+    """Writes a folder for BertForPreTraining or BertModel."""
+    write_files(weights, target, *write_bert(weights.options, weights.params))
+
+
+def text_tower(weights: Weights, options: TwoTowersOptions, path: str) -> dict[str, np.ndarray]:
     """The text tower of two towers from a BERT of ours, without its heads and with its first positions.
 
     BERT adds the embedding of segment 0 to every token; here it becomes part of the positions.
 
     Args:
-      params, bert: of the BERT.
+      weights: the BERT.
       options: of the two towers.
       path: where the BERT is from, for messages.
 
     Raises:
       UserError: the tower is of another form than the BERT.
     """
+    bert, params = weights.options, weights.params
     same = sizes.parse_size(options.text) == sizes.parse_size(bert.text)
     wanted = {
         "text_norm": (options.text_norm, "post"),

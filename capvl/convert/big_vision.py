@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source, Target, read_npz, write_npz
+from capvl.convert.pixels import Pixels
+from capvl.convert.shapes import options_of
 from capvl.errors import UserError
+from capvl.models.abilities import Ability, abilities
+from capvl.weights import Weights
 
 # Ours -> theirs; a tuple is fused along the axis after the input width.
 _ENCODER_DIRECT = {
@@ -166,7 +172,8 @@ def to_big_vision(ours: Mapping[str, Any], *, scan: bool = False) -> dict[str, n
       UserError: the model has parts that big_vision's doesn't have.
     """
     ours = {k: np.asarray(v, np.float32) for k, v in ours.items()}
-    unknown = [k for k in ours if re.match("encoder/(registers|pre_norm|stem/conv|blocks/scale)", k)]
+    foreign = "encoder/(registers|pre_norm|stem/conv|blocks/scale)|decoder/(visual|embedding_norm)|frames"
+    unknown = [k for k in ours if re.match(foreign, k)]
     if unknown or ("text/tokens" in ours and "decoder/tokens" in ours):
         raise UserError(f"big_vision has no model with {unknown[0] if unknown else 'a text tower and a decoder'}.")
     if "text/tokens" in ours:
@@ -275,3 +282,24 @@ def _restack(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             out[key] = value
     return out | {k: np.stack([x[i] for i in range(len(x))], axis=axis) for (k, axis), x in groups.items()}
+
+
+def read(source: Source) -> Weights:
+    """A captioner, two towers or an encoder of an .npz; images are squashed, as big_vision evaluates them."""
+    params = from_big_vision(read_npz(source.path))
+    options = options_of(params)
+    pixels = Pixels(options.pixels, crop="squash", interpolation="fast")
+    return assemble(source, options, params, resize="big_vision", pixels=pixels)
+
+
+def write(weights: Weights, target: Target) -> None:
+    """Writes an .npz.
+
+    Raises:
+      UserError: big_vision has no such model, or the file can't be written.
+    """
+    options = weights.options
+    if Ability.IMAGES not in abilities(options) or getattr(options, "text_norm", "pre") != "pre":
+        raise UserError("big_vision has no form of this BERT.")
+    theirs = to_big_vision(weights.params, scan=target.scan)
+    write_npz(target.path, {f"params/{name}": value for name, value in theirs.items()})

@@ -1,15 +1,70 @@
 """Weights in files: safetensors and NumPy archives; pickles only where the user asks for it."""
 
+import dataclasses
+import functools
+import json
 import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from capvl import storage
+from capvl.config import Trust
 from capvl.errors import UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NAMES = ("model.safetensors", "open_clip_model.safetensors", "weights.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is to be read; its files are read when they are first asked for.
+
+    Attributes:
+      path: a file or a folder.
+      heads: of the attention, where neither arrays nor a configuration tell; 0 for width / 64.
+      allow_pickle: see `read_weights`.
+      trust: see `capvl.convert.folder.read_model`.
+    """
+
+    path: str
+    heads: int = 0
+    allow_pickle: bool = False
+    trust: Trust = False
+
+    @functools.cached_property
+    def _contents(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return read_weights(self.path, allow_pickle=self.allow_pickle)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name; see `read_weights`."""
+        return self._contents[0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration beside the arrays; {} where there is none."""
+        return self._contents[1]
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the arrays' file is."""
+        path = pathlib.Path(self.path)
+        return path if path.is_dir() else path.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is to be written.
+
+    Attributes:
+      path: a new folder or a file.
+      scan: big_vision's scanned layout.
+    """
+
+    path: str
+    scan: bool = False
 
 
 def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -78,7 +133,7 @@ def _read_file(file: pathlib.Path, allow_pickle: bool) -> dict[str, np.ndarray]:
 
 def _read_pickle(path: str) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # Optional, and slow to import.
     except ImportError as e:
         raise UserError("Reading a pickle needs PyTorch: pip install torch.") from e
     try:
@@ -98,6 +153,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: missing or not such a file.
     """
+    # Late, so that commands show their help at once.
     from ml_dtypes import bfloat16  # noqa: F401 - NumPy has to know it before safetensors asks.
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -115,7 +171,7 @@ def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
     Raises:
       UserError: it can't be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save_file  # Late, so that commands show their help at once.
 
     try:
         with storage.new_file(path) as temporary:
@@ -137,3 +193,47 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
             return {k: z[k] for k in z.files}
     except (ValueError, OSError, EOFError) as e:
         raise UserError(f"{path!r} can't be read as an .npz of plain arrays: {e}") from e
+
+
+def write_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a flat .npz, whole or not at all.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    try:
+        with storage.new_file(epath.Path(path)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+    except OSError as e:
+        raise UserError(f"{path!r} can't be written: {e.strerror or e}.") from e
+
+
+def new_folder(folder: str) -> epath.Path:
+    """An empty folder to write to.
+
+    Raises:
+      UserError: there is something in it, or it can't be made.
+    """
+    path = storage.folder(folder)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{folder!r} is there already; choose another name or remove it.")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"Folder {folder!r} can't be made: {e.strerror or e}.") from e
+    return path
+
+
+def write_model(folder: str, state: dict[str, np.ndarray], config: dict[str, Any]) -> epath.Path:
+    """Writes model.safetensors and config.json to a new folder, as transformers and timm read them.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: there is something in it, or it can't be written.
+    """
+    path = new_folder(folder)
+    write_safetensors(path / "model.safetensors", state)
+    (path / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return path

@@ -6,60 +6,20 @@ wherever they take a run's workdir.
 
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
 
 from capvl import config, recipes, storage, workdirs
-from capvl.convert import tokens
-from capvl.convert.files import read_npz, read_safetensors, write_safetensors
+from capvl.checkpoint import Checkpointer, check_leaves
+from capvl.convert import big_vision, tokens
+from capvl.convert.files import Source, Target, new_folder, read_safetensors, write_safetensors
+from capvl.convert.kinds import KINDS, kind_of
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
-from capvl.models.bert import BertOptions
-from capvl.models.captioner import CaptionerOptions
-from capvl.models.encoder import EncoderOptions
-from capvl.models.git import GitOptions
-from capvl.models.two_towers import TwoTowersOptions
+from capvl.models.parameters import Blueprint
+from capvl.weights import CHOICES, Weights
 
-KINDS = {
-    "captioner": CaptionerOptions,
-    "two_towers": TwoTowersOptions,
-    "git": GitOptions,
-    "encoder": EncoderOptions,
-    "bert": BertOptions,
-}
 FORMAT = 1
-CHOICES = {
-    "resize": ("big_vision", "hugging_face", "timm"),
-    "crop": ("center", "center_floor", "squash"),
-    "interpolation": ("fast", "bilinear", "bicubic"),
-}
-"""Values of Weights' attributes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """A model's parameters with what is needed to use them.
-
-    Attributes:
-      params: float32 by path.
-      options: of the model; a value of KINDS.
-      resize: how its positions are resized; see CHOICES.
-      tokenizer: path of its tokenizer; "" where it has none.
-      clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.text.cleaning.CLEANERS`.
-      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.images.crops.Crop`.
-      objective: that it was trained with, for its prompts; None for what models of its kind usually have.
-    """
-
-    params: dict[str, np.ndarray]
-    options: Any
-    resize: str = "big_vision"
-    tokenizer: str = ""
-    clean: str = ""
-    crop: str = "center"
-    crop_fraction: float = 1.0
-    interpolation: str = "fast"
-    objective: Any = None
 
 
 def write_folder(folder: str, weights: Weights) -> None:
@@ -68,12 +28,16 @@ def write_folder(folder: str, weights: Weights) -> None:
     Raises:
       UserError: the folder is there already with something in it, or can't be written.
     """
+    kind = kind_of(weights.options)
+    if not kind or type(weights.options) is not KINDS[kind].options:
+        raise UserError(
+            f"Folders hold models of the kinds {', '.join(KINDS)}, and this one has {type(weights.options).__name__}."
+        )
     path = new_folder(folder)
     write_safetensors(path / "weights.safetensors", weights.params)
     tokenizer = ""
     if weights.tokenizer:
         tokenizer = tokens.copy(weights.tokenizer, path, tokenizers.name_of_copy(weights.tokenizer), weights.clean)
-    kind = next(name for name, cls in KINDS.items() if type(weights.options) is cls)
     description = {
         "format": FORMAT,
         "kind": kind,
@@ -85,22 +49,6 @@ def write_folder(folder: str, weights: Weights) -> None:
         "interpolation": weights.interpolation,
     }
     storage.replace_text(path / "model.json", json.dumps(description, indent=1))
-
-
-def new_folder(folder: str):
-    """An empty folder to write to.
-
-    Raises:
-      UserError: there is something in it, or it can't be made.
-    """
-    path = storage.folder(folder)
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{folder!r} is there already; choose another name or remove it.")
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"Folder {folder!r} can't be made: {e.strerror or e}.") from e
-    return path
 
 
 def read_model(path: str, *, step: int | None = None, trust: config.Trust = False) -> Weights:
@@ -115,11 +63,7 @@ def read_model(path: str, *, step: int | None = None, trust: config.Trust = Fals
       UserError: missing, unreadable, none of these, or in need of code that is not trusted.
     """
     if path.endswith(".npz"):
-        from capvl.convert.big_vision import from_big_vision
-        from capvl.convert.shapes import options_of
-
-        params = from_big_vision(read_npz(path))
-        return Weights(params, options_of(params), "big_vision", crop="squash")
+        return big_vision.read(Source(path))
     place = storage.folder(path)
     if (place / "model.json").exists():
         return _read_folder(place)
@@ -132,12 +76,9 @@ def read_model(path: str, *, step: int | None = None, trust: config.Trust = Fals
 
 
 def _read_folder(place) -> Weights:
-    from capvl.checkpoint import check_leaves
-    from capvl.models.parameters import Blueprint
-
     try:
         values = storage.read_json(place / "model.json")
-        kind, options = KINDS[values["kind"]], values["options"]
+        cls, options = KINDS[values["kind"]].options, values["options"]
         known = all(values.get(name, choices[0]) in choices for name, choices in CHOICES.items())
         if not known or not isinstance(values.get("tokenizer", ""), str):
             raise TypeError
@@ -145,7 +86,7 @@ def _read_folder(place) -> Weights:
             raise TypeError
     except (KeyError, TypeError) as e:
         raise UserError(f"{str(place / 'model.json')!r} is not the description of a model.") from e
-    options = config.build(kind, options, "options")
+    options = config.build(cls, options, "options")
     params = read_safetensors(str(place / "weights.safetensors"))
     stored = {k: [list(v.shape), str(v.dtype)] for k, v in params.items()}
     check_leaves(stored, Blueprint(options).shapes, str(place))
@@ -157,8 +98,6 @@ def _read_folder(place) -> Weights:
 
 
 def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
-    from capvl.checkpoint import Checkpointer
-
     values = recipes.read_values(place / "config.json")
     values.pop("evals", None)  # Nobody asks them here, and they may name code.
     recipe = recipes.resolve(values, trust)
@@ -168,3 +107,13 @@ def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
     pixels = dict(crop=crop, crop_fraction=recipe.data.crop_fraction, interpolation=recipe.data.interpolation)
     tokenizer = workdirs.tokenizer_of(place, recipe)
     return Weights(params, recipe.model, "big_vision", tokenizer, **pixels, objective=recipe.objective)
+
+
+def read(source: Source) -> Weights:
+    """See `read_model`."""
+    return read_model(source.path, trust=source.trust)
+
+
+def write(weights: Weights, target: Target) -> None:
+    """See `write_folder`."""
+    write_folder(target.path, weights)

@@ -1,4 +1,4 @@
-"""GIT's weights: the official names and Hugging Face's in, Hugging Face's out."""
+"""Hugging Face's GIT, in and out; and what a GIT begins with from a BERT or another GIT."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
-from capvl.convert.hugging_face import ACTIVATIONS, CLIP_FORM, check_form, clip_image, section, size_name
-from capvl.convert.rules import CONV, ROW, Rule
+from capvl.convert import pixels, rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source, Target
+from capvl.convert.hugging_face import ACTIVATIONS, CLIP_FORM, check_form, clip_image, section, size_name, write_files
+from capvl.convert.rules import Rule
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.git import GitOptions
+from capvl.weights import Weights
 
-_CLS = 101
+CLS = 101
 _DEFAULTS = dict(
     hidden_act="gelu", hidden_size=768, num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072,
-    vocab_size=30_522, max_position_embeddings=1024, layer_norm_eps=1e-12, bos_token_id=_CLS,
+    vocab_size=30_522, max_position_embeddings=1024, layer_norm_eps=1e-12, bos_token_id=CLS,
 )  # fmt: skip
 _VISION = dict(
     hidden_act="quick_gelu", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
@@ -24,26 +27,7 @@ _VISION = dict(
 )  # fmt: skip
 
 
-def _official_image() -> list[Rule]:
-    """CLIP's image tower by OpenAI's names."""
-    block, layer = "encoder/blocks/{i}", "image_encoder.transformer.resblocks.{i}"
-    return [
-        Rule("encoder/stem/kernel", ("image_encoder.conv1.weight",), CONV),
-        Rule("encoder/cls", ("image_encoder.class_embedding",), ROW),
-        Rule("encoder/positions", ("image_encoder.positional_embedding",)),
-        *rules.norm("encoder/pre_norm", "image_encoder.ln_pre"),
-        *rules.norm(f"{block}/norm1", f"{layer}.ln_1"),
-        *rules.packed_attention(
-            f"{block}/attn", f"{layer}.attn.in_proj_weight", f"{layer}.attn.in_proj_bias", f"{layer}.attn.out_proj"
-        ),
-        *rules.norm(f"{block}/norm2", f"{layer}.ln_2"),
-        *rules.dense(f"{block}/mlp/up", f"{layer}.mlp.c_fc"),
-        *rules.dense(f"{block}/mlp/down", f"{layer}.mlp.c_proj"),
-        *rules.norm("encoder/norm", "image_encoder.ln_post"),
-    ]
-
-
-def _text(words: str, positions: str, norm: str, projection: str, encoder: str) -> list[Rule]:
+def decoder(words: str, positions: str, norm: str, projection: str, encoder: str) -> list[Rule]:
     """The decoder without its output layer: BERT's layers by BERT's names."""
     layer = f"{encoder}.layer.{{i}}"
     return [
@@ -64,29 +48,19 @@ def _text(words: str, positions: str, norm: str, projection: str, encoder: str) 
     ]
 
 
-def _output(name: str, tied: bool) -> list[Rule]:
+def output_layer(name: str, tied: bool) -> list[Rule]:
     """The output layer; where it is tied its kernel is the token table."""
     return [Rule("decoder/bias", (f"{name}.bias",))] if tied else rules.dense("decoder/logits", name)
 
 
 HUGGING_FACE = [
     *clip_image("git.image_encoder.vision_model."),
-    *_text(
+    *decoder(
         "git.embeddings.word_embeddings",
         "git.embeddings.position_embeddings",
         "git.embeddings.LayerNorm",
         "git.visual_projection.visual_projection",
         "git.encoder",
-    ),
-]
-OFFICIAL = [
-    *_official_image(),
-    *_text(
-        "textual.embedding.words",
-        "textual.embedding.positions",
-        "textual.embedding.layer_norm",
-        "textual.visual_projection",
-        "textual.transformer.encoder",
     ),
 ]
 # Both spellings are about.
@@ -100,7 +74,7 @@ def read_hugging_face(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any
     Raises:
       UserError: it is another model, or its output layer is not what tie_word_embeddings says.
     """
-    says = config.get("tie_word_embeddings")
+    declared = config.get("tie_word_embeddings")
     config = _DEFAULTS | dict(config)
     vision = _VISION | dict(config.get("vision_config") or {})
     theirs = {
@@ -122,42 +96,10 @@ def read_hugging_face(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any
         text_eps=config["layer_norm_eps"],
         embedding_eps=config["layer_norm_eps"],
     )
-    return _read(theirs, HUGGING_FACE, "output", options, says)
+    return read_by(theirs, HUGGING_FACE, "output", options, declared)
 
 
-def read_official(theirs: Mapping[str, np.ndarray], heads: int = 0):
-    """(options, parameters) of the official repository's checkpoint; sizes come from the shapes.
-
-    Args:
-      theirs: its state dict.
-      heads: of the attention; 0 for width / 64, which the released models have.
-
-    Raises:
-      UserError: it is another model.
-    """
-    for name in ("image_encoder.conv1.weight", "textual.embedding.words.weight"):
-        if name not in theirs:
-            raise UserError(f"The weights lack {name!r}, so they are not GIT's official ones.")
-    width, _, patch, _ = theirs["image_encoder.conv1.weight"].shape
-    grid = round((len(theirs["image_encoder.positional_embedding"]) - 1) ** 0.5)
-    vocab, text_width = theirs["textual.embedding.words.weight"].shape
-    options = dict(
-        encoder=f"{_size(theirs, 'image_encoder.transformer.resblocks.{}.mlp.c_fc.weight', width, heads)}/{patch}",
-        res=grid * patch,
-        text=_size(theirs, "textual.transformer.encoder.layer.{}.intermediate.dense.weight", text_width, heads),
-        vocab=vocab,
-        text_positions=len(theirs["textual.embedding.positions.weight"]),
-    )
-    return _read(theirs, OFFICIAL, "textual.output", options | {"start": min(_CLS, vocab - 1)}, None)
-
-
-def _size(theirs: Mapping[str, np.ndarray], mlp: str, width: int, heads: int) -> str:
-    depth = next(i for i in range(len(theirs)) if mlp.format(i) not in theirs)
-    hidden = len(theirs[mlp.format(0)]) if depth else 0
-    return f"w{width}d{depth}h{heads or max(1, width // 64)}m{hidden}"
-
-
-def _is_tied(theirs: Mapping[str, np.ndarray], output: str, words: str, says: bool | None) -> bool:
+def _is_tied(theirs: Mapping[str, np.ndarray], output: str, words: str, declared: bool | None) -> bool:
     """Whether a model's output layer is its token table.
 
     It is where the weights have one array for both, or two that are equal: released GITs hold two equal ones and a
@@ -166,34 +108,50 @@ def _is_tied(theirs: Mapping[str, np.ndarray], output: str, words: str, says: bo
     Args:
       theirs: state dict.
       output, words: names of the output layer's and the table's arrays.
-      says: `tie_word_embeddings` of the configuration; None where it says nothing.
+      declared: `tie_word_embeddings` of the configuration; None where it says nothing.
 
     Raises:
       UserError: the weights contradict the configuration.
     """
     if output not in theirs:
-        if says is False:
+        if declared is False:
             raise UserError(f"config.json has tie_word_embeddings=false, and the weights lack {output!r}.")
         return True
     equal = words in theirs and np.array_equal(theirs[output], theirs[words])
-    if says and not equal:
+    if declared and not equal:
         raise UserError(f"config.json has tie_word_embeddings=true, and {output!r} differs from {words!r}.")
     return equal
 
 
-def _read(
-    theirs: Mapping[str, np.ndarray], table: Sequence[Rule], output: str, options: dict[str, Any], says: bool | None
-):
+def read_by(
+    theirs: Mapping[str, np.ndarray],
+    table: Sequence[Rule],
+    output: str,
+    options: dict[str, Any],
+    declared: bool | None = None,
+) -> tuple[GitOptions, dict[str, np.ndarray]]:
+    """(options, parameters) of a GIT by a table of names.
+
+    Args:
+      theirs: state dict.
+      table: of all but the output layer.
+      output: name of the output layer.
+      options: what is known of the model's.
+      declared: `tie_word_embeddings` of its configuration; None where it says nothing.
+
+    Raises:
+      UserError: the weights are of another model, or contradict the configuration.
+    """
     theirs = {k: v for k, v in theirs.items() if not k.endswith(_BUFFERS)}
     frames = {int(m[1]): theirs.pop(k) for k in list(theirs) if (m := _FRAME.fullmatch(k))}
     words = next(rule.theirs[0] for rule in table if rule.ours == "decoder/tokens")
-    tied = _is_tied(theirs, f"{output}.weight", words, says)
+    tied = _is_tied(theirs, f"{output}.weight", words, declared)
     if tied:
         theirs.pop(f"{output}.weight", None)
     length = min(40, options["text_positions"])
     options = GitOptions(**options, frames=len(frames), dtype="float32", length=length, tied=tied)
     image, text = sizes.parse(options.encoder)[0], sizes.parse_size(options.text)
-    table = [*table, *_output(output, tied)]
+    table = [*table, *output_layer(output, tied)]
     params = rules.read(theirs, table, lambda n: (image if n.startswith("encoder/") else text).heads, "GIT")
     params["encoder/stem/bias"] = np.zeros(image.width, np.float32)  # CLIP's convolution has none.
     if frames:
@@ -201,19 +159,20 @@ def _read(
     return options, params
 
 
-def decoder_of_bert(params: Mapping[str, np.ndarray], options: GitOptions, path: str) -> dict[str, np.ndarray]:
+def decoder_of_bert(weights: Weights, options: GitOptions, path: str) -> dict[str, np.ndarray]:
     """A GIT's decoder from a BERT of ours: its tables and first layers (GIT, section 4.6).
 
     BERT adds the embedding of segment 0 to every token; here it becomes part of the positions.
 
     Args:
-      params: of the BERT.
+      weights: the BERT.
       options: of the GIT.
       path: where the BERT is from, for messages.
 
     Raises:
       UserError: the BERT has fewer layers or positions.
     """
+    params = weights.params
     depth, rows = options.decoder_layers, options.text_positions
     have, known = len(params["blocks/norm1/scale"]), len(params["positions"])
     if have < depth or known < rows:
@@ -228,11 +187,17 @@ def decoder_of_bert(params: Mapping[str, np.ndarray], options: GitOptions, path:
         "decoder/bias": params.get("word_bias", np.zeros(len(params["tokens"]), np.float32)),
     }
     out |= {f"decoder/embedding_norm/{leaf}": params[f"norm/{leaf}"] for leaf in ("scale", "bias")}
-    out = out if options.tied else untied(out)
+    out = out if options.tied else _untied(out)
     return out | {f"decoder/{k}": v[:depth] for k, v in params.items() if k.startswith("blocks/")}
 
 
-def untied(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_output_layer(weights: Weights, options: GitOptions, path: str) -> dict[str, np.ndarray]:
+    """The parameters of a GIT for one with these options: its output layer is a copy of its table where it has none."""
+    del path
+    return _untied(weights.params) if weights.options.tied and not options.tied else weights.params
+
+
+def _untied(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The parameters with an output layer of its own, a copy of the token table."""
     params = dict(params)
     bias = params.pop("decoder/bias")
@@ -253,7 +218,7 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
             "Hugging Face's GIT has no place for a bias of its patch convolution, and this one's is not zero."
         )
     frames = params.pop("frames", ())
-    state = rules.write(params, [*HUGGING_FACE, *_output("output", options.tied)], "GIT")
+    state = rules.write(params, [*HUGGING_FACE, *output_layer("output", options.tied)], "GIT")
     state.setdefault("output.weight", state["git.embeddings.word_embeddings.weight"])
     state |= {f"git.img_temporal_embedding.{i}": np.asarray(v)[None, None] for i, v in enumerate(frames)}
     (size, patch), text = sizes.parse(options.encoder), sizes.parse_size(options.text)
@@ -274,3 +239,26 @@ def write_hugging_face(options: GitOptions, params: Mapping[str, np.ndarray]):
         | {"image_size": options.res, "patch_size": patch, "model_type": "git_vision_model"},
     }
     return state, config
+
+
+def fits(options: Any) -> bool:
+    """Whether a model is a GIT."""
+    return isinstance(options, GitOptions)
+
+
+def read(source: Source) -> Weights:
+    """A GIT with the pixels of its processor, by itself CLIP's, and its tokenizer."""
+    options, params = read_hugging_face(source.arrays, source.config)
+    return assemble(
+        source,
+        options,
+        params,
+        resize="hugging_face",
+        pixels=pixels.of_hugging_face(source.folder, "CLIP", options.res),
+        tokenizer=tokens.find(source.path),
+    )
+
+
+def write(weights: Weights, target: Target) -> None:
+    """Writes a folder for GitForCausalLM."""
+    write_files(weights, target, *write_hugging_face(weights.options, weights.params))

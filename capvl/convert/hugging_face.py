@@ -1,18 +1,25 @@
-"""Hugging Face's CLIP, in and out, and what its towers share with SigLIP and ViT."""
+"""Hugging Face's CLIP, in and out, and what its towers and files share with SigLIP, ViT, GIT and BERT."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import files, pixels, rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source, Target
 from capvl.convert.rules import CONV, ROW, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability, abilities
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import ViTOptions
+from capvl.nn.positions import sincos_2d
+from capvl.weights import Weights
 
 _CLIP_END = 49407
+_TOKENIZERS = {".json": "tokenizer.json", ".model": "spiece.model", ".txt": "vocab.txt"}
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
@@ -209,12 +216,48 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
     return rules.write(params, CLIP, "CLIP model"), config
 
 
+def fits(options: Any) -> bool:
+    """Whether a model's two towers are rather CLIP's than SigLIP's."""
+    return Ability.TEXTS in abilities(options) and options.pool == "cls"
+
+
+def read(source: Source) -> Weights:
+    """A CLIP, or its image tower, with the pixels of its processor and its tokenizer."""
+    options, params = read_clip(source.arrays, source.config)
+    return assemble(
+        source,
+        options,
+        params,
+        resize="hugging_face",
+        pixels=pixels.of_hugging_face(source.folder, "CLIP", options.res),
+        tokenizer=tokens.find(source.path),
+    )
+
+
+def write(weights: Weights, target: Target) -> None:
+    """Writes a folder for CLIPModel."""
+    write_files(weights, target, *write_clip(weights.options, weights.params))
+
+
+def write_files(weights: Weights, target: Target, state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """Writes a folder for transformers: arrays, configuration, the processor of images, the tokenizer.
+
+    Raises:
+      UserError: there is something in it, or it can't be written.
+    """
+    files.write_model(target.path, state, config)
+    folder = pathlib.Path(target.path)
+    if Ability.IMAGES in abilities(weights.options):
+        pixels.write_processor(folder, weights)
+    if weights.tokenizer:
+        own = pathlib.Path(weights.tokenizer)
+        tokens.copy(weights.tokenizer, folder, _TOKENIZERS.get(own.suffix, own.name), weights.clean)
+
+
 def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The parameters with sine-cosine positions written out."""
     if options.positions == "learned":
         return dict(params)
-    from capvl.nn.positions import sincos_2d
-
     size, patch = sizes.parse(options.encoder)
     grid = options.res // patch
     return {**params, "encoder/positions": sincos_2d(grid, grid, size.width)}

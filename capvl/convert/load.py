@@ -9,18 +9,16 @@ import numpy as np
 from capvl import workdirs
 from capvl.checkpoint import check_leaves
 from capvl.config import Trust
-from capvl.convert.bert import tower_of_bert
-from capvl.convert.folder import Weights, read_model
-from capvl.convert.git import decoder_of_bert, untied
+from capvl.convert.folder import read_model
+from capvl.convert.kinds import adapted
+from capvl.convert.tokens import of_vocabulary
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
-from capvl.models.bert import BertOptions
-from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
-from capvl.models.two_towers import TwoTowersOptions
 from capvl.nn.positions import resize_grid
 from capvl.recipes import own_code
 from capvl.terminal import say
+from capvl.weights import Weights
 
 
 def load_parameters(
@@ -54,7 +52,7 @@ def load_parameters(
         params |= fitting
         taken = [n for n in fitting if n in shapes and (not only or any(re.fullmatch(p, n) for p in only))]
         _check_computed(weights.options, model_options, taken, part.strip())
-        if tokenizer and any({"vocab", "token"} & set(blueprint.axes[name]) for name in taken):
+        if tokenizer and of_vocabulary(blueprint.axes[name] for name in taken):
             _check_vocabulary(weights.tokenizer, tokenizer, part.strip())
     if only:
         params, shapes = (
@@ -100,13 +98,7 @@ def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
     """Parameters by the names of the model that they are for; its encoder's positions resized."""
-    params = weights.params
-    if isinstance(weights.options, BertOptions) and isinstance(model_options, GitOptions):
-        return decoder_of_bert(params, model_options, path)
-    if isinstance(weights.options, BertOptions) and isinstance(model_options, TwoTowersOptions):
-        return tower_of_bert(params, weights.options, model_options, path)
-    if isinstance(model_options, GitOptions) and getattr(weights.options, "tied", False) and not model_options.tied:
-        params = untied(params)
+    params = adapted(weights, model_options, path)
     name = "encoder/positions"
     if name in params and name in shapes and params[name].shape != shapes[name].shape:
         first = int(getattr(weights.options, "class_position", False))

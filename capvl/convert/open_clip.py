@@ -1,16 +1,20 @@
 """open_clip's two towers in: CLIP, and towers whose image side is timm's (SigLIP)."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import pixels, rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source
 from capvl.convert.rules import CONV, LINEAR, ROW, SCALAR, Rule
 from capvl.convert.timm import read_timm
 from capvl.errors import UserError
 from capvl.models.two_towers import TwoTowersOptions
+from capvl.weights import Weights
 
 
 def _residual_blocks(ours: str, theirs: str) -> list[Rule]:
@@ -49,13 +53,13 @@ _TEXT_HEAD_WITH_BIAS = [
 ]
 
 # Keys of a configuration that say nothing that the arrays don't say, and what the others must be.
-_SILENT = (
+_UNUSED = (
     r"layers|width|heads|head_width|mlp_ratio|patch_size|image_size|patch_dropout|pos_embed_type|attn_pooler_.*|timm_.*"
     r"|context_length|vocab_size|pad_id|eos_id|hf_tokenizer_name|tokenizer_kwargs|norm_kwargs|act_kwargs|no_ln_pre"
     r"|no_causal_mask|proj_bias|pool_type|hf_(model_pretrained|proj_type|pooler_type)|final_ln_after_pool"
 )
-_PLAIN = {"proj_type": "linear", "block_type": "default"}
-_SILENT_MODEL = "embed_dim|vision_cfg|text_cfg|quick_gelu|custom_text|init_logit_.*|nonscalar_logit_scale|output_dict"
+_REQUIRED = {"proj_type": "linear", "block_type": "default"}
+_UNUSED_MODEL = "embed_dim|vision_cfg|text_cfg|quick_gelu|custom_text|init_logit_.*|nonscalar_logit_scale|output_dict"
 
 
 def read_open_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads: int = 0):
@@ -76,9 +80,9 @@ def read_open_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], 
             "'vision_cfg' or 'text_cfg'."
         )
     vision, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
-    _check(model, _SILENT_MODEL, "model_cfg")
-    _check(vision, _SILENT, "vision_cfg")
-    _check(text, _SILENT, "text_cfg")
+    _check(model, _UNUSED_MODEL, "model_cfg")
+    _check(vision, _UNUSED, "vision_cfg")
+    _check(text, _UNUSED, "text_cfg")
     # A text tower of a class of its own has a prefix.
     theirs = {k.removeprefix("text."): v for k, v in theirs.items() if not k.endswith("attn_mask")}
     if "token_embedding.weight" not in theirs:
@@ -96,10 +100,10 @@ def read_open_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], 
     return TwoTowersOptions(**options), params | image_params
 
 
-def _check(values: Mapping[str, Any], silent: str, where: str) -> None:
+def _check(values: Mapping[str, Any], unused: str, where: str) -> None:
     """Raises UserError where a configuration has what isn't known here."""
     for key, value in values.items():
-        if not re.fullmatch(silent, key) and value is not None and value != _PLAIN.get(key, False):
+        if not re.fullmatch(unused, key) and value is not None and value != _REQUIRED.get(key, False):
             raise UserError(f"open_clip's {where} has {key}={value!r}, which isn't known here.")
 
 
@@ -192,3 +196,33 @@ def _text(theirs: dict[str, np.ndarray], text: Mapping[str, Any], image: dict[st
     if not image["projection"] and not bias:
         params["text/head/bias"] = np.zeros(params["text/head/kernel"].shape[1], np.float32)
     return options, params
+
+
+def read(source: Source) -> Weights:
+    """Two towers with the pixels of preprocess_cfg, their tokenizer, its cleaning, and the padding that they read."""
+    options, params = read_open_clip(source.arrays, source.config, source.heads)
+    text, tokenizer = source.config.get("model_cfg", source.config)["text_cfg"], tokens.find(source.path)
+    if options.text_pool == "last":  # Which reads the padding.
+        options = dataclasses.replace(options, text_pad=_padding(tokenizer, text))
+    return assemble(
+        source,
+        options,
+        params,
+        resize="timm",
+        pixels=pixels.of_open_clip(source.config),
+        tokenizer=tokenizer,
+        clean=tokens.open_clip_cleaning(text, tokenizer) if tokenizer else "",
+    )
+
+
+def _padding(tokenizer: str, text: Mapping[str, Any]) -> int:
+    """Id of the padding that a text tower reads."""
+    found = tokens.padding(tokenizer)
+    if found is None:
+        known = {"SigLIP2": 0, "SigLIP": 1}  # Theirs have these, whatever their size.
+        found = next((i for name, i in known.items() if name in str(text.get("hf_tokenizer_name"))), None)
+    if found is None:
+        raise UserError(
+            "The text tower reads its padding (pool_type='last'), and no tokenizer beside says which id it is."
+        )
+    return found

@@ -14,6 +14,7 @@ from capvl.data.images.crops import resized_side
 from capvl.data.images.decode import PILLOW
 from capvl.errors import UserError
 from capvl.models.vit import PIXELS
+from capvl.weights import Weights
 
 _PILLOW_NUMBERS = {2: "bilinear", 3: "bicubic"}
 _FILE = "preprocessor_config.json"
@@ -59,31 +60,30 @@ _PROCESSORS = {
     "Siglip": _HALF | dict(resample=3, size=224, do_center_crop=False),
     "ViT": _HALF | dict(resample=2, size=224, do_center_crop=False),
 }
-_KINDS = {"clip": "CLIP", "git": "CLIP", "siglip": "Siglip", "vit": "ViT"}
 
 
-def of_hugging_face(folder: pathlib.Path, kind: str, res: int) -> Pixels:
+def of_hugging_face(folder: pathlib.Path, processor: str, res: int) -> Pixels:
     """Of processor_config.json or preprocessor_config.json; without them what transformers' processor does by itself.
 
     Args:
       folder: where the model is.
-      kind: its model_type: a key of _KINDS.
+      processor: that models of its type have where their files name none: a key of _PROCESSORS.
       res: of the model.
 
     Raises:
       UserError: it does what we don't.
     """
-    values, where = {}, f"transformers' processor of {kind}"
+    values, where = {}, f"transformers' {processor} processor"
     for name in ("processor_config.json", _FILE):
         if not values and (folder / name).exists():
             values, where = read_json(folder / name), name
             values = values.get("image_processor", {} if name != _FILE else values)
     # The size of a model without a file is its own.
-    values = values or {"size": {"shortest_edge": res} if _KINDS[kind] == "CLIP" else res, "crop_size": res}
-    said = values.get("image_processor_type", values.get("feature_extractor_type", _KINDS[kind]))
-    processor = next((p for p in _PROCESSORS if str(said).startswith(p)), None)
+    values = values or {"size": {"shortest_edge": res} if processor == "CLIP" else res, "crop_size": res}
+    declared = values.get("image_processor_type", values.get("feature_extractor_type", processor))
+    processor = next((p for p in _PROCESSORS if str(declared).startswith(p)), None)
     if processor is None:
-        raise UserError(f"{where} is of a {said}; known are those of {', '.join(_PROCESSORS)}.")
+        raise UserError(f"{where} is of a {declared}; known are those of {', '.join(_PROCESSORS)}.")
     values = _PROCESSORS[processor] | values
     for name in ("do_resize", "do_rescale", "do_normalize"):
         if not values.get(name, True):
@@ -151,32 +151,32 @@ def of_timm(pretrained: Mapping[str, Any], res: int) -> Pixels:
     return Pixels(pixels, mode, fraction, _interpolation(pretrained.get("interpolation") or "bicubic", where))
 
 
-def to_timm(how: Any) -> dict[str, Any]:
-    """What pretrained_cfg says of `crop`, `crop_fraction` and `interpolation`; "fast" is bilinear, which is nearest."""
+def to_timm(weights: Weights) -> dict[str, Any]:
+    """What pretrained_cfg says of a model's crop and interpolation; "fast" is bilinear, which is nearest."""
     return {
-        "crop_pct": how.crop_fraction,
-        "crop_mode": "squash" if how.crop == "squash" else "center",
-        "interpolation": "bicubic" if how.interpolation == "bicubic" else "bilinear",
+        "crop_pct": weights.crop_fraction,
+        "crop_mode": "squash" if weights.crop == "squash" else "center",
+        "interpolation": "bicubic" if weights.interpolation == "bicubic" else "bilinear",
     }
 
 
-def write_processor(folder: pathlib.Path, options: Any, how: Any) -> None:
+def write_processor(folder: pathlib.Path, weights: Weights) -> None:
     """preprocessor_config.json for transformers.
 
     Args:
       folder: where to write it.
-      options: of a model with an image tower.
-      how: has `crop`, `crop_fraction` and `interpolation`. "fast" is written as bilinear, which is nearest.
+      weights: a model with an image tower. "fast" is written as bilinear, which is nearest.
     """
+    options = weights.options
     res, cls = options.res, options.pool == "cls"
-    side = resized_side(res, how.crop_fraction)
-    squash = how.crop == "squash"
+    side = resized_side(res, weights.crop_fraction)
+    squash = weights.crop == "squash"
     mean, std = PIXELS[options.pixels]
     values = {
         "image_processor_type": "CLIPImageProcessor" if cls or not squash else "SiglipImageProcessor",
         "do_resize": True,
         "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
-        "resample": 3 if how.interpolation == "bicubic" else 2,
+        "resample": 3 if weights.interpolation == "bicubic" else 2,
         "do_center_crop": not squash or side > res,
         "crop_size": {"height": res, "width": res},
         "do_rescale": True,

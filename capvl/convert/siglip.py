@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import pixels, rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source, Target
 from capvl.convert.hugging_face import (
     PLAIN_FORM,
     check_form,
@@ -19,12 +21,15 @@ from capvl.convert.hugging_face import (
     text_tower,
     their_activation,
     with_table,
+    write_files,
 )
 from capvl.convert.rules import CONV, ROW3, SCALAR, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability, abilities
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.vit import ViTOptions
+from capvl.weights import Weights
 
 
 def _siglip_image(prefix: str, head: bool) -> list[Rule]:
@@ -182,3 +187,30 @@ def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
         },
     }
     return _pack(rules.write(params, SIGLIP, "SigLIP model")), config
+
+
+def fits(options: Any) -> bool:
+    """Whether a model has an image tower: of one without a text tower it is written alone."""
+    return Ability.IMAGES in abilities(options)
+
+
+def read(source: Source) -> Weights:
+    """A SigLIP, or its image tower, with the pixels of its processor, its tokenizer and the padding that it reads."""
+    tokenizer = tokens.find(source.path)
+    options, params = read_siglip(source.arrays, source.config, tokens.padding(tokenizer))
+    return assemble(
+        source,
+        options,
+        params,
+        resize="hugging_face",
+        pixels=pixels.of_hugging_face(source.folder, "Siglip", options.res),
+        tokenizer=tokenizer,
+    )
+
+
+def write(weights: Weights, target: Target) -> None:
+    """Writes a folder for SiglipModel or SiglipVisionModel."""
+    params = weights.params
+    if Ability.TEXTS not in abilities(weights.options):
+        params = {name: value for name, value in params.items() if name.startswith("encoder/")}
+    write_files(weights, target, *write_siglip(weights.options, params))

@@ -8,9 +8,12 @@ import numpy as np
 from etils import epath
 
 from capvl import storage
+from capvl.convert.files import Target
 from capvl.errors import UserError
+from capvl.models.abilities import Ability, abilities
 from capvl.models.parameters import Blueprint
 from capvl.objectives.images import unit_range
+from capvl.weights import Weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -20,22 +23,22 @@ def functions(options, params: dict[str, np.ndarray]) -> dict[str, tuple]:
 
     `image`: uint8 images -> embeddings (two towers, normalised) or pooled features. `text`: tokens -> embeddings.
     """
+    able = abilities(options)
+    if Ability.IMAGES not in able:
+        raise UserError("Only models with an image tower are exported to StableHLO.")
     blueprint = Blueprint(options)
     params = {k: jnp.asarray(v) for k, v in params.items()}
 
     def image(pixels):
         model = blueprint.bind(params)
-        embed = getattr(model, "embed_image", model.features)
+        embed = model.embed_image if Ability.TEXTS in able else model.features
         return embed(unit_range(pixels))
 
     def text(tokens):
         return blueprint.bind(params).embed_text(tokens)
 
-    if not hasattr(options, "encoder"):
-        raise UserError("Only models with an image tower are exported to StableHLO.")
-    shape = options.image_shape() if hasattr(options, "image_shape") else (options.res, options.res, 3)
-    out = {"image": (image, shape, jnp.uint8)}
-    if hasattr(options, "text_pool"):
+    out = {"image": (image, options.image_shape(), jnp.uint8)}
+    if Ability.TEXTS in able:
         out["text"] = (text, (options.length,), jnp.int32)
     return out
 
@@ -63,3 +66,8 @@ def export(path: str, options, params: dict[str, np.ndarray]) -> list[str]:
             raise UserError(f"{str(file)!r} can't be written: {e.strerror or e}.") from e
         written.append(str(file))
     return written
+
+
+def write(weights: Weights, target: Target) -> None:
+    """See `export`."""
+    export(target.path, weights.options, weights.params)

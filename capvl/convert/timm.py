@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import files, pixels, rules
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source, Target
 from capvl.convert.hugging_face import check_form, with_table
 from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability, abilities
 from capvl.models.vit import PIXELS, ViTOptions
 from capvl.nn.layers import ACTIVATIONS
+from capvl.weights import Weights
 
 
 def _vit(options: ViTOptions) -> list[Rule]:
@@ -59,9 +63,9 @@ _FAMILIES = (
 _TANH = r"vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*|large_patch16_siglip(_gap)?_512)"
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 # Arguments of a model that say nothing that its arrays, or the evaluation, don't say.
-_SILENT = r"img_size|patch_size|embed_dim|depth|num_heads|mlp_ratio|class_token|num_classes|fc_norm|.*drop.*|act_layer"
-_SILENT += r"|global_pool|init_values|reg_tokens|no_embed_class|pre_norm|qkv_bias|dynamic_img_size|weight_init|fix_init"
-_PLAIN = dict(
+_UNUSED = r"img_size|patch_size|embed_dim|depth|num_heads|mlp_ratio|class_token|num_classes|fc_norm|.*drop.*|act_layer"
+_UNUSED += r"|global_pool|init_values|reg_tokens|no_embed_class|pre_norm|qkv_bias|dynamic_img_size|weight_init|fix_init"
+_REQUIRED = dict(
     in_chans=3, pos_embed="learn", qk_norm=False, dynamic_img_pad=False, pool_include_prefix=False, final_norm=True
 )
 
@@ -103,7 +107,7 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
         raise UserError("timm's config.json, which names the architecture, is not beside the weights.")
     arguments = dict(config.get("model_args") or {})
     for key, value in arguments.items():
-        if not re.fullmatch(_SILENT, key) and value is not None and value != _PLAIN.get(key, False):
+        if not re.fullmatch(_UNUSED, key) and value is not None and value != _REQUIRED.get(key, False):
             raise UserError(f"timm's model_args have {key}={value!r}, which isn't known here.")
     if "patch_embed.proj.weight" not in theirs or "pos_embed" not in theirs:
         raise UserError("The weights lack 'patch_embed.proj.weight' or 'pos_embed', so they are not of a timm ViT.")
@@ -151,21 +155,22 @@ def _grid(rows: int, cls: bool, registers: int) -> tuple[int, int]:
     )
 
 
-def _pool(theirs: Mapping[str, np.ndarray], said: str | None) -> str:
+def _pool(theirs: Mapping[str, np.ndarray], declared: str | None) -> str:
     """Our pooling of timm's.
 
     Args:
       theirs: state dict.
-      said: global_pool of the configuration; None where it is left to the arrays.
+      declared: global_pool of the configuration; None where it is left to the arrays.
     """
     cls = "cls_token" in theirs
     if "fc_norm.weight" in theirs:
         raise UserError("The timm ViT normalises behind its pooling (fc_norm), which ours does not.")
+    has = "a" if cls else "no"
     found = "map" if "attn_pool.latent" in theirs else "token" if cls else "avg"
-    if (said or found) != found or (cls and found == "map"):
+    if (declared or found) != found or (cls and found == "map"):
         raise UserError(
-            f"The timm ViT has global_pool={said or found!r} and {'a' if cls else 'no'} class token; known are 'token' "
-            f"with one, 'avg' and 'map' without."
+            f"The timm ViT has global_pool={declared or found!r} and {has} class token; known are 'token' with "
+            f"one, 'avg' and 'map' without."
         )
     return {"token": "cls", "avg": "mean", "map": "map"}[found]
 
@@ -215,3 +220,23 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
         },
     }
     return rules.write(params, _vit(options), "timm ViT"), config
+
+
+def read(source: Source) -> Weights:
+    """An encoder with the pixels of its pretrained_cfg."""
+    options, params = read_timm(source.arrays, source.config, source.heads)
+    processor = pixels.of_timm(source.config.get("pretrained_cfg") or {}, options.res)
+    return assemble(source, options, params, resize="timm", pixels=processor)
+
+
+def write(weights: Weights, target: Target) -> None:
+    """Writes the image tower as a folder for `timm.create_model`.
+
+    Raises:
+      UserError: the model has none, or it is not of timm's form, or can't be written.
+    """
+    if Ability.IMAGES not in abilities(weights.options):
+        raise UserError("timm has image models only, and this model has no image tower.")
+    state, config = write_timm(weights.options, weights.params)
+    config["pretrained_cfg"] |= pixels.to_timm(weights)
+    files.write_model(target.path, state, config)

@@ -1,7 +1,7 @@
 """The tokenizer beside another framework's weights: its files, its padding, and how they go along."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from capvl.convert.files import read_json
@@ -35,14 +35,14 @@ def padding(file: str) -> int | None:
     """
     if not file:
         return None
-    said = settings(file)
-    if said.get("padding_side", "right") != "right":
-        raise UserError(f"{SETTINGS} fills texts up on the {said['padding_side']}; only the right is known here.")
-    piece = said.get("pad_token")
+    values = settings(file)
+    if values.get("padding_side", "right") != "right":
+        raise UserError(f"{SETTINGS} fills texts up on the {values['padding_side']}; only the right is known here.")
+    piece = values.get("pad_token")
     special = pathlib.Path(file).with_name(_SPECIAL)
     if piece is None and special.exists():
         piece = read_json(special).get("pad_token")
-    if piece is None and said.get("tokenizer_class") == "SiglipTokenizer":
+    if piece is None and values.get("tokenizer_class") == "SiglipTokenizer":
         piece = "</s>"
     piece = piece.get("content") if isinstance(piece, dict) else piece
     if piece is None:
@@ -67,6 +67,11 @@ def open_clip_cleaning(text: Mapping[str, Any], file: str) -> str:
             f"open_clip's text_cfg cleans texts for {file!r} by {clean!r}; known are 'lower' and 'canonicalize'."
         )
     return clean
+
+
+def of_vocabulary(axes: Iterable[tuple]) -> bool:
+    """Whether some parameters are over ids of tokens: tables and output layers, by the logical axes of each."""
+    return any({"vocab", "token"} & set(each) for each in axes)
 
 
 def copy(file: str, folder: pathlib.Path, name: str, clean: str = "") -> str:

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import pixels, rules, tokens
+from capvl.convert.assembling import assemble
+from capvl.convert.files import Source
 from capvl.convert.hugging_face import image_options
 from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
 from capvl.models.vit import ViTOptions
+from capvl.weights import Weights
 
 _VIT_LAYER = "layers.{i}"
 VIT = [
@@ -59,3 +62,16 @@ def read_vit(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
         }
     options = ViTOptions(**image_options(config, pool="cls", class_position=True))
     return options, rules.read(renamed, VIT, lambda _: config["num_attention_heads"], "ViT", _BUFFERS)
+
+
+def read(source: Source) -> Weights:
+    """A ViT with the pixels of its processor."""
+    options, params = read_vit(source.arrays, source.config)
+    return assemble(
+        source,
+        options,
+        params,
+        resize="hugging_face",
+        pixels=pixels.of_hugging_face(source.folder, "ViT", options.res),
+        tokenizer=tokens.find(source.path),
+    )

@@ -6,9 +6,6 @@ python -m capvl.data.frequencies --data=flickr8k --tokenizer=flickr8k.txt --out=
 import argparse
 
 from capvl.command import run
-from capvl.data.reading import sources
-from capvl.data.text import tokenizers
-from capvl.data.text.frequencies import write
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--captions", type=int, default=5, help="of an image, the first so many")
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
+
+    from capvl.data.reading import sources  # Slow to import, and --help doesn't wait for it.
+    from capvl.data.text import tokenizers
+    from capvl.data.text.frequencies import write
+
     source = sources.open_source(args.data, args.split, args.data_dir, features=("text",))
     number = write(args.out, source, tokenizers.load(args.tokenizer, False), args.captions)
     print(f"{args.out}: n-grams of {number} images")

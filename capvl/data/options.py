@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Collection
 
 from capvl.data.images.decode import PILLOW
 from capvl.data.reading import sources
@@ -13,6 +14,9 @@ from capvl.lines import read_lines
 
 CROPS = ("random", "center", "center_floor", "squash")
 
+_KIND = re.compile(r"(?:^\s*|\s+\+\s+)([A-Za-z_]\w*)=")
+"""What stands before the data of a kind of batch."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -21,7 +25,8 @@ class DataOptions:
     Attributes:
       name: a data set (`capvl.data.reading.sources.open_source`), a mixture with weights such as
         "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar, parquet or TFRecord shards
-        ("stream:gs://bucket/{00000..00099}.tar").
+        ("stream:gs://bucket/{00000..00099}.tar"). Where an objective takes several kinds of batch, each has its own:
+        "pairs=stream:FILES + regions=visual_genome*0.5 + coco".
       split: of every data set.
       data_dir: where prepared data sets are; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image, text: names of the features where the table in `sources` doesn't know them; of streams the column, the
@@ -91,10 +96,39 @@ class DataOptions:
         names = read_lines(path, "class names") if path else []
         return sources.Fields(image=self.image or "image", text=self.text, names=tuple(names))
 
+    def kinds(self) -> dict[str, "DataOptions"]:
+        """The options of each kind of batch by name; {"": these} where the name tells no kinds."""
+        before, *rest = _KIND.split(self.name)
+        if not rest:
+            return {"": self}
+        names, values = rest[::2], rest[1::2]
+        if before.strip() or len(set(names)) < len(names):
+            raise UserError(f"data.name={self.name!r} should read KIND=DATA + KIND=DATA, with each kind once.")
+        return {k: dataclasses.replace(self, name=v.strip()) for k, v in zip(names, values, strict=True)}
+
+    def of_kinds(self, names: Collection[str]) -> dict[str, "DataOptions"]:
+        """The options of the kinds of batch that an objective takes.
+
+        Raises:
+          UserError: one has no data, or there is data of others.
+        """
+        found = self.kinds()
+        if "" in found and len(names) == 1:
+            return dict.fromkeys(names, self)
+        if set(found) != set(names):
+            wanted = "no kinds of batch" if set(names) == {""} else f"the kinds of batch {', '.join(names)}"
+            form = "NAME" if set(names) == {""} else " + ".join(f"{n}=NAME" for n in names)
+            raise UserError(f"The objective takes {wanted}: data.name should read {form}, not {self.name!r}.")
+        return {name: found[name] for name in names}
+
+    def first(self) -> "DataOptions":
+        """The options of the first kind of batch, whose data sets evaluators take where none is named."""
+        return next(iter(self.kinds().values()))
+
     def parts(self) -> list[tuple[str, float]]:
-        """(data set, weight) of the mixture."""
+        """(data set, weight) of the mixture, of the first kind of batch."""
         parts = []
-        for part in self.name.split("+"):
+        for part in self.first().name.split("+"):
             match = re.fullmatch(r"\s*([^*\s]+)\s*(?:\*\s*([0-9.eE-]+)\s*)?", part)
             if not match or (match[2] and not 0 < float(match[2]) < float("inf")):
                 raise UserError(f"data.name={self.name!r} should read NAME or NAME*WEIGHT + NAME*WEIGHT.")
@@ -103,11 +137,12 @@ class DataOptions:
 
     def check_prepared(self) -> None:
         """Raises UserError where a data set is unknown or not prepared; makes the embedded one."""
-        if self.name.startswith("stream:"):
-            expand(self.name[len("stream:") :])
-            return
-        for name, _ in self.parts():
-            sources.find(name, self.directory())
+        for options in self.kinds().values():
+            if options.name.startswith("stream:"):
+                expand(options.name[len("stream:") :])
+                continue
+            for name, _ in options.parts():
+                sources.find(name, self.directory())
 
     def tokenizer_path(self) -> str:
         """Path of the SentencePiece model."""
@@ -115,7 +150,7 @@ class DataOptions:
             if self.tokenizer == "{data_dir}/scenes/wordpiece.txt":
                 return making.scenes_tokenizer(self.directory(), "wordpiece")
             return os.path.expanduser(self.tokenizer.replace("{data_dir}", self.directory()))
-        if self.name.startswith("stream:"):
+        if self.first().name.startswith("stream:"):
             raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")
         if self.parts()[0][0].split("/")[0] == "scenes":
             return making.scenes_tokenizer(self.directory())

@@ -206,15 +206,13 @@ def beam_search(
         index, before = state.index, state.index + own
         last_BK = jnp.where(index > 0, state.tokens_BKL[:, :, jnp.maximum(index - 1, 0)], start or 0)
         logp_RV, cache = step(last_BK.reshape(-1), state.cache, index, state.tokens_BKL.reshape(-1, length))
-        first_B = prefix_B == index
         best_logp, beam, token, given_B1 = _candidates(
-            state, logp_RV, forced_BL[:, index], index < prefix_B, first_B, rule.per_beam
+            state, logp_RV, forced_BL[:, index], index < prefix_B, prefix_B == index, rule.per_beam
         )
         rows = jnp.take_along_axis(state.tokens_BKL, beam[:, :, None], axis=1)
         full_B = index + 1 >= limit_B
         ends = ((token == eos) & ~given_B1) | full_B[:, None]
-        if rule.cuts_last():
-            token = jnp.where(ends & ~given_B1, eos, token)
+        token = jnp.where(ends & ~given_B1, eos, token) if rule.cuts_last() else token
         rows = jax.lax.dynamic_update_slice_in_dim(rows, token[:, :, None], index, axis=2)
 
         stopped_B = state.stopped_B | rule.over_before(state.done.scores, best_logp[:, 0], limit_B + own)
@@ -227,17 +225,20 @@ def beam_search(
         running_logp, running = jax.lax.top_k(jnp.where(ends, LOW, best_logp), beams)
         if rule.shares_places:
             done, running_logp = _share_places(done, running_logp)
-        parent_BK = jnp.take_along_axis(beam, running, axis=1)
-        flat = (jnp.arange(batch)[:, None] * beams + parent_BK).reshape(-1)
-        cache = jax.tree.map(lambda x: jnp.take(x, flat, axis=batch_axis), cache)
+        cache = _rows_of_parents(cache, jnp.take_along_axis(beam, running, axis=1), batch_axis)
         tokens = jnp.take_along_axis(rows, running[:, :, None], axis=1)
         over_B = rule.over_after(done.scores, running_logp[:, 0], before, written_B)
         return _State(index + 1, tokens, running_logp, done, stopped_B | over_B | full_B, cache)
 
-    def unfinished(state: _State):
-        return (state.index < length) & ~jnp.all(state.stopped_B)
+    begin = _begin(batch, beams, length, cache)
+    return jax.lax.while_loop(lambda state: (state.index < length) & ~jnp.all(state.stopped_B), body, begin).done
 
-    return jax.lax.while_loop(unfinished, body, _begin(batch, beams, length, cache)).done
+
+def _rows_of_parents(cache, parent_BK, batch_axis: int):
+    """The cache's rows of the texts that go on: of each the beam that it comes from."""
+    batch, beams = parent_BK.shape
+    row_R = (jnp.arange(batch)[:, None] * beams + parent_BK).reshape(-1)
+    return jax.tree.map(lambda x: jnp.take(x, row_R, axis=batch_axis), cache)
 
 
 def _candidates(state: _State, logp_RV, given_B, is_given_B, first_B, per_beam: int):

@@ -92,7 +92,7 @@ def planned_length(options, decoding: Decoding, prompt: int, names: Names | None
         be written, or one doesn't fit.
     """
     decoding.check(options.vocab)
-    length, positions = options.length, getattr(options, "text_positions", options.length)
+    length, positions = options.length, options.text_positions
     if decoding.max_tokens:
         length = prompt + decoding.max_tokens
     if length > positions:

@@ -11,8 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
+from capvl.data.text import tokenizers
 from capvl.errors import UserError
+from capvl.models.abilities import Ability, abilities, require
+from capvl.terminal import say
 
 EVALUATORS = {
     "perplexity": "capvl.evals.perplexity:Perplexity",
@@ -21,40 +25,66 @@ EVALUATORS = {
     "captions": "capvl.evals.captions:Captions",
     "caption_baselines": "capvl.evals.caption_baselines:CaptionBaselines",
     "zeroshot": "capvl.evals.zeroshot:ZeroShot",
-    "scoring": "capvl.evals.scoring:Scoring",
+    "zeroshot_likelihood": "capvl.evals.zeroshot_likelihood:ZeroShotLikelihood",
     "retrieval": "capvl.evals.retrieval:Retrieval",
     "compositionality": "capvl.evals.compositionality:Compositionality",
     "entailment": "capvl.evals.entailment:Entailment",
     "probe": "capvl.evals.probe:ProbeAccuracy",
     "linear_probe": "capvl.evals.linear_probe:LinearProbe",
-    "facts": "capvl.evals.facts:Facts",
-    "answers": "capvl.evals.answers:Answers",
+    "hallucination": "capvl.evals.hallucination:Hallucination",
+    "vqa": "capvl.evals.vqa:Vqa",
 }
+RENAMED = {"answers": "vqa", "facts": "hallucination", "scoring": "zeroshot_likelihood"}
+"""Names of before, which configs and workdirs may still have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator may know of a run: recipe, mesh, the model's blueprint, and the folder for files of results."""
+    """What an evaluator may know of a run.
 
-    recipe: Any
+    Attributes:
+      model: options of the model.
+      data: options of the data (`config.data`).
+      objective: that the model was trained with, for its prompts.
+      seed: of whatever is drawn.
+      batch: examples at a time, over all devices.
+      mesh: of devices.
+      blueprint: the model without its parameters.
+      folder: for files of results.
+      recipe: the whole recipe, for evaluators of one's own that want more; none of the package asks for it.
+    """
+
+    model: Any
+    data: Any
+    objective: Any
+    seed: int
+    batch: int
     mesh: jax.sharding.Mesh
     blueprint: Any
-    batch: int
     folder: Any
+    recipe: Any = None
 
     @property
     def visual(self) -> str:
         """The feature that the model looks at."""
-        return "frames" if getattr(self.recipe.model, "frames", 0) else "image"
+        return "frames" if Ability.CLIPS in abilities(self.model) else "image"
 
     def path(self, text: str) -> str:
         """A file's path, with {data_dir} for where prepared data sets are."""
-        return text.replace("{data_dir}", self.recipe.data.directory())
+        return text.replace("{data_dir}", self.data.directory())
 
-    def require(self, ability: str, evaluator: str) -> None:
-        """Raises UserError where the model lacks an ability that an evaluator needs: a key of ABILITIES."""
-        if not ABILITIES[ability](self.recipe.model):
-            raise UserError(f"The evaluator {evaluator!r} needs a model with {ability}, which this one doesn't have.")
+    def tokenizer(self) -> Any:
+        """The tokenizer of the data, for the model.
+
+        Raises:
+          UserError: there is none.
+        """
+        return tokenizers.load(self.data.tokenizer_path(), self.model.reads_start)
+
+    def require(self, ability: Ability | tuple[Ability, ...], evaluator: str) -> None:
+        """Raises UserError where the model lacks an ability that an evaluator needs; of several one suffices."""
+        any_of = ability if isinstance(ability, tuple) else (ability,)
+        require(self.model, f"The evaluator {evaluator!r}", *any_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +117,6 @@ class Confusion:
     counts: np.ndarray
 
 
-ABILITIES = {
-    "an image tower": lambda options: hasattr(options, "encoder"),
-    "a text tower": lambda options: hasattr(options, "text_pool"),
-    "a decoder": lambda options: getattr(options, "decoder_layers", 0) > 0,
-    # A decoder that has a start of its own reads words before it writes, so it can't write all at once.
-    "parallel prediction (mode 'pa')": lambda options: (
-        getattr(options, "decoder_layers", 0) > 0 and not hasattr(options, "start")
-    ),
-    "a text tower or a decoder": lambda options: (
-        hasattr(options, "text_pool") or getattr(options, "decoder_layers", 0) > 0
-    ),
-}
-
-
 def check_limits(evaluator: Any, *names: str) -> None:
     """Raises UserError where a number of examples is negative; 0 is for all."""
     for name in names:
@@ -113,8 +129,6 @@ def to_host(array: jax.Array) -> np.ndarray:
     """A device array, sharded over any hosts, as one NumPy array on every host."""
     if array.is_fully_addressable:
         return np.asarray(jax.device_get(array))
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
@@ -142,30 +156,27 @@ def _count_not_finite(params: dict) -> jax.Array:
     return sum((~jnp.isfinite(p)).sum() for p in params.values())
 
 
-def run(evaluators: dict, params: dict, workdir, step: int) -> dict[str, float]:
-    """Numbers by name of evaluators that are set up; what is there to be looked at goes to workdir/samples.
+def run(evaluators: dict, params: dict) -> tuple[dict[str, float], dict[str, list[Samples | Confusion]]]:
+    """Numbers by name of evaluators that are set up, and what they have to show by the evaluator's name.
 
     An evaluator that meets rows that aren't finite has one number, `not_finite`: how many they are; where parameters
     aren't, each has `not_finite_parameters`.
     """
-    from capvl import report, terminal
-
-    rows, shown = {}, {}
+    rows: dict[str, float] = {}
+    shown: dict[str, list[Samples | Confusion]] = {}
     bad = int(jax.jit(_count_not_finite)(params)) if evaluators else 0
     if bad:
-        terminal.say(f"{bad} parameters are not finite; nothing is evaluated.")
-        return {f"{name}/not_finite_parameters": float(bad) for name in evaluators}
+        say(f"{bad} parameters are not finite; nothing is evaluated.")
+        return {f"{name}/not_finite_parameters": float(bad) for name in evaluators}, shown
     for name, evaluator in evaluators.items():
         try:
             found = list(evaluator(params))
         except NotFiniteError as e:
-            terminal.say(f"{name}: {e}; it has no result.")
+            say(f"{name}: {e}; it has no result.")
             found = [("not_finite", float(e.bad))]
         for key, value in found:
             if isinstance(value, Samples | Confusion):
                 shown.setdefault(name, []).append(value)
             else:
                 rows[f"{name}/{key}"] = value
-    if shown:
-        report.save_shown(workdir, step, shown)
-    return rows
+    return rows, shown

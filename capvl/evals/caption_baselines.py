@@ -7,8 +7,11 @@ import numpy as np
 from capvl.data.reading import sources
 from capvl.evals import Context, caption_metrics
 from capvl.evals.captions import captions_of
-from capvl.evals.encode import compile_images, over_images
+from capvl.evals.encode import over_images
 from capvl.evals.perplexity import opened_pairs
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import features
+from capvl.models.abilities import Ability
 
 CANDIDATES = 200
 JUDGES = 500
@@ -33,16 +36,16 @@ class CaptionBaselines:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("an image tower", "caption_baselines")
+        context.require(Ability.IMAGES, "caption_baselines")
         caption_metrics.check(self.metrics)
         test, train = (opened_pairs(context, self.name, s) for s in (self.split, self.train))
-        features = compile_images(context, lambda model, image: model.features(image))
+        embed = compiled(context.blueprint, features)
 
         def evaluate(params):
             references = {str(i): captions_of(test, i) for i in range(len(test))}
             constant = best_constant(train)
-            theirs, _ = over_images(context, train, features, params, f"images of {train.name}")
-            mine, _ = over_images(context, test, features, params, f"images of {test.name}")
+            theirs, _ = over_images(context, train, embed, params, f"images of {train.name}")
+            mine, _ = over_images(context, test, embed, params, f"images of {test.name}")
             theirs, mine = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (theirs, mine))
             nearest = (mine @ theirs.T).argmax(axis=1)
             for name, written in (

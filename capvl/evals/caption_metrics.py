@@ -1,6 +1,7 @@
 """BLEU, METEOR, ROUGE-L, CIDEr and SPICE by the COCO caption evaluation's own code (pycocoevalcap)."""
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -19,7 +20,7 @@ def check(metrics: tuple[str, ...]) -> None:
     if not metrics:
         return
     try:
-        import pycocoevalcap
+        import pycocoevalcap  # An extra.
     except ImportError as e:
         raise UserError("Caption metrics need pycocoevalcap: pip install 'capvl[captions]'.") from e
     if not shutil.which("java"):
@@ -37,7 +38,7 @@ def tokenize(texts: dict[str, list[str]]) -> dict[str, list[str]]:
     Raises:
       UserError: it can't be run, or gives another number of lines.
     """
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # An extra.
 
     rows = {key: [{"caption": _one_line(text)} for text in values] for key, values in texts.items()}
     # Behind all texts stands one that is known: it comes out there only where none before it made two lines or none.
@@ -108,8 +109,6 @@ def scores_of_tokens(references: dict[str, list[str]], written: dict[str, list[s
 
 def _score(metric: str, references, written):
     """(name, corpus score, scores in the order of the references) of one metric."""
-    import importlib
-
     module, name = {
         "bleu": ("bleu.bleu", "Bleu"),
         "meteor": ("meteor.meteor", "Meteor"),

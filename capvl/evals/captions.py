@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl.data.reading import loader, sources
-from capvl.decoding.generate import GREEDY, Decoding, generate, planned_length
+from capvl.data.reading import sources
+from capvl.decoding.generate import GREEDY, Decoding, planned_length
 from capvl.decoding.names import Names
 from capvl.errors import UserError
 from capvl.evals import Context, Samples, caption_metrics, submissions, to_host
-from capvl.evals.encode import image_transform
+from capvl.evals.encode import image_batches
 from capvl.evals.perplexity import opened_pairs
-from capvl.objectives.images import unit_range
-from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress
+from capvl.inference.compiled import compiled
+from capvl.inference.writing import prompt, write
+from capvl.models.abilities import Ability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +47,24 @@ class Captions(Decoding):
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "captions")
+        context.require(Ability.DECODER, "captions")
         caption_metrics.check(self.metrics)
-        self.check(context.recipe.model.vocab)
+        self.check(context.model.vocab)
         source = opened_pairs(context, self.name, self.split)
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
-        write, decode = compile_writer(context, self, "caption")
+        writer, decode = compile_writer(context, self, "caption")
         names = [sources.name_of(source, i) for i in range(len(source))] if self.submission else []
         if names:
             submissions.check_unique(self.submission, [submissions.Written(n, "", "") for n in names])
 
         def evaluate(params):
             images, written, references, kept = [], [], [], []
-            batches = loader.eval_batches(source, image_transform(context), context.batch)
-            for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {source.name}"):
-                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
+            for batch in image_batches(context, source, f"captions of {source.name}"):
                 mask = to_host(batch["mask"])
                 if len(images) < self.shown:
                     images += list(to_host(batch["image"])[mask])
-                written += [decode(t) for t in to_host(write(params, batch["image"]))[mask]]
+                written += [decode(t) for t in to_host(writer(params, batch["image"]))[mask]]
                 index = to_host(batch["index"])[mask]
                 references += [captions_of(source, i) for i in index]
                 kept += list(index)
@@ -96,7 +94,7 @@ def captions_of(source, index: int) -> list[str]:
 def compile_writer(
     context: Context, decoding: Decoding = GREEDY, task: str = "", names: Names | None = None, widest: int = 0
 ):
-    """(jitted (params, uint8 images[, prompts (B, P)]) -> tokens (B, L), a function from tokens to text).
+    """(jitted (params, uint8 images, or these and prompts (B, P)) -> tokens (B, L), a function from tokens to text).
 
     Args:
       context: of the run.
@@ -108,17 +106,15 @@ def compile_writer(
     Raises:
       UserError: the model can't write so (`capvl.decoding.generate.planned_length`).
     """
-    recipe = context.recipe
-    tokenizer = recipe.tokenizer()
-    prompt = recipe.objective.prompt(recipe.model, tokenizer, task) if task else None
-    length = planned_length(recipe.model, decoding, len(prompt) if task else widest, names)
+    options, tokenizer = context.model, context.tokenizer()
+    own = prompt(options, context.objective, tokenizer, task) if task else None
+    length = planned_length(options, decoding, len(own) if task else widest, names)
 
-    def write(params, image, prompt_BP=None):
-        model = context.blueprint.bind(params)
-        kv = model.decoder.image_kv(model.encode(unit_range(image)))
+    def function(model, rows):
+        image, prompt_BP = rows if isinstance(rows, tuple) else (rows, None)
         if prompt_BP is None:
-            prompt_BP = jnp.broadcast_to(jnp.asarray(prompt)[None], (len(image), len(prompt)))
-        key = jax.random.key(recipe.seed)
-        return generate(model, kv, length, tokenizer.eos, decoding, prompt_BP=prompt_BP, key=key, names=names)[0]
+            prompt_BP = jnp.broadcast_to(jnp.asarray(own)[None], (len(image), len(own)))
+        key = jax.random.key(context.seed)
+        return write(model, image, prompt_BP, length, tokenizer.eos, decoding, key=key, names=names)
 
-    return jax.jit(write), tokenizer.decode
+    return compiled(context.blueprint, function), tokenizer.decode

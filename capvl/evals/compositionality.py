@@ -8,22 +8,21 @@ import dataclasses
 import functools
 import io
 
-import jax
 import numpy as np
 from PIL import Image
 
-from capvl.data import foils
 from capvl.data.images.decode import BadImageError, decode
 from capvl.data.randomness import Uniforms
 from capvl.data.reading import lookup
 from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError, nearest
-from capvl.evals import Context, check_limits
-from capvl.evals.encode import image_transform, over_rows, tokenize
-from capvl.evals.pairs import cosine_scores, pair_scores
-from capvl.evals.scoring import grey_image
+from capvl.evals import Context, check_limits, foils
+from capvl.evals.encode import grey_image, image_transform, over_rows, tokenize
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import cosines
+from capvl.inference.scoring import likelihoods
+from capvl.models.abilities import Ability, abilities
 from capvl.nn.padding import lengths
-from capvl.objectives.images import unit_range
 from capvl.terminal import say
 
 GREY = ""
@@ -38,7 +37,7 @@ class Compositionality:
     (arXiv 2204.03162) `text`, `image` and `group` are the paper's three scores.
 
     Attributes:
-      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.data.foils`), or "order": the first
+      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.evals.foils`), or "order": the first
         captions of the data set `images`, with foils whose words are shuffled, or two of them swapped.
       file: of the test, or a folder with its files; {data_dir} is where prepared data sets are; none for "order".
       images: a folder of image files, or a prepared data set; "" for none: only the blind control is run.
@@ -67,11 +66,11 @@ class Compositionality:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        needed = {"likelihood": "a decoder", "similarity": "a text tower"}.get(self.by, "a text tower or a decoder")
-        context.require(needed, "compositionality")
-        directory = context.recipe.data.directory()
+        needed = {"likelihood": Ability.DECODER, "similarity": Ability.TEXTS, "": (Ability.TEXTS, Ability.DECODER)}
+        context.require(needed[self.by], "compositionality")
+        directory = context.data.directory()
         if self.format == "order":
-            questions = foils.of_captions(context.path(self.images), directory, context.recipe.seed)
+            questions = foils.of_captions(context.path(self.images), directory, context.seed)
         else:
             left = Rejected()
             questions = foils.read(self.format, context.path(self.file), left)
@@ -101,11 +100,11 @@ class Compositionality:
                 if there:
                     pairs += [(key, c) for key in question.keys for c in question.captions]
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
-            seen = [
+            scored = [
                 there and all((k, q.captions[0]) in scores for k in q.keys)
                 for q, there in zip(questions, present, strict=True)
             ]
-            yield from results(questions, seen, scores)
+            yield from results(questions, scored, scores)
 
         return evaluate
 
@@ -124,14 +123,14 @@ def results(questions: list[foils.Foil], present: list[bool], scores: dict[tuple
     groups = sorted({q.group for q in questions})
     for group in [*groups, "all"] if len(groups) > 1 else groups:
         mine = [(q, p) for q, p in zip(questions, present, strict=True) if group in (q.group, "all")]
-        seen = [q for q, there in mine if there]
-        yield f"{group}/count", float(len(seen))
-        if seen:
-            right = [answers(q, scores) for q in seen]
-            names = ("text", "image", "group") if len(seen[0].images) == 2 else ("accuracy",)
+        scored = [q for q, there in mine if there]
+        yield f"{group}/count", float(len(scored))
+        if scored:
+            right = [answers(q, scores) for q in scored]
+            names = ("text", "image", "group") if len(scored[0].images) == 2 else ("accuracy",)
             for i, name in enumerate(names):
                 yield f"{group}/{name}", float(np.mean([r[i] for r in right]))
-            yield f"{group}/blind", float(np.mean([blind_answer(q, scores) for q in seen]))
+            yield f"{group}/blind", float(np.mean([blind_answer(q, scores) for q in scored]))
         yield f"{group}/blind_of_all", float(np.mean([blind_answer(q, scores) for q, _ in mine]))
         chance = [1 / len(q.captions) if len(q.images) == 1 else 0.25 for q, _ in mine]
         yield f"{group}/chance", float(np.mean(chance))
@@ -184,17 +183,11 @@ class PairScorer:
     def __init__(self, context: Context, *, by: str = "", mean: bool = False):
         """by, mean: see `Compositionality`."""
         self._context, self._mean = context, mean
-        self._likelihood = by == "likelihood" or (by == "" and getattr(context.recipe.model, "decoder_layers", 0) > 0)
-        function = pair_scores if self._likelihood else cosine_scores
-
-        def score(params, batch):
-            return function(context.blueprint.bind(params), unit_range(batch["image"]), batch["text"])
-
-        self._score = jax.jit(score)
-        self._blind = jax.jit(
-            lambda params, batch: function(
-                context.blueprint.bind(params), grey_image(context.recipe.model), batch["text"][None, :, 0]
-            )[0]
+        self._likelihood = by == "likelihood" or (by == "" and Ability.DECODER in abilities(context.model))
+        function = likelihoods if self._likelihood else cosines
+        self._score = compiled(context.blueprint, lambda model, rows: function(model, *rows))
+        self._blind = compiled(
+            context.blueprint, lambda model, text: function(model, grey_image(context.model), text[None])[0]
         )
 
     def __call__(self, params, pairs: list[tuple[str, str]], images) -> dict[tuple[str, str], float]:
@@ -212,8 +205,8 @@ class PairScorer:
         scores: dict[tuple[str, str], float] = {}
         blind = [c for name, c in pairs if name == GREY]
         if blind:
-            rows = {"text": np.stack([tokens[c] for c in blind])[:, None]}
-            out = over_rows(context, rows, self._blind, params, "captions without an image")
+            text = np.stack([tokens[c] for c in blind])
+            out = over_rows(context, text, self._blind, params, "captions without an image")
             scores |= {(GREY, c): float(s) for c, s in zip(blind, out, strict=True)}
         grouped: dict[str, list[str]] = {}
         for name, caption in pairs:
@@ -230,12 +223,12 @@ class PairScorer:
             part = [(name, captions) for name, captions in rows[first : first + size] if pixels[name] is not None]
             if not part:
                 continue
-            text = np.zeros((len(part), self.TEXTS, context.recipe.model.length), np.int32)
+            text = np.zeros((len(part), self.TEXTS, context.model.length), np.int32)
             for i, (_, captions) in enumerate(part):
                 for k in range(self.TEXTS):  # What is left over repeats the first, so that no row is empty.
                     text[i, k] = tokens[captions[k] if k < len(captions) else captions[0]]
             image = np.stack([pixels[name] for name, _ in part])
-            out = over_rows(context, {"image": image, "text": text}, self._score, params, "captions and images")
+            out = over_rows(context, (image, text), self._score, params, "captions and images")
             for (name, captions), row in zip(part, out, strict=True):
                 scores |= {(name, c): float(s) for c, s in zip(captions, row, strict=False)}
         if bad:

@@ -13,6 +13,7 @@ from capvl.errors import UserError
 from capvl.evals import Context, check_limits
 from capvl.evals.compositionality import GREY, PairScorer
 from capvl.lines import parse_json, read_text, split
+from capvl.models.abilities import Ability, abilities
 
 UNDECIDED = "-"
 LABELS = ("entailment", "neutral", "contradiction")
@@ -44,14 +45,14 @@ class Entailment:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a text tower or a decoder", "entailment")
+        context.require((Ability.TEXTS, Ability.DECODER), "entailment")
         rows = read_pairs(context.path(self.file))[: self.limit or None]
-        images = lookup.open_images(context.path(self.images), context.recipe.data.directory())
+        images = lookup.open_images(context.path(self.images), context.data.directory())
         found, _ = images.find(image for image, _, _ in rows)
         rows = [r for r in rows if r[0] in found]
         if not rows:
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}.")
-        likelihood = getattr(context.recipe.model, "decoder_layers", 0) > 0
+        likelihood = Ability.DECODER in abilities(context.model)
         scorer = PairScorer(context, mean=likelihood)
 
         def evaluate(params):
@@ -59,9 +60,9 @@ class Entailment:
             scores = scorer(params, list(dict.fromkeys(pairs)), found)
             kept = [row for row in rows if row[:2] in scores]
             blind = np.array([scores[GREY, text] for _, text, _ in kept])
-            seen = np.array([scores[image, text] for image, text, _ in kept])
+            sighted = np.array([scores[image, text] for image, text, _ in kept])
             labels = np.array([label for _, _, label in kept])
-            for name, values in (("auc", seen - blind if likelihood else seen), ("blind", blind)):
+            for name, values in (("auc", sighted - blind if likelihood else sighted), ("blind", blind)):
                 for suffix, other in (("", "contradiction"), ("_neutral", "neutral")):
                     if (labels == other).any() and (labels == "entailment").any():
                         yield f"{name}{suffix}", auc(values[labels == "entailment"], values[labels == other])

@@ -8,8 +8,11 @@ import numpy as np
 from capvl.data.reading.sources import Subset
 from capvl.errors import UserError
 from capvl.evals import Context
-from capvl.evals.encode import compile_images, over_images
+from capvl.evals.encode import over_images
 from capvl.evals.labels import chance, open_labelled, untrained
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import features
+from capvl.models.abilities import Ability
 
 BIAS = 100.0
 
@@ -53,6 +56,8 @@ class FewShot:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
+        if self.features == "encoder":
+            context.require(Ability.IMAGES, "fewshot")
         train, labels = open_labelled(context, self.name, self.train)
         test, _ = open_labelled(context, self.name, self.test)
         classes, labels = np.unique(labels, return_inverse=True)
@@ -64,10 +69,10 @@ class FewShot:
         # Only the images that some draw uses are encoded.
         used = np.unique(np.concatenate(list(draws.values())))
         train = Subset(train, used)
-        features = compile_images(context, _pixels if self.features == "pixels" else _features)
+        embed = compiled(context.blueprint, _pixels if self.features == "pixels" else features)
 
         def collect(params, source):
-            x, rest = over_images(context, source, features, params, f"images of {self.name}")
+            x, rest = over_images(context, source, embed, params, f"images of {self.name}")
             return x, rest["label"]
 
         def evaluate(params):
@@ -86,10 +91,6 @@ class FewShot:
                 yield f"{shots}shot", float(np.mean(scores))
 
         return evaluate
-
-
-def _features(model, image):
-    return model.features(image)
 
 
 def _pixels(model, image):

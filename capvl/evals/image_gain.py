@@ -54,8 +54,8 @@ class ImageGain:
                 other = take(batch["image"], next_real(mask))
                 tokens = lengths(text)[mask]
                 for mode in self.modes:
-                    own = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
-                    swapped = to_host(score[mode](params, other, batch["text"]))[mask]
+                    own = to_host(score[mode](params, (batch["image"], batch["text"])))[mask]
+                    swapped = to_host(score[mode](params, (other, batch["text"])))[mask]
                     gains[mode].append(finite((own - swapped) / tokens, "likelihoods"))
             for mode in self.modes:
                 gain = np.concatenate(gains[mode])

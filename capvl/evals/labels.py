@@ -1,4 +1,7 @@
-"""Labels of evaluations: an example without one (-1) is of no class, and a class that training lacks is never right."""
+"""Labels of evaluations and the classes' names.
+
+An example without a label (-1) is of no class, and a class that training lacks is never right.
+"""
 
 from collections.abc import Iterator
 
@@ -8,6 +11,7 @@ from capvl import terminal
 from capvl.data.reading import sources
 from capvl.errors import UserError
 from capvl.evals import Context
+from capvl.lines import read_lines
 
 
 def open_labelled(context: Context, name: str, split: str) -> tuple[sources.Source | sources.Subset, np.ndarray]:
@@ -16,7 +20,7 @@ def open_labelled(context: Context, name: str, split: str) -> tuple[sources.Sour
     Raises:
       UserError: see `capvl.data.reading.sources.open_source`; or none has a label.
     """
-    directory = context.recipe.data.directory()
+    directory = context.data.directory()
     source = sources.open_source(name, split, directory, features=(context.visual, "label"))
     labels = sources.labels(name, split, directory)
     kept = np.flatnonzero(labels >= 0)
@@ -38,3 +42,42 @@ def untrained(labels: np.ndarray, classes: np.ndarray) -> Iterator[tuple[str, fl
     share = float((~np.isin(labels, classes)).mean())
     if share:
         yield "untrained", share
+
+
+def class_names(path: str, source, labels: np.ndarray) -> list[str]:
+    """Names by label: of a file, of the data set's description, or of its `class_name` feature.
+
+    Args:
+      path: a file of names in the labels' order; "" for the data set's own.
+      source: the opened data set.
+      labels: labels of all its examples.
+
+    Raises:
+      UserError: there are none, fewer than labels, or the same one twice.
+    """
+    names = read_lines(path, "class names") if path else source.label_names() or _names_of_records(source, labels)
+    names = [name.replace("_", " ").strip() for name in names]
+    folded = [name.casefold() for name in names]
+    twice = [name for i, name in enumerate(names) if folded[i] in folded[:i]]
+    if twice:
+        where = f" in {path!r}" if path else ""
+        raise UserError(f"The class name {twice[0]!r} is there twice{where}; names must differ.")
+    if labels.max(initial=0) >= len(names) or labels.min(initial=0) < 0:
+        raise UserError(
+            f"Data set {source.name!r} has labels {labels.min()} to {labels.max()}, "
+            f"but there are {len(names)} class names."
+        )
+    return names
+
+
+def _names_of_records(source, labels: np.ndarray) -> list[str]:
+    names = {}
+    for i, label in enumerate(labels):
+        if int(label) not in names:
+            names[int(label)] = sources.as_text(source.read(i, ("class_name",))["class_name"])
+    missing = [i for i in range(int(labels.max(initial=0)) + 1) if not names.get(i)]
+    if missing:
+        raise UserError(
+            f"Data set {source.name!r} has no name for label {missing[0]}; give a file of class names, one a line."
+        )
+    return [names[i] for i in range(len(names))]

@@ -9,8 +9,11 @@ import scipy.optimize
 
 from capvl.errors import UserError
 from capvl.evals import Context
-from capvl.evals.encode import compile_images, over_images
+from capvl.evals.encode import over_images
 from capvl.evals.labels import chance, open_labelled, untrained
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import features
+from capvl.models.abilities import Ability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +46,22 @@ class LinearProbe:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("an image tower", "linear_probe")
+        context.require(Ability.IMAGES, "linear_probe")
         train, test = (open_labelled(context, self.name, split)[0] for split in (self.train, self.test))
 
-        def feature(model, image):
-            return model.features(image) if self.pool == "encoder" else model.encode(image).mean(axis=1)
-
-        features = compile_images(context, lambda model, image: feature(model, image).astype(jnp.float32))
+        function = features if self.pool == "encoder" else _mean_of_tokens
+        embed = compiled(context.blueprint, function)
 
         def evaluate(params):
-            x, rest = over_images(context, train, features, params, f"images of {self.name}")
-            x_test, rest_test = over_images(context, test, features, params, f"images of {self.name}")
+            x, rest = over_images(context, train, embed, params, f"images of {self.name}")
+            x_test, rest_test = over_images(context, test, embed, params, f"images of {self.name}")
             yield from probe(x, rest["label"], x_test, rest_test["label"], self.l2, self.steps)
 
         return evaluate
+
+
+def _mean_of_tokens(model, image) -> jax.Array:
+    return model.encode(image).mean(axis=1).astype(jnp.float32)
 
 
 def probe(x, y, x_test, y_test, l2s, steps: int):

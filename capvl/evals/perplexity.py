@@ -2,17 +2,17 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from capvl.data.examples.image_text import ImageText
 from capvl.data.images.crops import Crop
 from capvl.data.reading import loader, sources
-from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits, finite, to_host
+from capvl.inference.compiled import compiled
+from capvl.inference.scoring import pair_likelihoods, parallel_likelihoods
+from capvl.models.abilities import Ability
 from capvl.nn.padding import real
-from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
 
 
@@ -57,7 +57,7 @@ class Perplexity:
                 tokens += int(there.sum())
                 unigram_total -= float(log_frequency[text[there]].sum())
                 for mode in self.modes:
-                    scores = to_host(score[mode](params, batch["image"], batch["text"]))[mask]
+                    scores = to_host(score[mode](params, (batch["image"], batch["text"])))[mask]
                     totals[mode] -= float(finite(scores, f"likelihoods of {source.name}").sum())
             for mode, total in totals.items():
                 yield f"{mode}/nll", total / examples
@@ -73,7 +73,7 @@ def require_modes(context: Context, evaluator: str, modes: tuple[str, ...]) -> N
     for mode in modes:
         if mode not in ("cap", "pa"):
             raise UserError(f"{evaluator}: the mode {mode!r} is unknown." + nearest(mode, ("cap", "pa")))
-        context.require("parallel prediction (mode 'pa')" if mode == "pa" else "a decoder", evaluator)
+        context.require(Ability.PARALLEL if mode == "pa" else Ability.DECODER, evaluator)
 
 
 UNIGRAM_EXAMPLES = 20_000
@@ -81,34 +81,30 @@ UNIGRAM_EXAMPLES = 20_000
 
 def unigram(context: Context) -> np.ndarray:
     """Log-frequency of each token id in the training captions, (V,) float64."""
-    recipe = context.recipe
-    counts = np.ones(recipe.model.vocab)
-    if recipe.data.name.startswith("stream:"):
+    data, counts = context.data, np.ones(context.model.vocab)
+    if data.name.startswith("stream:"):
         return np.log(counts / counts.sum())
-    tokenizer = recipe.tokenizer()
-    for name, _ in recipe.data.parts():
-        source = sources.open_source(
-            name, recipe.data.split, recipe.data.directory(), features=("text",), fields=recipe.data.fields()
-        )
+    tokenizer = context.tokenizer()
+    for name, _ in data.parts():
+        source = sources.open_source(name, data.split, data.directory(), features=("text",), fields=data.fields())
         for i in range(min(len(source), UNIGRAM_EXAMPLES)):
             for text in source[i]["text"]:
-                tokens = tokenizer(text, recipe.model.length)
+                tokens = tokenizer(text, context.model.length)
                 counts += np.bincount(tokens[real(tokens)], minlength=len(counts))
     return np.log(counts / counts.sum())
 
 
 def open_pairs(context: Context, name: str, split: str, limit: int):
-    """The source, and a function that gives its evaluation batches, for the recipe's model and tokenizer."""
-    recipe = context.recipe
-    crop = Crop.of_model(recipe.data, recipe.model, train=False)
-    transform = ImageText(crop, recipe.model.length, recipe.tokenizer(), flip=False, train=False)
+    """The source, and a function that gives its evaluation batches, for the run's model and tokenizer."""
+    crop = Crop.of_model(context.data, context.model, train=False)
+    transform = ImageText(crop, context.model.length, context.tokenizer(), flip=False, train=False)
     source = opened_pairs(context, name, split)
     return source, lambda: loader.eval_batches(source, transform, context.batch, limit=limit)
 
 
 def opened_pairs(context: Context, name: str, split: str):
-    """A data set with images (or clips) and captions; "" is the recipe's own."""
-    data = context.recipe.data
+    """A data set with images (or clips) and captions; "" is the run's own."""
+    data = context.data
     fields = None if name else data.fields()
     return sources.open_source(
         name or data.parts()[0][0], split, data.directory(), features=(context.visual, "text"), fields=fields
@@ -116,10 +112,6 @@ def opened_pairs(context: Context, name: str, split: str):
 
 
 def compile_scores(context: Context, *, parallel: bool):
-    """jitted (params, image uint8, text) -> log-likelihoods (B,)."""
+    """jitted (params, (images uint8, texts)) -> log-likelihoods (B,)."""
 
-    def score(params, image, text):
-        model = context.blueprint.bind(params)
-        return log_likelihood(model, unit_range(image), text, parallel=parallel)
-
-    return jax.jit(score)
+    return compiled(context.blueprint, parallel_likelihoods if parallel else pair_likelihoods)

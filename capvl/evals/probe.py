@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from capvl.errors import UserError
 from capvl.evals import Context
-from capvl.evals.encode import compile_images, over_images
+from capvl.evals.encode import over_images
 from capvl.evals.labels import chance, open_labelled, untrained
+from capvl.inference.compiled import compiled
+from capvl.models.abilities import Ability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,11 @@ class ProbeAccuracy:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        if not hasattr(context.recipe.model, "classes"):
-            raise UserError("The evaluator 'probe' needs a model with classifiers (objective.name='probe').")
-        data = context.recipe.data
+        context.require(Ability.CLASSIFIERS, "probe")
+        data = context.data
         name = self.name or data.parts()[0][0]
         val, test = (open_labelled(context, name, split)[0] for split in (self.val, self.test))
-        logits = compile_images(context, lambda model, image: model.logits(model.encode(image)).swapaxes(0, 1))
+        logits = compiled(context.blueprint, lambda model, image: model.logits(model.encode(image)).swapaxes(0, 1))
 
         def accuracies(params, source):
             found, rest = over_images(context, source, logits, params, f"images of {source.name}")
@@ -48,7 +48,7 @@ class ProbeAccuracy:
             if len(on_val) > 1:
                 for i, value in enumerate(on_val):
                     yield f"{i}/val", float(value)
-            yield from untrained(labels, np.arange(context.recipe.model.classes))
+            yield from untrained(labels, np.arange(context.model.classes))
             yield "chance", chance(labels)
 
         return evaluate

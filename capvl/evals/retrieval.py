@@ -6,13 +6,17 @@ import math
 import numpy as np
 
 from capvl.data.reading import sources
-from capvl.evals import Context, check_limits, finite
+from capvl.evals import Context, check_limits
 from capvl.evals.captions import captions_of
-from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
+from capvl.evals.encode import tokenize
 from capvl.evals.perplexity import opened_pairs
+from capvl.evals.rerank import recall
+from capvl.evals.sharded import ShardedRows, ranks, shard_images, shard_rows
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import image_vectors, text_vectors
+from capvl.models.abilities import Ability
 
 AT = (1, 5, 10)
-ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,12 @@ class Retrieval:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a text tower", "retrieval")
+        context.require(Ability.TEXTS, "retrieval")
         source = opened_pairs(context, self.name, self.split)
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
-        embed_image = compile_images(context, lambda model, image: model.embed_image(image))
-        embed_text = compile_texts(context, lambda model, text: model.embed_text(text))
+        embed_image = compiled(context.blueprint, image_vectors)
+        embed_text = compiled(context.blueprint, text_vectors)
 
         def evaluate(params):
             owners, texts = [], []
@@ -52,33 +56,24 @@ class Retrieval:
                 own = [t for t in captions_of(source, i) if t.strip()][: self.captions or None]
                 owners += [i] * len(own)
                 texts += own
-            images, _ = over_images(context, source, embed_image, params, f"images of {source.name}")
-            texts = over_texts(context, texts, embed_text, params, f"captions of {source.name}")
+            tokens = tokenize(context, texts)
+            images = shard_images(context, source, embed_image, params, f"images of {source.name}")
+            texts = shard_rows(context, tokens, embed_text, params, f"captions of {source.name}")
             yield from recalls(images, texts, np.array(owners))
 
         return evaluate
 
 
-def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray):
-    """(name, value) pairs of `Retrieval` from embeddings (N, E), (M, E) and the image of each text (M,)."""
-    images, texts = finite(images, "images' embeddings"), finite(texts, "texts' embeddings")
-    image_ranks, text_ranks = [], []
-    for first in range(0, len(texts), ROWS):
-        owner = owners[first : first + ROWS]
-        similar = texts[first : first + ROWS] @ images.T
-        own = np.take_along_axis(similar, owner[:, None], axis=1)
-        image_ranks.append((similar >= own).sum(axis=1) - 1)
-    for first in range(0, len(images), ROWS):
-        similar = images[first : first + ROWS] @ texts.T
-        mine = owners[None] == np.arange(first, first + len(similar))[:, None]
-        best = np.where(mine, similar, -np.inf).max(axis=1, keepdims=True)
-        text_ranks.append(((similar >= best) & ~mine).sum(axis=1))
-    counts = np.bincount(owners, minlength=len(images))
-    image_ranks, text_ranks = np.concatenate(image_ranks), np.concatenate(text_ranks)[counts > 0]
+def recalls(images: ShardedRows, texts: ShardedRows, owners: np.ndarray):
+    """(name, value) pairs of `Retrieval` from embeddings of N images and M texts, and the image of each text (M,)."""
+    numbers = np.arange(images.count)
+    counts = np.bincount(owners, minlength=images.count)
+    image_ranks = ranks(texts, images, owners, numbers)
+    text_ranks = ranks(images, texts, numbers, owners)[counts > 0]
     for k in AT:
-        yield f"text/R@{k}", float((text_ranks < k).mean())
-        misses = [math.comb(len(texts) - c, k) / max(1, math.comb(len(texts), k)) for c in counts[counts > 0]]
+        yield f"text/R@{k}", recall(text_ranks, k)
+        misses = [math.comb(texts.count - c, k) / max(1, math.comb(texts.count, k)) for c in counts[counts > 0]]
         yield f"text/chance@{k}", 1 - sum(misses) / len(misses)
     for k in AT:
-        yield f"image/R@{k}", float((image_ranks < k).mean())
-        yield f"image/chance@{k}", min(1.0, k / len(images))
+        yield f"image/R@{k}", recall(image_ranks, k)
+        yield f"image/chance@{k}", min(1.0, k / images.count)

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 
 from capvl.evals import Context, finite
-from capvl.evals.encode import compile_images, compile_texts, over_images, over_texts
-from capvl.evals.labels import open_labelled
-from capvl.evals.names import class_names, read_templates
+from capvl.evals.encode import over_images, over_texts
+from capvl.evals.labels import class_names, open_labelled
+from capvl.inference.compiled import compiled
+from capvl.inference.matching import class_vectors, image_vectors, read_templates, text_vectors
+from capvl.models.abilities import Ability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +31,12 @@ class ZeroShot:
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a text tower", "zeroshot")
+        context.require(Ability.TEXTS, "zeroshot")
         source, labels = open_labelled(context, self.name, self.split)
         names = class_names(context.path(self.classes), source, labels)
         templates = read_templates(context.path(self.templates))
-        embed_image = compile_images(context, lambda model, image: model.embed_image(image))
-        embed_text = compile_texts(context, lambda model, text: model.embed_text(text))
+        embed_image = compiled(context.blueprint, image_vectors)
+        embed_text = compiled(context.blueprint, text_vectors)
 
         def evaluate(params):
             prompts = [template.format(name) for name in names for template in templates]
@@ -44,12 +46,6 @@ class ZeroShot:
             yield from accuracies(images @ classes.T, rest["label"])
 
         return evaluate
-
-
-def class_vectors(prompts: np.ndarray, templates: int) -> np.ndarray:
-    """Normalised means (K, E) of the embeddings (K * templates, E) of each class's prompts."""
-    mean = prompts.reshape(-1, templates, prompts.shape[1]).mean(axis=1)
-    return mean / (np.linalg.norm(mean, axis=1, keepdims=True) + 1e-8)
 
 
 def accuracies(scores: np.ndarray, labels: np.ndarray):

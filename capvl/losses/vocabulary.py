@@ -84,7 +84,7 @@ def _evaluate(hidden_BLD, labels_BL, weights_BL, kernel_DV, bias_V, smoothing, c
             jnp.zeros((groups, vocab), jnp.float32),
         )
     start = (jnp.zeros((groups, padded), jnp.float32), grads)
-    # A loop of data-dependent length; capvl.planning.hlo reads its bound from the scope's name.
+    # A loop of data-dependent length; capvl.planning.work reads its bound from the scope's name.
     with jax.named_scope(f"at_most_{padded // chunk}_times"):
         nll_GT, grads = jax.lax.fori_loop(0, -(-live // chunk), body, start)
 

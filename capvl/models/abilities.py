@@ -9,10 +9,11 @@ from capvl.errors import UserError
 class Ability(enum.StrEnum):
     """An ability, by the word that users read.
 
-    Each stands for functions that the model then has:
-      IMAGES: `encode(images)`, `features(images)`.
+    Each stands for functions that the model then has (and its options, in brackets):
+      IMAGES: `encode(images)`, `features(images)` [`image_shape()`].
       TEXTS: `embed_text(tokens)`, and `embed_image(images)` into the same space.
-      DECODER: `decoder`, which writes and scores texts behind `decoder.image_kv(encode(images))`.
+      DECODER: `decoder`, which writes and scores texts behind `decoder.image_kv(encode(images))`
+        [`vocab`, `length`, `text_positions`, `prompt(tokenizer, task, text)`].
       PARALLEL: `decoder.parallel`: all tokens at once from the image alone (Pa).
       CLIPS: images are clips of `options.frames` frames.
       REGIONS: boxes given, features or scores of the regions that they hold.

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.abilities import Ability
 from capvl.models.sizes import Size
 from capvl.nn import weights
 from capvl.nn.attention import SelfAttention
@@ -44,6 +45,8 @@ class BertOptions:
     unroll: bool = False
 
     reads_start: ClassVar[bool] = True
+    abilities: ClassVar[frozenset[Ability]] = frozenset()
+    """None: a BERT alone begins other models (`init_from`)."""
 
     def __post_init__(self):
         sizes.parse_size(self.text)

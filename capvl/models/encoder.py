@@ -25,10 +25,10 @@ class ImageEncoder(nnx.Module):
         self.dtype = jnp.dtype(options.dtype)
         self.encoder = options.make_encoder(rngs)
 
-    def encode(self, image_BRRC, *, key: jax.Array | None = None) -> jax.Array:
-        """Image tokens (B, N, D) of images (B, R, R, 3) in [-1, 1]; a `key` means training."""
-        return self.encoder(self.encoder.normalize(image_BRRC), dtype=self.dtype, key=key)
+    def encode(self, image_BHWC, *, key: jax.Array | None = None) -> jax.Array:
+        """Image tokens (B, N, D) of images (B, H, W, 3) in [-1, 1]; a `key` means training."""
+        return self.encoder(self.encoder.normalize(image_BHWC), dtype=self.dtype, key=key)
 
-    def features(self, image_BRRC) -> jax.Array:
+    def features(self, image_BHWC) -> jax.Array:
         """Pooled features (B, D) float32."""
-        return self.encoder.pool(self.encode(image_BRRC)).astype(jnp.float32)
+        return self.encoder.pool(self.encode(image_BHWC)).astype(jnp.float32)

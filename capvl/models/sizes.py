@@ -59,11 +59,3 @@ def parse_size(name: str) -> Size:
     if name not in SIZES:
         raise UserError(f"Unknown model size {name!r}." + nearest(name, SIZES))
     return SIZES[name]
-
-
-def stem(patch: int, width: int) -> list[tuple[int, int]]:
-    """Stride and channels of the 3 x 3 convolutions that stand for a patch embedding (`ViTOptions.stem`): channels
-    double from 32 or more up to the width while the side halves; the last convolution only looks around."""
-    halvings = patch.bit_length() - 1
-    doubling = [(2, max(min(32, width), width >> (halvings - 1 - i))) for i in range(halvings)]
-    return [*doubling, (1, width)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from capvl.models import flops
 from capvl.models.sizes import Size
 from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, SelfAttention
@@ -31,9 +32,9 @@ class DecoderBlock(nnx.Module):
 
     def __call__(self, y_BLD, image_kv, *, mask=None, causal: bool = False) -> jax.Array:
         y_BLD = checkpoint_name(y_BLD + self.self_attn(self.norm1(y_BLD), mask=mask, causal=causal), "residual")
-        return self.look_and_think(y_BLD, image_kv)
+        return self.after_self_attention(y_BLD, image_kv)
 
-    def look_and_think(self, y_BLD, image_kv) -> jax.Array:
+    def after_self_attention(self, y_BLD, image_kv) -> jax.Array:
         """The block after its self-attention."""
         y_BLD = checkpoint_name(y_BLD + self.cross_attn(self.norm2(y_BLD), *image_kv), "residual")
         return constrain(y_BLD + self.mlp(self.norm3(y_BLD)), "batch", None, None)
@@ -41,7 +42,7 @@ class DecoderBlock(nnx.Module):
     def step(self, y_B1D, image_kv, cache, index):
         """One decoding step with a key-value cache; see `SelfAttention.step`."""
         attended, cache = self.self_attn.step(self.norm1(y_B1D), cache, index)
-        return self.look_and_think(y_B1D + attended, image_kv), cache
+        return self.after_self_attention(y_B1D + attended, image_kv), cache
 
 
 class TextDecoder(nnx.Module):
@@ -127,7 +128,7 @@ class TextDecoder(nnx.Module):
         first = layer_of(self.blocks, 0)
         y_1LD = y_1LD + first.self_attn(first.norm1(y_1LD))
         y = constrain(jnp.broadcast_to(y_1LD, (batch, *y_1LD.shape[1:])), "batch", None, None)
-        y = first.look_and_think(y, jax.tree.map(lambda kv: kv[0], image_kv))
+        y = first.after_self_attention(y, jax.tree.map(lambda kv: kv[0], image_kv))
         if self.depth > 1:
             rest = part_of(self.blocks, 1, self.depth)
             rest_kv = jax.tree.map(lambda kv: kv[1:], image_kv)
@@ -161,6 +162,17 @@ class TextDecoder(nnx.Module):
 
         y, cache = jax.lax.scan(layer, y, (params, image_kv, cache))
         return self.project(self.norm(y))[:, 0], cache
+
+
+def image_kv_flops(size: Size, image_tokens: int) -> float:
+    """Forward matmul FLOPs of one image's keys and values in all layers."""
+    return size.depth * 2 * flops.dense(image_tokens, size.width, size.width)
+
+
+def text_flops(size: Size, vocab: int, length: int, image_tokens: int) -> float:
+    """Forward matmul FLOPs of one text behind an image whose keys and values are there, output layer included."""
+    layer = flops.layer(length, size) + flops.cross_attention(length, image_tokens, size.width)
+    return size.depth * layer + flops.dense(length, size.width, vocab)
 
 
 def vocabulary_logits(hidden_BLD, kernel_DV, bias_V) -> jax.Array:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capvl.errors import UserError
-from capvl.models import sizes
+from capvl.models import flops, sizes
 from capvl.models.abilities import Ability
-from capvl.models.captioner import make_decoder
+from capvl.models.captioner import DecoderOptions
 from capvl.models.text_tower import POOLS, TextTower
 from capvl.models.vit import ViTOptions
 from capvl.nn import weights
@@ -22,7 +22,7 @@ from capvl.nn.weights import weight
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowersOptions(ViTOptions):
+class TwoTowersOptions(DecoderOptions, ViTOptions):
     """What a two-tower model is made of; `config.model` of a recipe.
 
     Attributes:
@@ -80,6 +80,16 @@ class TwoTowersOptions(ViTOptions):
         decoder = {Ability.DECODER, Ability.PARALLEL} if self.decoder_layers else set()
         return frozenset({Ability.IMAGES, Ability.TEXTS} | decoder)
 
+    @property
+    def joint_width(self) -> int:
+        """Width of the joint space."""
+        return self.projection or sizes.parse(self.encoder)[0].width
+
+    def text_tower_flops(self) -> float:
+        """Forward matmul FLOPs of one text through the text tower, but of a MAP head."""
+        size = sizes.parse_size(self.text)
+        return size.depth * flops.layer(self.length, size) + flops.dense(1, size.width, self.joint_width)
+
     def make(self, rngs: nnx.Rngs) -> "TwoTowers":
         """Builds the model."""
         return TwoTowers(self, rngs=rngs)
@@ -98,14 +108,13 @@ class TwoTowers(nnx.Module):
     def __init__(self, options: TwoTowersOptions, *, rngs: nnx.Rngs):
         self.dtype = jnp.dtype(options.dtype)
         width = sizes.parse(options.encoder)[0].width
-        joint = options.projection or width
         self.encoder = options.make_encoder(rngs)
         self.image_head = _image_head(width, options, rngs) if options.projection else None
         self.text = TextTower(
             sizes.parse_size(options.text),
             options.vocab,
             options.length,
-            joint,
+            options.joint_width,
             out_bias=not options.projection or options.projection_bias,
             pool=options.text_pool,
             end=options.text_end,
@@ -122,15 +131,15 @@ class TwoTowers(nnx.Module):
         log_scale, bias = math.log(options.temperature), options.bias
         self.log_scale = weight(rngs, (1,), (None,), lambda key, shape: jnp.full(shape, log_scale, jnp.float32))
         self.bias = weight(rngs, (1,), (None,), lambda key, shape: jnp.full(shape, bias, jnp.float32))
-        self.decoder = make_decoder(options, rngs) if options.decoder_layers else None
+        self.decoder = options.make_decoder(rngs) if options.decoder_layers else None
 
-    def encode(self, image_BRRC, *, key: jax.Array | None = None) -> jax.Array:
-        """Image tokens (B, N, D) of images (B, R, R, 3) in [-1, 1]; a `key` means training."""
-        return self.encoder(self.encoder.normalize(image_BRRC), dtype=self.dtype, key=key)
+    def encode(self, image_BHWC, *, key: jax.Array | None = None) -> jax.Array:
+        """Image tokens (B, N, D) of images (B, H, W, 3) in [-1, 1]; a `key` means training."""
+        return self.encoder(self.encoder.normalize(image_BHWC), dtype=self.dtype, key=key)
 
-    def features(self, image_BRRC) -> jax.Array:
+    def features(self, image_BHWC) -> jax.Array:
         """Pooled features (B, D) float32, before the projection."""
-        return self.encoder.pool(self.encode(image_BRRC)).astype(jnp.float32)
+        return self.encoder.pool(self.encode(image_BHWC)).astype(jnp.float32)
 
     def embed_tokens(self, encoded_BND) -> jax.Array:
         """Normalised embeddings (B, E) float32 of encoded images."""
@@ -140,9 +149,9 @@ class TwoTowers(nnx.Module):
         """Normalised embeddings (B, E) float32 of pooled features."""
         return normalize(pooled_BD if self.image_head is None else self.image_head(pooled_BD))
 
-    def embed_image(self, image_BRRC) -> jax.Array:
-        """Normalised embeddings (B, E) float32 of images (B, R, R, 3) in [-1, 1]."""
-        return self.embed_tokens(self.encode(image_BRRC))
+    def embed_image(self, image_BHWC) -> jax.Array:
+        """Normalised embeddings (B, E) float32 of images (B, H, W, 3) in [-1, 1]."""
+        return self.embed_tokens(self.encode(image_BHWC))
 
     def embed_text(self, text_BL) -> jax.Array:
         """Normalised embeddings (B, E) float32 of int32 tokens, 0 being padding."""

@@ -5,7 +5,7 @@ patch dropout from arXiv 2212.00794 (FLIP).
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,16 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from capvl.errors import UserError, nearest
-from capvl.models import sizes
+from capvl.models import flops, sizes, stem
 from capvl.models.abilities import Ability
+from capvl.models.features import Level
 from capvl.models.sizes import Size
 from capvl.nn import positions, weights
 from capvl.nn.attention import CrossAttention, SelfAttention, input_projection
-from capvl.nn.layers import ACTIVATIONS, Dense, InstanceNorm, LayerNorm, Mlp, as_row
+from capvl.nn.layers import ACTIVATIONS, LayerNorm, Mlp, as_row
 from capvl.nn.stack import REMAT, scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
-
-
-class Padded(NamedTuple):
-    """Image tokens (B, N, D) of images of unequal sizes, and which (B, N) of them are real."""
-
-    tokens: jax.Array
-    seen: jax.Array
-
 
 # Mean and standard deviation of the pixels (0 to 1) that an encoder was trained with.
 PIXELS = {
@@ -128,6 +121,35 @@ class ViTOptions:
                     f"model.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), choices)
                 )
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image of `res`."""
+        side = self.res // sizes.parse(self.encoder)[1]
+        return side, side
+
+    def kept_patches(self) -> int:
+        """Patches of an image that the blocks see in training."""
+        rows, columns = self.grid
+        return max(1, round(rows * columns * (1 - self.patch_dropout)))
+
+    def image_tokens(self) -> int:
+        """Tokens of an image that what stands behind the encoder sees in training."""
+        return self.kept_patches() + (self.pool == "cls")
+
+    def encoder_flops(self) -> float:
+        """Forward matmul FLOPs of one image, without a MAP head."""
+        size, patch = sizes.parse(self.encoder)
+        tokens = self.kept_patches() + self.registers + (self.pool == "cls")
+        whole = tuple(side // patch for side in self.image_shape()[-3:-1])
+        return stem.flops(self.stem, patch, size.width, whole) + size.depth * flops.layer(tokens, size)
+
+    def map_head_flops(self) -> float:
+        """Forward matmul FLOPs of pooling one image by a MAP head."""
+        size, _ = sizes.parse(self.encoder)
+        tokens, width = self.kept_patches(), size.width
+        kv = 2 * flops.dense(tokens, width, width)
+        return kv + flops.cross_attention(1, tokens, width) + 2 * flops.dense(1, width, size.mlp)
+
     def make_encoder(self, rngs: nnx.Rngs) -> "ViT":
         """Builds the encoder."""
         return ViT(self, rngs=rngs)
@@ -158,36 +180,6 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * as_row(scale[...].astype(x.dtype), x)
 
 
-class ConvStem(nnx.Module):
-    """Patch embedding by convolutions (arXiv 2106.14881): 3 x 3, instance norm, GELU; then 1 x 1.
-
-    All have stride 2 but the last 3 x 3, which sees twice as far. Instance norm stands for the paper's batch norm.
-    Small models learn from fewer images than with one linear layer.
-    """
-
-    def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
-        convolutions, channels = sizes.stem(patch, width), 3
-        self.strides = tuple(stride for stride, _ in convolutions)
-        for i, (_, out) in enumerate(convolutions):
-            shape, init = (3, 3, channels, out), weights.lecun_normal(9 * channels)
-            setattr(self, f"conv{i}", weight(rngs, shape, (None,) * 4, init))
-            setattr(self, f"norm{i}", InstanceNorm(out, rngs=rngs))
-            channels = out
-        init = weights.lecun_normal(channels)
-        self.out = Dense((channels, width), (None, "embed"), init, bias=(width,), rngs=rngs)
-
-    def __call__(self, image_BRRC) -> jax.Array:
-        """Tokens (B, N, D), row by row, of images whose sides are multiples of the patch."""
-        x = image_BRRC
-        for i, stride in enumerate(self.strides):
-            kernel = getattr(self, f"conv{i}")[...].astype(x.dtype)
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = ACTIVATIONS["gelu_tanh"](getattr(self, f"norm{i}")(x))
-        return self.out(x.reshape(len(x), -1, x.shape[-1]))
-
-
 class MapHead(nnx.Module):
     """Multi-head attention pooling: one probe attends to all tokens, then x + MLP(LN x): (B, N, D) -> (B, D)."""
 
@@ -198,35 +190,38 @@ class MapHead(nnx.Module):
         self.norm = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
 
-    def __call__(self, tokens_BND) -> jax.Array:
+    def __call__(self, tokens_BND, valid_BN=None) -> jax.Array:
         kv_BNcHK = self.kv(tokens_BND)
         probe_B1D = jnp.broadcast_to(
             self.probe[...].astype(tokens_BND.dtype)[None], (tokens_BND.shape[0], 1, tokens_BND.shape[-1])
         )
-        x_B1D = self.attn(probe_B1D, kv_BNcHK[:, :, 0], kv_BNcHK[:, :, 1])
+        mask = None if valid_BN is None else valid_BN[:, None, None]
+        x_B1D = self.attn(probe_B1D, kv_BNcHK[:, :, 0], kv_BNcHK[:, :, 1], mask=mask)
         return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
 
 
 class ViT(nnx.Module):
-    """Images (B, R, R, 3) -> tokens (B, N, D) after the final LN; `PIXELS` says what the pixels are.
+    """Images (B, H, W, 3) -> tokens (B, N, D) after the final LN; `PIXELS` says what the pixels are.
 
-    Images may have other sides than the model's resolution; its learned positions are then resized as PyTorch does,
-    and what is left of a patch at the right and lower edge is not seen. Images of unequal sizes are padded to one
-    and have a fourth channel, 1 where they are and -1 beyond; short sides are at most the model's resolution.
+    Images may have any sides; what is left of a patch at the right and lower edge is not seen. Learned positions are
+    resized to the grid as PyTorch does. Images of unequal sizes are padded to one size at the right and below and have
+    a fourth channel, 1 where they are and -1 beyond: each then has the positions of its own grid. Where the model has
+    a `max_side`, short sides of images that are padded to its square are at most the model's resolution.
     """
 
     def __init__(self, options: ViTOptions, *, rngs: nnx.Rngs):
         size, patch = sizes.parse(options.encoder)
-        grid, width = options.res // patch, size.width
-        self.patch, self.grid, self.pool_kind = patch, grid, options.pool
+        width = size.width
+        self.patch, self.grid, self.pool_kind = patch, options.grid, options.pool
+        self.most_grid = (options.max_side // patch,) * 2
         self.positions_kind, self.class_position = options.positions, options.class_position
         self.registers_count, self.patch_dropout = options.registers, options.patch_dropout
         self.remat, self.unroll = options.remat, options.unroll
         self.pixels = options.pixels
         kind = dict(activation=options.activation, eps=options.eps)
-        self.stem = _make_stem(options, patch, width, rngs)
+        self.stem, self.stem_kind = stem.make_stem(options.stem, patch, width, rngs), options.stem
         if options.positions == "learned":
-            count = grid * grid + int(options.class_position)
+            count = self.grid[0] * self.grid[1] + int(options.class_position)
             self.positions = weight(rngs, (count, width), (None, "embed"), weights.normal(width**-0.5))
         self.cls = weight(rngs, (1, width), (None, None), weights.zeros) if options.pool == "cls" else None
         registers = (options.registers, width)
@@ -236,60 +231,73 @@ class ViT(nnx.Module):
         self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         self.map = MapHead(size, rngs, **kind) if options.pool == "map" else None
 
-    def normalize(self, image_BRRC) -> jax.Array:
+    def normalize(self, image_BHWC) -> jax.Array:
         """Images in [-1, 1] -> pixels as this encoder wants them; a fourth channel stays."""
         if self.pixels == "half":
-            return image_BRRC
-        mean, std = (jnp.asarray(row, image_BRRC.dtype)[None, None, None] for row in PIXELS[self.pixels])
-        return jnp.concatenate([(image_BRRC[..., :3] * 0.5 + 0.5 - mean) / std, image_BRRC[..., 3:]], axis=-1)
+            return image_BHWC
+        mean, std = (jnp.asarray(row, image_BHWC.dtype)[None, None, None] for row in PIXELS[self.pixels])
+        return jnp.concatenate([(image_BHWC[..., :3] * 0.5 + 0.5 - mean) / std, image_BHWC[..., 3:]], axis=-1)
 
-    def embed(self, image_BRRC, dtype) -> jax.Array:
+    def embed(self, image_BHWC, dtype) -> jax.Array:
         """Patch embedding without positions: (B, N, D), patches row by row."""
         p = self.patch
-        b, rows, columns = image_BRRC.shape[0], *(side // p for side in image_BRRC.shape[1:3])
-        image = image_BRRC[:, : rows * p, : columns * p, :3].astype(dtype)
-        if isinstance(self.stem, ConvStem):
+        b, rows, columns = image_BHWC.shape[0], *self.grid_of(image_BHWC)
+        image = image_BHWC[:, : rows * p, : columns * p, :3].astype(dtype)
+        if self.stem_kind == "conv":
             return self.stem(image)
         patches = image.reshape(b, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5)
         return self.stem(patches.reshape(b, -1, p, p, 3))
 
+    def grid_of(self, image_BHWC) -> tuple[int, int]:
+        """Rows and columns of the patches of images."""
+        return image_BHWC.shape[1] // self.patch, image_BHWC.shape[2] // self.patch
+
     def add_positions(self, x_BND, grid: tuple[int, int] | None = None) -> jax.Array:
-        """Adds the position embedding of the patches of a grid, the model's own by default."""
-        own = (self.grid, self.grid)
-        grid = grid or own
+        """Adds the position embedding of the patches of a grid (rows, columns), the model's own by default."""
+        grid = grid or self.grid
         if self.positions_kind != "learned":
             table = jnp.asarray(positions.sincos_2d(*grid, x_BND.shape[-1]))
-        elif grid == own:
+        elif grid == self.grid:
             table = self.positions[...][int(self.class_position) :]
         else:
-            table = self._positions_of(*(jnp.full((1,), n, jnp.int32) for n in grid), grid)[0]
+            table = self._resized(*(jnp.full((1,), n, jnp.int32) for n in grid), grid)[0]
         return x_BND + table.astype(x_BND.dtype)[None]
 
-    def _positions_of(self, rows_B, columns_B, shape: tuple[int, int]) -> jax.Array:
+    def _add_own_positions(self, x_BND, rows_B, columns_B, grid: tuple[int, int]) -> jax.Array:
+        """As `add_positions`, for images that fill the first rows and columns of a grid."""
+        if self.positions_kind != "learned":
+            return self.add_positions(x_BND, grid)
+        return x_BND + self._resized(rows_B, columns_B, grid).astype(x_BND.dtype)
+
+    def _resized(self, rows_B, columns_B, grid: tuple[int, int]) -> jax.Array:
         table = self.positions[...][int(self.class_position) :].astype(jnp.float32)
-        return positions.resize_on_device(table, (self.grid, self.grid), (rows_B, columns_B), shape)
+        return positions.resize_on_device(table, self.grid, (rows_B, columns_B), grid)
 
-    def _embed_padded(self, image_BRRC, dtype) -> tuple[jax.Array, jax.Array]:
-        """Patches with positions of each image's own grid, real ones first: (B, N, D), and which are real (B, N)."""
-        p = self.patch
-        shape = tuple(side // p for side in image_BRRC.shape[1:3])
-        real = image_BRRC[:, p - 1 :: p, p - 1 :: p, 3] > 0
-        rows_B, columns_B = real[:, :, 0].sum(axis=1), real[:, 0].sum(axis=1)
-        x = self.embed(image_BRRC, dtype) + self._positions_of(rows_B, columns_B, shape).astype(dtype)
-        seen = real.reshape(len(real), -1)
-        order = jnp.argsort(~seen, axis=1, stable=True)[:, : min(self.grid, *shape) * max(shape)]
-        return jnp.take_along_axis(x, order[..., None], axis=1), jnp.take_along_axis(seen, order, axis=1)
+    def _patches(self, image_BHWC, dtype) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """Patches with positions (B, N, D); of padded images also their places and which are valid (see `Level`)."""
+        grid = self.grid_of(image_BHWC)
+        if image_BHWC.shape[-1] == 3:
+            return self.add_positions(self.embed(image_BHWC, dtype), grid), None, None
+        last = self.patch - 1
+        valid_BYX = image_BHWC[:, last :: self.patch, last :: self.patch, 3] > 0
+        rows_B, columns_B = valid_BYX[:, :, 0].sum(axis=1), valid_BYX[:, 0].sum(axis=1)
+        x = self._add_own_positions(self.embed(image_BHWC, dtype), rows_B, columns_B, grid)
+        valid_BN = valid_BYX.reshape(len(valid_BYX), -1)
+        if grid != self.most_grid or grid == self.grid:
+            return x, None, valid_BN
+        # No image fills such a square: the patches of the largest go first, the others are left out.
+        place_BN = jnp.argsort(~valid_BN, axis=1, stable=True)[:, : self.grid[0] * grid[0]]
+        x = jnp.take_along_axis(x, place_BN[..., None], axis=1)
+        return x, place_BN, jnp.take_along_axis(valid_BN, place_BN, axis=1)
 
-    def __call__(self, image_BRRC, *, dtype=jnp.float32, key: jax.Array | None = None) -> "jax.Array | Padded":
-        """Encodes images; a `key` means training and turns patch dropout on."""
-        seen = None
-        if image_BRRC.shape[-1] == 4:
-            x, seen = self._embed_padded(image_BRRC, dtype)
-        else:
-            grid = tuple(side // self.patch for side in image_BRRC.shape[1:3])
-            x = self.add_positions(self.embed(image_BRRC, dtype), grid)
+    def levels(self, image_BHWC, *, dtype=jnp.float32, key: jax.Array | None = None) -> tuple[Level, ...]:
+        """Encoded images as levels, of which a ViT has one; a `key` means training and turns patch dropout on."""
+        x, place, valid = self._patches(image_BHWC, dtype)
         if self.patch_dropout and key is not None:
-            x = _drop_patches(x, self.patch_dropout, key)
+            kept = _kept_patches(*x.shape[:2], self.patch_dropout, key)
+            x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+            valid = valid if valid is None else jnp.take_along_axis(valid, kept, axis=1)
+            place = kept if place is None else jnp.take_along_axis(place, kept, axis=1)
         prefix = [p[...].astype(dtype) for p in (self.cls, self.registers) if p is not None]
         if self.class_position:
             prefix[0] = prefix[0] + self.positions[...][:1].astype(dtype)
@@ -300,36 +308,36 @@ class ViT(nnx.Module):
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         mask = None
-        if seen is not None:
-            seen = jnp.pad(seen, ((0, 0), (x.shape[1] - seen.shape[1], 0)), constant_values=True)
-            mask = seen[:, None, None]
+        if valid is not None:
+            valid = jnp.pad(valid, ((0, 0), (x.shape[1] - valid.shape[1], 0)), constant_values=True)
+            mask = valid[:, None, None]
         x = scan(self.blocks, lambda block, h, _: block(h, mask=mask), x, remat=self.remat, unroll=self.unroll)
+        first = 0 if self.cls is None else 1
         if self.registers is not None:
-            first = 0 if self.cls is None else 1
             x = jnp.concatenate([x[:, :first], x[:, first + self.registers_count :]], axis=1)
-            seen = seen if seen is None else seen[:, self.registers_count :]
-        return self.norm(x) if seen is None else Padded(self.norm(x), seen)
+            valid = valid if valid is None else valid[:, self.registers_count :]
+        return (Level(self.norm(x), self.grid_of(image_BHWC), self.patch, first, valid, place),)
 
-    def pool(self, tokens_BND) -> jax.Array:
-        """The pooled feature (B, D) of encoded tokens."""
+    def __call__(self, image_BHWC, *, dtype=jnp.float32, key: jax.Array | None = None) -> jax.Array | Level:
+        """Tokens (B, N, D) of images as `levels` encodes them; of padded ones their level, which knows the padding."""
+        (level,) = self.levels(image_BHWC, dtype=dtype, key=key)
+        return level.tokens_BND if level.valid_BN is None else level
+
+    def pool(self, encoded: jax.Array | Level) -> jax.Array:
+        """The pooled feature (B, D) of encoded tokens (B, N, D), or of a level: padding doesn't count."""
+        tokens_BND, valid_BN = (encoded.tokens_BND, encoded.valid_BN) if isinstance(encoded, Level) else (encoded, None)
         if self.pool_kind == "map":
-            return self.map(tokens_BND)
+            return self.map(tokens_BND, valid_BN)
         if self.pool_kind == "cls":
             return tokens_BND[:, 0]
-        return tokens_BND.mean(axis=1)
+        if valid_BN is None:
+            return tokens_BND.mean(axis=1)
+        weights_BN1 = valid_BN[..., None].astype(tokens_BND.dtype)
+        return (tokens_BND * weights_BN1).sum(axis=1) / weights_BN1.sum(axis=1)
 
 
-def _make_stem(options: ViTOptions, patch: int, width: int, rngs: nnx.Rngs):
-    if options.stem == "conv":
-        return ConvStem(patch, width, rngs)
-    shape, init = (patch, patch, 3, width), weights.lecun_normal(patch * patch * 3)
-    return Dense(shape, (None, None, None, "embed"), init, contract=3, bias=(width,), rngs=rngs)
-
-
-def _drop_patches(x_BND, rate: float, key) -> jax.Array:
-    """Keeps a random (1 - rate) of each image's tokens, in order."""
-    b, n, _ = x_BND.shape
-    keep = max(1, round(n * (1 - rate)))
-    noise = jax.random.uniform(key, (b, n))
-    kept = jnp.sort(jnp.argsort(noise, axis=1)[:, :keep], axis=1)
-    return jnp.take_along_axis(x_BND, kept[:, :, None], axis=1)
+def _kept_patches(batch: int, count: int, rate: float, key) -> jax.Array:
+    """A random (1 - rate) of each image's patches, their numbers (B, kept) in order."""
+    keep = max(1, round(count * (1 - rate)))
+    noise = jax.random.uniform(key, (batch, count))
+    return jnp.sort(jnp.argsort(noise, axis=1)[:, :keep], axis=1)

@@ -150,10 +150,10 @@ class SelfAttention(nnx.Module):
 
     def step(self, x_B1D, cache: tuple[jax.Array, jax.Array], index) -> tuple[jax.Array, tuple]:
         """One decoding step: writes key and value at `index` of the (B, L, H, K) caches and attends to 0..index."""
-        q, *cache, seen = self.remember(x_B1D, cache, index)
-        return self.out(attend(q, *cache, mask=seen)), tuple(cache)
+        q, *cache, mask = self.append_to_cache(x_B1D, cache, index)
+        return self.out(attend(q, *cache, mask=mask)), tuple(cache)
 
-    def remember(self, x_B1D, cache, index):
+    def append_to_cache(self, x_B1D, cache, index):
         """The query, the caches with this step's key and value, and the mask (1, 1, 1, L) of 0..index."""
         q, k, v = self.project(x_B1D)
         keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
@@ -168,9 +168,9 @@ class CrossAttention(nnx.Module):
         self.q = input_projection(width, heads, 1, bias=bias, init=init, rngs=rngs)
         self.out = output_projection(width, heads, bias=bias, init=init, rngs=rngs)
 
-    def __call__(self, x_BTD, k_BNHK, v_BNHK) -> jax.Array:
-        """Keys and values may have B / g rows: each is seen by g consecutive rows."""
+    def __call__(self, x_BTD, k_BNHK, v_BNHK, *, mask=None) -> jax.Array:
+        """Keys and values may have B / g rows: each is seen by g consecutive rows; `mask` is that of `attend`."""
         q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")
         if k_BNHK.shape[0] != x_BTD.shape[0]:
-            return self.out(attend_jointly(q_BTHK, [(k_BNHK, v_BNHK, None)]))
-        return self.out(attend(q_BTHK, k_BNHK, v_BNHK))
+            return self.out(attend_jointly(q_BTHK, [(k_BNHK, v_BNHK, mask)]))
+        return self.out(attend(q_BTHK, k_BNHK, v_BNHK, mask=mask))

@@ -22,13 +22,7 @@ def sincos_2d(height: int, width: int, channels: int, temperature: float = 10_00
 
 
 def resize_grid(positions_ND: np.ndarray, new_tokens: int, rule: str = "big_vision", first: int = 0) -> np.ndarray:
-    """Resizes the positions of a square grid: (N, D) -> (new_tokens, D).
-
-    Args:
-      positions_ND: row by row, behind `first` rows of other tokens, which stay as they are.
-      new_tokens: number of rows wanted, those included.
-      rule: see `resize`.
-      first: rows before the grid.
+    """Resizes the positions of a square grid to those of another, known by their numbers: see `resize_table`.
 
     Raises:
       ValueError: either number of tokens is not a square.
@@ -36,11 +30,30 @@ def resize_grid(positions_ND: np.ndarray, new_tokens: int, rule: str = "big_visi
     old, new = round((len(positions_ND) - first) ** 0.5), round((new_tokens - first) ** 0.5)
     if old * old + first != len(positions_ND) or new * new + first != new_tokens:
         raise ValueError(
-            f"positions are resized between square grids only, not from {len(positions_ND)} to {new_tokens} tokens"
+            f"{len(positions_ND)} and {new_tokens} positions are not both of square grids, so their sides aren't known"
         )
+    return resize_table(positions_ND, (old, old), (new, new), rule, first)
+
+
+def resize_table(
+    positions_ND: np.ndarray, old: tuple[int, int], new: tuple[int, int], rule: str, first: int = 0
+) -> np.ndarray:
+    """Resizes the positions of a grid: (first + old rows * columns, D) -> (first + new rows * columns, D).
+
+    Args:
+      positions_ND: row by row, behind `first` rows of other tokens, which stay as they are.
+      old, new: rows and columns.
+      rule: see `resize`.
+      first: rows before the grid.
+
+    Raises:
+      ValueError: there are not as many positions as `old` has.
+    """
+    if len(positions_ND) != first + old[0] * old[1]:
+        raise ValueError(f"{len(positions_ND)} positions are not those of a grid of {old} behind {first} others")
     if old == new:
         return np.asarray(positions_ND)
-    resized = resize(np.asarray(positions_ND[first:]), (old, old), (new, new), rule)
+    resized = resize(np.asarray(positions_ND[first:]), old, new, rule)
     return np.concatenate([positions_ND[:first], resized]).astype(positions_ND.dtype)
 
 

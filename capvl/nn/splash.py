@@ -44,6 +44,7 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, causal: bool = False, interpret: bool = Fa
 
 
 def _local(q_BTHK, k_BSHK, v_BSHK, causal, interpret):
+    # Imported here: Pallas is slow to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

@@ -4,12 +4,16 @@ An objective is a frozen dataclass whose fields are its options (`config.objecti
 methods are the interface below. The loop knows nothing else about it.
 """
 
+import dataclasses
+import fractions
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from capvl.errors import UserError
 
 Batch = dict[str, jax.Array]
 
@@ -42,11 +46,46 @@ class Mean(NamedTuple):
         return float(self.value())
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One of several kinds of batch that a step takes, such as image-text pairs and regions (arXiv 2111.08276).
+
+    Attributes:
+      features: keys that an Example of it must have.
+      share: its examples for each of `config.batch_size`; of 0.5 a step takes half as many.
+    """
+
+    features: tuple[str, ...]
+    share: float = 1.0
+
+    def count(self, examples: int, name: str) -> int:
+        """Its examples among so many of `config.batch_size`, or of all steps so far.
+
+        Raises:
+          UserError: that is no whole number.
+        """
+        exact = fractions.Fraction(self.share).limit_denominator(10_000) * examples
+        if exact.denominator != 1 or not exact:
+            raise UserError(f"batch_size={examples} times the share {self.share:g} of {name!r} is no whole batch.")
+        return int(exact)
+
+
+def kinds(objective: "Objective") -> dict[str, Kind]:
+    """The kinds of batch that an objective's step takes, by name; of a single one the name is ""."""
+    features = objective.features()
+    return dict(features) if isinstance(features, dict) else {"": Kind(tuple(features))}
+
+
 class Objective(Protocol):
-    """The interface of an objective."""
+    """The interface of an objective.
+
+    One whose step takes several kinds of batch gives a dict by kind from `features`, `transform` and `batch_spec`; its
+    `prepare` and `loss` get such a dict. `config.data.name` says what each kind is made of.
+    """
 
     Model: ClassVar[type]
-    """Dataclass of the options in `config.model`; its `make(rngs)` builds the model."""
+    """Dataclass of the options in `config.model`; its `make(rngs)` builds the model, its `abilities` say what that can
+    (`capvl.models.abilities`)."""
 
     def check(self, model_options: Any, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other; `batch_per_device` is of one micro-batch."""
@@ -54,21 +93,23 @@ class Objective(Protocol):
     def frozen(self, model_options: Any) -> tuple[str, ...]:
         """Regexes of parameters that don't train, beside `config.optimizer.frozen`."""
 
-    def features(self) -> tuple[str, ...]:
-        """Keys that an Example must have for this objective."""
+    def features(self) -> tuple[str, ...] | dict[str, Kind]:
+        """Keys that an Example must have for this objective, or the kinds of its batches."""
 
     def transform(self, model_options: Any, data: Any, *, train: bool) -> Any:
         """A picklable `transform(example, uniforms) -> dict of arrays` that runs on the host.
 
-        A training transform may have a method `for_batch(number)` that gives the transform of a batch."""
+        A training transform may have a method `for_batch(number)` that gives the transform of a batch, and one whose
+        texts become tokens says by which `tokenizer`."""
 
     def batch_spec(self, model_options: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The keys, shapes and dtypes of a batch."""
+        """The keys, shapes and dtypes of a batch of so many examples; with several kinds those of each."""
 
     def prompt(self, model_options: Any, tokenizer: Any, task: str, text: str = "") -> np.ndarray:
-        """Tokens (P,) that begin what a model with a decoder writes for a task ("caption", "answer", "classify").
+        """Tokens (P,) that begin what a model with a decoder writes for a task: the model's own
+        (`capvl.models.prompts`), narrowed to the tasks that the objective trains, or in words of its own.
 
-        Raises UserError where the objective doesn't train it."""
+        Raises UserError where the objective doesn't train the task."""
 
     def prepare(self, batch: Batch, *, train: bool) -> Batch:
         """Device-side preparation of a whole batch: value range, flips, loss weights.
@@ -83,4 +124,5 @@ class Objective(Protocol):
         example in the whole batch."""
 
     def flops(self, model_options: Any) -> float:
-        """Matmul FLOPs of training on one example: forward and backward, no recomputation."""
+        """Matmul FLOPs of training on one example: forward and backward, no recomputation; of several kinds, of what
+        a step takes for each of `config.batch_size`."""

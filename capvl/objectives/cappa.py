@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import flops
+from capvl.data.examples.image_text import ImageText
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
@@ -86,8 +86,6 @@ class CapPa:
 
     def transform(self, model_options: CaptionerOptions, data, *, train: bool):
         """Crop and tokenize; see `capvl.data.examples.image_text.ImageText`."""
-        from capvl.data.examples.image_text import ImageText
-
         return ImageText.from_options(data, res=model_options.res, length=model_options.length, train=train)
 
     def batch_spec(self, model_options: CaptionerOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -101,10 +99,8 @@ class CapPa:
         }
 
     def prompt(self, model_options: CaptionerOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
-        """A caption has no prompt, and nothing else is trained."""
-        if task != "caption":
-            raise UserError(f"A model that was trained to caption doesn't know the task {task!r}.")
-        return np.zeros(0, np.int32)
+        """The model's own: a caption has none, and nothing else is trained."""
+        return model_options.prompt(tokenizer, task, text)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked, and the loss weight of each token."""
@@ -210,5 +206,5 @@ class CapPa:
         return hidden, jnp.tile(jnp.arange(each) < count, groups)
 
     def flops(self, model_options: CaptionerOptions) -> float:
-        """Matmul FLOPs of one training example; see `capvl.flops.captioner`."""
-        return 3 * flops.captioner(model_options)
+        """Matmul FLOPs of one training example."""
+        return 3 * (model_options.encoder_flops() + model_options.decoder_flops())

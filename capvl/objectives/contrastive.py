@@ -5,15 +5,17 @@ loss through a decoder on the same image tower, as CoCa does with captioning (ar
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import flops
+from capvl.data.examples.image_text import EmbeddingText, ImageText
 from capvl.errors import UserError, nearest
 from capvl.losses.contrastive import CHUNK, sigmoid_loss, softmax_loss
+from capvl.models import sizes
 from capvl.models.two_towers import TwoTowers, TwoTowersOptions
 from capvl.objectives.cappa import CapPa
 from capvl.objectives.images import unit_range
@@ -79,8 +81,6 @@ class Contrastive:
 
     def transform(self, model_options: TwoTowersOptions, data, *, train: bool):
         """Crop and tokenize, or pick an embedding and tokenize; see `capvl.data.images.crops`."""
-        from capvl.data.examples.image_text import EmbeddingText, ImageText
-
         if self.cached and train:
             return EmbeddingText.from_options(data, length=model_options.length)
         return ImageText.from_options(data, res=model_options.res, length=model_options.length, train=train)
@@ -94,8 +94,8 @@ class Contrastive:
         return spec
 
     def prompt(self, model_options: TwoTowersOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
-        """As CapPa's."""
-        return self._captions.prompt(model_options, tokenizer, task, text)
+        """The model's own: a caption has none, and nothing else is trained."""
+        return model_options.prompt(tokenizer, task, text)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked; the rows that count; token weights for the captions."""
@@ -133,17 +133,15 @@ class Contrastive:
 
     def flops(self, model_options: TwoTowersOptions) -> float:
         """Matmul FLOPs of training on one example, similarities left out: a locked tower has no backward pass."""
-        image = 0.0 if self.cached else (1 if self.locked else 3) * flops.encoder(model_options)
+        image = 0.0 if self.cached else (1 if self.locked else 3) * model_options.encoder_flops()
         if model_options.pool == "map":
-            image += 3 * flops.map_head(model_options)
-        decoder = 3 * flops.decoder(model_options) if self.caption_weight else 0.0
-        return image + 3 * flops.text_tower(model_options) + decoder
+            image += 3 * model_options.map_head_flops()
+        decoder = 3 * model_options.decoder_flops() if self.caption_weight else 0.0
+        return image + 3 * model_options.text_tower_flops() + decoder
 
 
 def embedding_shape(model_options: TwoTowersOptions) -> tuple[int, ...]:
     """Shape of a cached embedding: (N, D) tokens where a MAP head trains, else the pooled (D,)."""
-    from capvl.models import sizes
-
-    size, patch = sizes.parse(model_options.encoder)
-    tokens = (model_options.res // patch) ** 2
+    size, _ = sizes.parse(model_options.encoder)
+    tokens = math.prod(model_options.grid)
     return (tokens, size.width) if model_options.pool == "map" else (size.width,)

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import flops
-from capvl.data.examples.tasks import TaskText, TextPrompts, check_tasks
+from capvl.data.examples.tasks import TaskText, check_tasks
 from capvl.data.images.crops import Crop
 from capvl.data.reading.texts import FEATURES
 from capvl.data.text import tokenizers
@@ -23,6 +22,7 @@ from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models import git, sizes
 from capvl.models.git import GitOptions
+from capvl.models.prompts import check_task
 from capvl.models.text_decoder import shift_right
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
@@ -103,25 +103,23 @@ class Git:
     def transform(self, model_options: GitOptions, data, *, train: bool):
         """Draws a task and makes its tokens."""
         tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        model_options.check_tokenizer(tokenizer)
         if data.flip and model_options.max_side:
             raise UserError("data.flip goes with square images only, and model.max_side keeps the aspect.")
         crop = Crop.of_model(data, model_options, train=train)
-        prompts, length = self._prompts(model_options, tokenizer), model_options.length
+        prompts, length = model_options.prompts(tokenizer, dict(self.prompts)), model_options.length
         made = TaskText(crop, self.tasks, prompts, tokenizer, length, data.flip and train, self.texts)
         return BySides(made, self.sides) if self.sides and train else made
 
-    def _prompts(self, model_options: GitOptions, tokenizer) -> TextPrompts:
-        return TextPrompts(tokenizer, model_options.length, dict(self.prompts))
-
     def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, …) (see `GitOptions.image_shape`), flip and seen (has an image) bool (B,); text int32 (B, L),
+        """image uint8 (B, …) (see `GitOptions.image_shape`), flip and has_image bool (B,); text int32 (B, L),
         or (B, T, L) with `texts`, prompt int32: how many of its tokens aren't predicted, and cut bool: its prompt was
         too long."""
         several = (batch, self.texts) if self.texts else (batch,)
         return {
             "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
             "flip": jax.ShapeDtypeStruct((batch,), jnp.bool_),
-            "seen": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+            "has_image": jax.ShapeDtypeStruct((batch,), jnp.bool_),
             "text": jax.ShapeDtypeStruct((*several, model_options.length), jnp.int32),
             "prompt": jax.ShapeDtypeStruct(several, jnp.int32),
             "cut": jax.ShapeDtypeStruct(several, jnp.bool_),
@@ -129,10 +127,8 @@ class Git:
 
     def prompt(self, model_options: GitOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
         """The question, or the task's own words."""
-        known = {*self.tasks, *dict(self.prompts)}
-        if task not in known:
-            raise UserError(f"This model wasn't trained for the task {task!r}; it knows {', '.join(sorted(known))}.")
-        return self._prompts(model_options, tokenizer)(task, text)[0]
+        check_task(task, sorted({*self.tasks, *dict(self.prompts)}))
+        return model_options.prompts(tokenizer, dict(self.prompts))(task, text)[0]
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked; texts row by row (B T, L), and the loss weight of each token.
@@ -154,7 +150,7 @@ class Git:
             "image": image,
             "text": text,
             "weights": learned * (len(text) / jnp.maximum(count, 1.0)),
-            "seen": batch.get("seen", jnp.ones(len(image), bool)),
+            "has_image": batch.get("has_image", jnp.ones(len(image), bool)),
             "cut": batch.get("cut", jnp.zeros(len(image), bool)),
         }
 
@@ -163,7 +159,7 @@ class Git:
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         encoded = model.encode(batch["image"], key=None if self.locked else keys[0])
         kv = model.decoder.image_kv(encoded, key=keys[1])
-        kv = kv._replace(seen=kv.seen & batch["seen"][None, :, None])
+        kv = kv._replace(valid=kv.valid & batch["has_image"][None, :, None])
         if self.kind == "causal":
             hidden, weights = model.decoder.causal(batch["text"], kv, dtype=model.dtype, key=keys[2]), batch["weights"]
         else:
@@ -196,9 +192,8 @@ class Git:
 
     def flops(self, model_options: GitOptions) -> float:
         """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""
-        frames = max(1, model_options.frames)
-        encoder = (1 if self.locked else 3) * frames * flops.encoder(model_options)
-        return encoder + 3 * flops.git_decoder(model_options, max(1, self.texts))
+        encoder = (1 if self.locked else 3) * model_options.encoder_flops()
+        return encoder + 3 * model_options.decoder_flops(max(1, self.texts))
 
 
 def smoothed_entropy(smoothing: float, vocab: int) -> float:

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capvl import flops
 from capvl.data.examples.labels import ImageLabelTrain
 from capvl.errors import UserError
-from capvl.models import sizes
+from capvl.models import flops, sizes
 from capvl.models.abilities import Ability
 from capvl.models.vit import MapHead, ViTOptions
 from capvl.nn import weights
@@ -48,6 +47,12 @@ class ProbeOptions(ViTOptions):
         """What the model can do."""
         return frozenset({Ability.IMAGES, Ability.CLASSIFIERS})
 
+    def head_flops(self) -> float:
+        """Forward matmul FLOPs of one head."""
+        size, _ = sizes.parse(self.encoder)
+        pool = self.map_head_flops() if self.probe_pool == "map" else 0.0
+        return pool + flops.dense(1, size.width, self.classes)
+
     def make(self, rngs: nnx.Rngs) -> "ProbeModel":
         """Builds the model."""
         return ProbeModel(self, rngs=rngs)
@@ -72,13 +77,13 @@ class ProbeModel(nnx.Module):
         self.encoder = options.make_encoder(rngs)
         self.heads = nnx.List([Head(options, rngs=rngs) for _ in range(options.heads)])
 
-    def encode(self, image_BRRC, *, key: jax.Array | None = None) -> jax.Array:
-        """Image tokens (B, N, D) of images (B, R, R, 3) in [-1, 1]; a `key` means training."""
-        return self.encoder(self.encoder.normalize(image_BRRC), dtype=self.dtype, key=key)
+    def encode(self, image_BHWC, *, key: jax.Array | None = None) -> jax.Array:
+        """Image tokens (B, N, D) of images (B, H, W, 3) in [-1, 1]; a `key` means training."""
+        return self.encoder(self.encoder.normalize(image_BHWC), dtype=self.dtype, key=key)
 
-    def features(self, image_BRRC) -> jax.Array:
+    def features(self, image_BHWC) -> jax.Array:
         """Pooled features (B, D) float32."""
-        return self.pool(self.encode(image_BRRC), None).astype(jnp.float32)
+        return self.pool(self.encode(image_BHWC), None).astype(jnp.float32)
 
     def pool(self, encoded_BND, head: Head | None) -> jax.Array:
         """The feature (B, D) that a head classifies."""
@@ -157,7 +162,5 @@ class Probe:
 
     def flops(self, model_options: ProbeOptions) -> float:
         """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""
-        size, _ = sizes.parse(model_options.encoder)
-        head = 2 * size.width * model_options.classes
-        head += flops.map_head(model_options) if model_options.probe_pool == "map" else 0
-        return (1 if self.locked else 3) * flops.encoder(model_options) + 3 * model_options.heads * head
+        heads = 3 * model_options.heads * model_options.head_flops()
+        return (1 if self.locked else 3) * model_options.encoder_flops() + heads

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import flops
 from capvl.data.examples import slots
 from capvl.data.images.crops import Crop
+from capvl.data.reading.sources import default_data_dir
 from capvl.data.text import frequencies, tokenizers
 from capvl.decoding.generate import GREEDY, Decoding, generate
 from capvl.errors import UserError
 from capvl.losses.cider import cider_d
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.git import Git, GitOptions
+from capvl.models.prompts import caption_prompt
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
@@ -56,8 +57,6 @@ class Scst:
         self._table()
 
     def _table(self) -> tuple[np.ndarray, int]:
-        from capvl.data.reading.sources import default_data_dir
-
         return frequencies.read(self.frequencies.replace("{data_dir}", default_data_dir()))
 
     def frozen(self, model_options: GitOptions) -> tuple[str, ...]:
@@ -71,6 +70,7 @@ class Scst:
     def transform(self, model_options: GitOptions, data, *, train: bool):
         """Crop, and tokens of the references."""
         tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        model_options.check_tokenizer(tokenizer)
         if tokenizer.eos != self.end:
             raise UserError(
                 f"Tokenizer {tokenizer.path!r} ends texts with id {tokenizer.eos}, not objective.end={self.end}."
@@ -87,9 +87,7 @@ class Scst:
 
     def prompt(self, model_options: GitOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
         """A caption has no prompt, and nothing else is trained."""
-        if task != "caption":
-            raise UserError(f"A model that was trained to caption doesn't know the task {task!r}.")
-        return np.zeros(0, np.int32)
+        return caption_prompt(task)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1]."""
@@ -123,8 +121,7 @@ class Scst:
 
     def flops(self, model_options: GitOptions) -> float:
         """Matmul FLOPs of one example without the writing of samples: encoder once, a text for each sample."""
-        frames = max(1, model_options.frames)
-        return 3 * frames * flops.encoder(model_options) + 3 * flops.git_decoder(model_options, self.samples)
+        return 3 * model_options.encoder_flops() + 3 * model_options.decoder_flops(self.samples)
 
 
 @dataclasses.dataclass(frozen=True)

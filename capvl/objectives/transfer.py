@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capvl import flops
 from capvl.data.examples.tasks import TASKS, TaskText, check_tasks
 from capvl.data.images.crops import Crop
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.captioner import Captioner, CaptionerOptions
+from capvl.models.prompts import check_task
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
@@ -85,8 +85,7 @@ class Transfer:
 
     def prompt(self, model_options: CaptionerOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
         """The task's token, and the question behind it."""
-        if task not in self.tasks:
-            raise UserError(f"This model wasn't trained for the task {task!r}; it knows {', '.join(self.tasks)}.")
+        check_task(task, self.tasks)
         return TaskTokens(tokenizer, model_options.vocab, model_options.length)(task, text)[0]
 
     def prepare(self, batch, *, train: bool):
@@ -109,7 +108,7 @@ class Transfer:
 
     def flops(self, model_options: CaptionerOptions) -> float:
         """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""
-        return (1 if self.locked else 3) * flops.encoder(model_options) + 3 * flops.decoder(model_options)
+        return (1 if self.locked else 3) * model_options.encoder_flops() + 3 * model_options.decoder_flops()
 
 
 @dataclasses.dataclass(frozen=True)

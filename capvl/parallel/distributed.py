@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from capvl import command
 from capvl.errors import UserError
@@ -135,8 +136,6 @@ def largest(value: int) -> int:
     """The largest of all processes' values, on all of them."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
-
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
@@ -169,8 +168,6 @@ def check_same(**facts: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    from jax.experimental import multihost_utils
-
     digests = [hashlib.sha256(fact.encode()).digest()[:8] for fact in facts.values()]
     mine = np.frombuffer(b"".join(digests), np.uint32).reshape(len(facts), 2)
     gathered = np.asarray(multihost_utils.process_allgather(mine))

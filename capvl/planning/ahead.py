@@ -3,30 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
-import pathlib
 import re
-import tempfile
 import time
 
+import jax
+from jax.experimental import topologies
+
 from capvl.errors import UserError
+from capvl.parallel.mesh import make_mesh
+from capvl.parallel.rules import batch_sharding
+from capvl.planning.libtpu import lock_holder
 from capvl.planning.topology import Topology
-
-QUIET = {
-    "JAX_PLATFORMS": "cpu",  # The step is compiled for chips, but nothing runs on any.
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # A program for chips that aren't here can't be read back.
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
-
-
-def prepare_environment() -> None:
-    """Variables that libtpu and JAX read when they start; call it before either does."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
 
 
 class DoesNotFitError(Exception):
@@ -61,21 +50,6 @@ class Compiled:
     seconds: float
 
 
-def lock_holder() -> str | None:
-    """Which process holds libtpu's machine-wide lock, as "pid (command)"; None where nobody does."""
-    path = pathlib.Path(tempfile.gettempdir(), "libtpu_lockfile")
-    if not path.exists():
-        return None
-    for lock in pathlib.Path("/proc/locks").read_text().splitlines():
-        found = re.search(r" (\d+) \w+:\w+:(\d+) ", lock)
-        if found and int(found[2]) == path.stat().st_ino and int(found[1]) != os.getpid():
-            with contextlib.suppress(OSError):
-                words = pathlib.Path("/proc", found[1], "cmdline").read_bytes().split(b"\0")
-                return f"process {found[1]} ({b' '.join(words).decode(errors='replace').strip()[:80]})"
-            return f"process {found[1]}"
-    return None
-
-
 @contextlib.contextmanager
 def _silenced():
     """libtpu warns on stderr that this machine is no TPU host; that goes nowhere."""
@@ -89,27 +63,6 @@ def _silenced():
         os.close(nowhere)
 
 
-def wait_for_lock(limit: float, say=print) -> None:
-    """Returns when libtpu's lock is free, or at once where $ALLOW_MULTIPLE_LIBTPU_LOAD is set.
-
-    Raises:
-      UserError: it is still held after `limit` seconds.
-    """
-    if os.environ.get("ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        return
-    begin, said = time.monotonic(), False
-    while holder := lock_holder():
-        if time.monotonic() - begin > limit:
-            raise UserError(
-                f"libtpu is locked by {holder} and was not released within {limit:.0f} s; wait for it, stop it, or set "
-                f"ALLOW_MULTIPLE_LIBTPU_LOAD=1 if it doesn't use a TPU either."
-            )
-        if not said:
-            say(f"Waiting up to {limit:.0f} s for libtpu, which {holder} holds …")
-            said = True
-        time.sleep(1.0)
-
-
 @functools.lru_cache
 def devices(topology: Topology) -> tuple:
     """The topology's chips, for compilation only.
@@ -117,14 +70,10 @@ def devices(topology: Topology) -> tuple:
     Raises:
       UserError: libtpu is missing, locked, or doesn't know the topology.
     """
-    import importlib.util
-
     if not importlib.util.find_spec("libtpu"):
         raise UserError(
             "Compiling for TPUs needs libtpu: pip install -e '.[tpu]', or --analytic for a plan on paper alone."
         )
-    from jax.experimental import topologies
-
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
         with _silenced():
@@ -143,19 +92,11 @@ def compile_step(recipe, topology: Topology) -> Compiled:
       DoesNotFitError: the program needs more HBM than a chip has.
       UserError: mesh or batch don't fit the topology.
     """
-    import jax
-
-    from capvl.parallel.mesh import make_mesh
-    from capvl.parallel.rules import batch_sharding
-
     mesh = make_mesh(recipe.mesh, list(devices(topology)))
     recipe.check(mesh)
     step = recipe.train_step()
     sharding = batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
-        for name, spec in recipe.objective.batch_spec(recipe.model, recipe.batch_size).items()
-    }
+    batch = recipe.batch_spec(sharding)
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.jit(mesh).lower(step.abstract_state(mesh), batch)

@@ -9,9 +9,9 @@ from jax.sharding import AbstractMesh, AxisType
 
 from capvl.parallel.rules import MESH_AXES, fsdp_advice
 from capvl.planning import ahead
-from capvl.planning.hlo import Cost, Program
 from capvl.planning.roofline import Roofline, roofline
 from capvl.planning.topology import Topology
+from capvl.planning.work import Cost, Program
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from capvl.chips import Chip
-from capvl.planning.hlo import Cost
+from capvl.planning.work import Cost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The convert command: round trips of every format, what is refused, and resized positions."""
+"""The convert command: round trips of every format, and what is refused."""
 
 import dataclasses
 import json
@@ -10,8 +10,18 @@ import pytest
 from conftest import assert_close
 
 from capvl.convert import __main__ as convert
-from capvl.convert import files, folder, hugging_face, open_clip, siglip, vit
-from capvl.convert.load import load_parameters
+from capvl.convert import (
+    files,
+    folder,
+    formats,
+    git,
+    git_official,
+    hugging_face,
+    open_clip,
+    rules,
+    siglip,
+    vit,
+)
 from capvl.errors import UserError
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -19,7 +29,7 @@ from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
-from capvl.nn.positions import resize, resize_grid
+from capvl.weights import Weights
 
 IMAGE = dict(encoder="w16d2h2m32/8", res=24, dtype="float32")
 MODELS = {
@@ -53,7 +63,7 @@ def weights_of(name):
         params |= {"encoder/stem/bias": np.zeros(16, np.float32)}
     if name == "clip":
         params |= {"bias": np.zeros(1, np.float32)}
-    return folder.Weights(params, options)
+    return Weights(params, options)
 
 
 def run(*arguments):
@@ -113,29 +123,27 @@ def test_sincos_positions_are_written_out(tmp_path):
 
 def test_official_git_has_other_names(tmp_path):
     """The same weights under the official names, in one file, give the same parameters and the released options."""
-    from capvl.convert import git, rules
-
     weights = weights_of("git")
     params = dict(weights.params)
     frames, _ = params.pop("frames"), params.pop("encoder/stem/bias")
-    theirs = rules.write(params, [*git.OFFICIAL, rules.Rule("decoder/bias", ("textual.output.bias",))], "GIT")
+    theirs = rules.write(params, [*git_official.OFFICIAL, rules.Rule("decoder/bias", ("textual.output.bias",))], "GIT")
     theirs["textual.output.weight"] = theirs["textual.embedding.words.weight"]
     theirs["image_encoder.proj"] = np.zeros((16, 4), np.float32)
     theirs |= {f"img_temperal_embedding.{i}": frame[None, None] for i, frame in enumerate(frames)}
     files.write_safetensors(tmp_path / "model.safetensors", theirs)
-    again = convert.read("git", str(tmp_path), heads=2)
+    again = formats.read("git", str(tmp_path), heads=2)
     assert_same(again.params, weights.params)
     assert again.interpolation == "bicubic" and again.options.embedding_eps == 1e-8
     assert (again.options.frames, again.options.res, again.options.vocab) == (2, 24, 30)
     alone = {k: v for k, v in theirs.items() if k != "textual.output.weight"}
-    assert_same(git.read_official(alone, 2)[1], weights.params)
+    assert_same(git_official.read_official(alone, 2)[1], weights.params)
     theirs["textual.output.weight"] = theirs["textual.output.weight"] + 1
-    options, params = git.read_official(theirs, 2)
+    options, params = git_official.read_official(theirs, 2)
     assert not options.tied and "decoder/bias" not in params
     np.testing.assert_array_equal(params["decoder/logits/kernel"].T, theirs["textual.output.weight"])
     np.testing.assert_array_equal(params["decoder/logits/bias"], weights.params["decoder/bias"])
     with pytest.raises(UserError, match="not GIT's official ones"):
-        git.read_official({"a": np.zeros(1)})
+        git_official.read_official({"a": np.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -153,8 +161,6 @@ def test_official_git_has_other_names(tmp_path):
     ],
 )
 def test_whether_a_git_is_tied_is_what_file_and_configuration_say(says, file, tied):
-    from capvl.convert import git
-
     weights = weights_of("git")
     state, config = git.write_hugging_face(weights.options, weights.params)
     assert config.pop("tie_word_embeddings") is True
@@ -175,65 +181,6 @@ def test_whether_a_git_is_tied_is_what_file_and_configuration_say(says, file, ti
     else:
         np.testing.assert_array_equal(params["decoder/logits/kernel"].T, state["output.weight"])
         np.testing.assert_array_equal(params["decoder/logits/bias"], weights.params["decoder/bias"])
-
-
-def test_an_untied_git_begins_with_a_tied_one_or_a_bert(tmp_path):
-    """Its own output layer is then a copy of the table; a tied one can't begin with an untied one."""
-    for name in ("git", "bert", "untied git"):
-        folder.write_folder(str(tmp_path / name), weights_of(name))
-    params = load_parameters(str(tmp_path / "git"), MODELS["untied git"])
-    tied = weights_of("git").params
-    np.testing.assert_array_equal(params["decoder/logits/kernel"], tied["decoder/tokens"].T)
-    np.testing.assert_array_equal(params["decoder/logits/bias"], tied["decoder/bias"])
-    bert = load_parameters(str(tmp_path / "bert"), MODELS["untied git"], ("decoder/(?!visual).*",))
-    np.testing.assert_array_equal(bert["decoder/logits/kernel"], weights_of("bert").params["tokens"].T)
-    np.testing.assert_array_equal(bert["decoder/logits/bias"], weights_of("bert").params["word_bias"])
-    with pytest.raises(UserError, match="decoder/(bias|logits)"):
-        load_parameters(str(tmp_path / "untied git"), MODELS["git"])
-
-
-def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):
-    """The encoder of one folder, the decoder of another; BERT's first layers and positions, segment 0 in them."""
-    for name in ("clip", "bert"):
-        folder.write_folder(str(tmp_path / name), weights_of(name))
-    options = dataclasses.replace(MODELS["git"], text="w16d1h2m32", frames=0, text_positions=8)
-    only = ("(encoder|decoder/(?!visual)).*",)
-    params = load_parameters(f"{tmp_path / 'clip'} + {tmp_path / 'bert'}", options, only)
-    bert, clip = (weights_of(name).params for name in ("bert", "clip"))
-    np.testing.assert_array_equal(params["encoder/blocks/mlp/up/kernel"], clip["encoder/blocks/mlp/up/kernel"])
-    np.testing.assert_array_equal(params["decoder/blocks/attn/qkv/kernel"], bert["blocks/attn/qkv/kernel"][:1])
-    np.testing.assert_array_equal(params["decoder/positions"], bert["positions"] + bert["types"][:1])
-    assert set(Blueprint(options).shapes) - set(params) == {
-        f"decoder/{n}" for n in ("visual/kernel", "visual/bias", "visual_norm/scale", "visual_norm/bias")
-    }
-    with pytest.raises(UserError, match="has 2 layers and 8 positions"):
-        load_parameters(str(tmp_path / "bert"), dataclasses.replace(options, text_positions=9), ("decoder/.*",))
-
-
-@pytest.mark.parametrize(
-    "name, change, words",
-    [
-        (
-            "clip",
-            {"activation": "gelu"},
-            r"under encoder/ were trained with model.activation='quick_gelu' \(here 'gelu'",
-        ),
-        ("clip", {"eps": 1e-6}, r"under encoder/ were trained with model.eps=1e-05 \(here 1e-06\)"),
-        ("clip", {"pixels": "half"}, r"model.pixels='clip' \(here 'half'\)"),
-        ("clip", {"text_causal": False}, r"under text/ were trained with model.text_causal=True"),
-        ("git", {"text_eps": 1e-5}, r"under decoder/ were trained with model.text_eps=1e-12 \(here 1e-05\)"),
-    ],
-)
-def test_parameters_that_would_compute_something_else(tmp_path, name, change, words):
-    """No shape tells which activation, eps or pixels a tower was trained with."""
-    folder.write_folder(str(tmp_path / name), weights_of(name))
-    options = MODELS[name]
-    load_parameters(str(tmp_path / name), options)
-    with pytest.raises(UserError, match=words):
-        load_parameters(str(tmp_path / name), dataclasses.replace(options, **change))
-    if "under text/" in words:
-        only = ("encoder/.*",)
-        assert load_parameters(str(tmp_path / name), dataclasses.replace(options, **change), only)
 
 
 def test_open_clip_is_openai_clip_by_other_names():
@@ -290,26 +237,6 @@ def test_old_names_of_vit():
         assert_same(vit.read_vit(theirs, config)[1], params)
 
 
-def test_init_from_a_converted_folder_resizes_positions(tmp_path):
-    folder.write_folder(str(tmp_path / "ours"), folder.Weights(random_params(MODELS["lit"]), MODELS["lit"], "timm"))
-    larger = TwoTowersOptions(**(vars(MODELS["lit"]) | {"res": 48}))
-    params = load_parameters(str(tmp_path / "ours"), larger, ("encoder/.*",))
-    assert params["encoder/positions"].shape == (36, 16)
-    assert all(name.startswith("encoder/") for name in params)
-    with pytest.raises(UserError, match="matches no parameter"):
-        load_parameters(str(tmp_path / "ours"), larger, ("encodr/.*",))
-
-
-@pytest.mark.parametrize("rule", ["big_vision", "hugging_face", "timm"])
-def test_resizing_keeps_constants_and_the_class_position(rule):
-    constant = np.full((9, 3), 2.5, np.float32)
-    assert_close(resize(constant, (3, 3), (5, 7), rule), np.full((35, 3), 2.5), 1e-6)
-    table = np.concatenate([[[7.0, 8.0]], np.random.default_rng(0).normal(size=(16, 2))]).astype(np.float32)
-    resized = resize_grid(table, 10, rule, first=1)
-    assert resized.shape == (10, 2)
-    np.testing.assert_array_equal(resized[0], table[0])
-
-
 def test_pickles_are_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(UserError, match="is a pickle"):
@@ -340,7 +267,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(UserError, match="has no place for a bias of its patch convolution"):
         hugging_face.write_clip(MODELS["clip"], random_params(MODELS["clip"]))
     with pytest.raises(UserError, match="image models only"):
-        convert.write("timm", str(tmp_path / "y"), weights_of("bert"))
+        formats.write("timm", str(tmp_path / "y"), weights_of("bert"))
     description = json.loads((tmp_path / "ours" / "model.json").read_text())
     description["options"]["decoder_layers"] = 3
     (tmp_path / "ours" / "model.json").write_text(json.dumps(description))
@@ -358,28 +285,6 @@ def test_odd_descriptions(tmp_path, changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UserError, match="is not the description of a model"):
         folder.read_model(str(tmp_path / "ours"))
-
-
-@pytest.mark.parametrize("name", ["lit", "captioner", "git"])
-def test_stablehlo_takes_any_batch(name, tmp_path):
-    from capvl.convert import stablehlo
-
-    weights = weights_of(name)
-    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
-    embed = jax.jit(model.embed_image if name == "lit" else model.features)
-    written = stablehlo.export(str(tmp_path / "model.stablehlo"), weights.options, weights.params)
-    assert len(written) == (2 if name == "lit" else 1)
-    rng = np.random.default_rng(0)
-    for batch in (1, 3):
-        shape = weights.options.image_shape() if name == "git" else (24, 24, 3)
-        image = rng.integers(0, 256, (batch, *shape), np.uint8)
-        exported = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
-        expected = embed(jnp.asarray(image.astype(np.float32) / 127.5 - 1))
-        assert_close(exported.call(image), expected, 1e-5)
-        if name == "lit":
-            text = rng.integers(0, 30, (batch, 8)).astype(np.int32)
-            exported = jax.export.deserialize(bytearray((tmp_path / "model.text.stablehlo").read_bytes()))
-            assert_close(exported.call(text), jax.jit(model.embed_text)(jnp.asarray(text)), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip", "lit"])

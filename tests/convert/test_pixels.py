@@ -17,25 +17,25 @@ def test_the_sides_of_timm():
 
 
 REFUSED = [
-    ("clip", {"do_resize": False}, "do_resize=false"),
-    ("clip", {"do_normalize": False}, "do_normalize=false"),
-    ("clip", {"rescale_factor": 1.0}, "rescale_factor"),
-    ("clip", {"resample": 1}, "resample=1"),
-    ("clip", {"image_mean": [0.1, 0.2, 0.3]}, "by mean \\[0.1"),
-    ("clip", {"image_std": [1, 1, 1]}, "std \\[1"),
-    ("clip", {"crop_size": 32}, "32 x 32 pixels, and the model reads 64 x 64"),
-    ("clip", {"size": 60}, "no whole square"),
-    ("clip", {"do_center_crop": False}, "no whole square"),
-    ("vit", {"size": {"height": 64, "width": 32}}, "64 x 32 pixels"),
-    ("vit", {"image_processor_type": "BlipImageProcessor"}, "BlipImageProcessor"),
+    ("CLIP", {"do_resize": False}, "do_resize=false"),
+    ("CLIP", {"do_normalize": False}, "do_normalize=false"),
+    ("CLIP", {"rescale_factor": 1.0}, "rescale_factor"),
+    ("CLIP", {"resample": 1}, "resample=1"),
+    ("CLIP", {"image_mean": [0.1, 0.2, 0.3]}, "by mean \\[0.1"),
+    ("CLIP", {"image_std": [1, 1, 1]}, "std \\[1"),
+    ("CLIP", {"crop_size": 32}, "32 x 32 pixels, and the model reads 64 x 64"),
+    ("CLIP", {"size": 60}, "no whole square"),
+    ("CLIP", {"do_center_crop": False}, "no whole square"),
+    ("ViT", {"size": {"height": 64, "width": 32}}, "64 x 32 pixels"),
+    ("ViT", {"image_processor_type": "BlipImageProcessor"}, "BlipImageProcessor"),
 ]
 
 
-@pytest.mark.parametrize("kind, changes, sentence", REFUSED)
-def test_processors_that_are_refused(kind, changes, sentence, tmp_path):
+@pytest.mark.parametrize("processor, changes, sentence", REFUSED)
+def test_processors_that_are_refused(processor, changes, sentence, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 64, "crop_size": 64} | changes))
     with pytest.raises(UserError, match=sentence):
-        pixels.of_hugging_face(tmp_path, kind, 64)
+        pixels.of_hugging_face(tmp_path, processor, 64)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from conftest import assert_close
 from pytorch import timm
 from test_convert import weights_of
 
-from capvl.convert import __main__ as convert
+from capvl.convert import formats
+from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize
 
@@ -36,7 +37,7 @@ def images(model):
 def test_siglip_vision_model(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     weights, model = ours(name)
-    convert.write("huggingface", str(tmp_path / "out"), weights)
+    formats.write("huggingface", str(tmp_path / "out"), weights)
     theirs, report = transformers.SiglipVisionModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     image, pixels = images(model)
@@ -51,7 +52,7 @@ def test_siglip_vision_model(name, tmp_path):
 def test_two_towers(name, kind, tmp_path):
     transformers = pytest.importorskip("transformers")
     weights, model = ours(name)
-    convert.write("huggingface", str(tmp_path / "out"), weights)
+    formats.write("huggingface", str(tmp_path / "out"), weights)
     theirs, report = getattr(transformers, kind).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     image, pixels = images(model)
@@ -75,7 +76,7 @@ def test_git(name, tmp_path):
     from capvl.decoding.generate import Decoding, generate
 
     weights, model = ours(name)
-    convert.write("huggingface", str(tmp_path / "out"), weights)
+    formats.write("huggingface", str(tmp_path / "out"), weights)
     theirs, report = transformers.GitForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     theirs.eval()
@@ -122,13 +123,13 @@ def test_a_git_of_transformers(tie, tmp_path):
         for value in theirs.parameters():
             value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
     theirs.save_pretrained(tmp_path / "theirs")
-    weights = convert.read("huggingface", str(tmp_path / "theirs"))
+    weights = formats.read("huggingface", str(tmp_path / "theirs"))
     assert weights.options.tied == bool(tie)
     model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
     image, pixels = images(model)
     text = np.random.default_rng(0).integers(3, 30, (3, 6)).astype(np.int32)
     ids = torch.tensor(np.concatenate([np.full((3, 1), 1), text[:, :-1]], axis=1), dtype=torch.long)
-    convert.write("huggingface", str(tmp_path / "again"), weights)
+    formats.write("huggingface", str(tmp_path / "again"), weights)
     again, report = transformers.GitForCausalLM.from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert again.config.tie_word_embeddings == bool(tie)
@@ -149,7 +150,7 @@ def test_a_git_of_transformers(tie, tmp_path):
 def test_bert_for_pre_training(tmp_path):
     transformers = pytest.importorskip("transformers")
     weights, model = ours("bert")
-    convert.write("huggingface", str(tmp_path / "out"), weights)
+    formats.write("huggingface", str(tmp_path / "out"), weights)
     theirs, report = transformers.BertForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["unexpected_keys"]
     text = np.random.default_rng(1).integers(1, 30, (3, 8))
@@ -162,7 +163,7 @@ def test_bert_for_pre_training(tmp_path):
 @pytest.mark.parametrize("name", ["encoder", "map encoder", "class token", "captioner"])
 def test_timm(timm, name, tmp_path):
     weights, model = ours(name)
-    convert.write("timm", str(tmp_path / "out"), weights)
+    formats.write("timm", str(tmp_path / "out"), weights)
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     image, pixels = images(model)
     with torch.no_grad():
@@ -186,5 +187,5 @@ def test_a_pickle_is_read_as_weights_only_when_asked_for(tmp_path):
     arrays, _ = files.read_weights(str(tmp_path / "good.pt"), allow_pickle=True)
     np.testing.assert_array_equal(arrays["a"], [0, 1, 2])
     (tmp_path / "bad.pt").write_bytes(pickle.dumps(print))
-    with pytest.raises(convert.UserError, match="can't be read as weights only"):
+    with pytest.raises(UserError, match="can't be read as weights only"):
         files.read_weights(str(tmp_path / "bad.pt"), allow_pickle=True)

@@ -12,7 +12,7 @@ import pytest
 from conftest import assert_close, real_data
 
 from capvl.convert import __main__ as convert
-from capvl.convert import folder
+from capvl.convert import folder, formats
 from capvl.convert.load import load_parameters
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
@@ -137,7 +137,7 @@ def saved(cls, path, config=None, **arguments):
 def test_bert_of_any_task(cls, act, tmp_path, capsys):
     """The encoder is read whatever stands behind it; that is left out and said, but for pre-training."""
     model = saved(cls, tmp_path / "theirs", tiny(hidden_act=act))
-    weights = convert.read("huggingface", str(tmp_path / "theirs"))
+    weights = formats.read("huggingface", str(tmp_path / "theirs"))
     said = capsys.readouterr().out
     kept = {"BertForMaskedLM": "none", "BertForPreTraining": "pretraining"}.get(cls, "pooler")
     assert weights.options.heads == kept and weights.options.eps == 1e-5
@@ -150,7 +150,7 @@ def test_bert_of_any_task(cls, act, tmp_path, capsys):
 
 def test_a_bert_without_pooler(tmp_path):
     saved("BertModel", tmp_path / "theirs", add_pooling_layer=False)
-    weights = convert.read("huggingface", str(tmp_path / "theirs"))
+    weights = formats.read("huggingface", str(tmp_path / "theirs"))
     assert weights.options.heads == "none" and not any(k.startswith("pooler") for k in weights.params)
 
 
@@ -168,13 +168,13 @@ def test_berts_that_are_refused(changes, sentence, tmp_path):
     file = tmp_path / "theirs" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UserError, match=sentence):
-        convert.read("huggingface", str(tmp_path / "theirs"))
+        formats.read("huggingface", str(tmp_path / "theirs"))
 
 
 def test_an_output_layer_of_its_own_is_refused(tmp_path):
     saved("BertForPreTraining", tmp_path / "theirs", tiny(tie_word_embeddings=False))
     with pytest.raises(UserError, match="decoder.weight' differs from"):
-        convert.read("huggingface", str(tmp_path / "theirs"))
+        formats.read("huggingface", str(tmp_path / "theirs"))
 
 
 def test_a_tower_of_another_form_is_refused(tmp_path):

@@ -28,21 +28,21 @@ def ours(how, res, photo):
 
 
 PROCESSORS = [
-    ("clip", "CLIPImageProcessor", 64, {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
-    ("clip", "CLIPImageProcessor", 41, {"size": {"shortest_edge": 50}, "crop_size": {"height": 41, "width": 41}}),
-    ("clip", "CLIPImageProcessor", 224, {}),
-    ("git", "CLIPImageProcessor", 48, {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}} | HALF),
-    ("siglip", "SiglipImageProcessor", 224, {}),
-    ("siglip", "SiglipImageProcessor", 65, {"size": {"height": 65, "width": 65}, "resample": 2}),
-    ("vit", "ViTImageProcessor", 224, {}),
-    ("vit", "ViTImageProcessor", 96, {"size": {"height": 96, "width": 96}, "resample": 3} | IMAGENET),
+    ("CLIP", "CLIPImageProcessor", 64, {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+    ("CLIP", "CLIPImageProcessor", 41, {"size": {"shortest_edge": 50}, "crop_size": {"height": 41, "width": 41}}),
+    ("CLIP", "CLIPImageProcessor", 224, {}),
+    ("CLIP", "CLIPImageProcessor", 48, {"size": {"shortest_edge": 48}, "crop_size": dict(height=48, width=48)} | HALF),
+    ("Siglip", "SiglipImageProcessor", 224, {}),
+    ("Siglip", "SiglipImageProcessor", 65, {"size": {"height": 65, "width": 65}, "resample": 2}),
+    ("ViT", "ViTImageProcessor", 224, {}),
+    ("ViT", "ViTImageProcessor", 96, {"size": {"height": 96, "width": 96}, "resample": 3} | IMAGENET),
 ]  # fmt: skip
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
-@pytest.mark.parametrize("kind, cls, res, arguments", PROCESSORS)
-def test_transformers(kind, cls, res, arguments, file, tmp_path):
+@pytest.mark.parametrize("name, cls, res, arguments", PROCESSORS)
+def test_transformers(name, cls, res, arguments, file, tmp_path):
     transformers = pytest.importorskip("transformers")
     processor = getattr(transformers, cls)(**arguments)
     processor.save_pretrained(tmp_path)
@@ -50,20 +50,20 @@ def test_transformers(kind, cls, res, arguments, file, tmp_path):
         values = json.loads((tmp_path / "preprocessor_config.json").read_text())
         (tmp_path / file).write_text(json.dumps({"image_processor": values, "processor_class": "CLIPProcessor"}))
         (tmp_path / "preprocessor_config.json").unlink()
-    how = pixels.of_hugging_face(tmp_path, kind, res)
+    how = pixels.of_hugging_face(tmp_path, name, res)
     for photo in photos(40):
         expected = processor(images=opened(photo), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         assert_close(ours(how, res, photo), expected, 1e-6)
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("kind, cls, res", [("clip", "CLIPImageProcessor", 40), ("vit", "ViTImageProcessor", 40)])
-def test_old_files_have_numbers_for_sizes(kind, cls, res, tmp_path):
+@pytest.mark.parametrize("name, cls, res", [("CLIP", "CLIPImageProcessor", 40), ("ViT", "ViTImageProcessor", 40)])
+def test_old_files_have_numbers_for_sizes(name, cls, res, tmp_path):
     transformers = pytest.importorskip("transformers")
     values = {"size": res, "crop_size": res, "resample": 3, "do_resize": True, "do_normalize": True} | HALF
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     processor = getattr(transformers, cls).from_pretrained(tmp_path)
-    how = pixels.of_hugging_face(tmp_path, kind, res)
+    how = pixels.of_hugging_face(tmp_path, name, res)
     for photo in photos(10):
         expected = processor(images=opened(photo), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         assert_close(ours(how, res, photo), expected, 1e-6)

@@ -12,6 +12,7 @@ from pytorch import open_clip, timm
 
 import capvl
 from capvl.convert import __main__ as convert
+from capvl.convert import formats
 from capvl.convert.files import write_safetensors
 from capvl.convert.timm import architecture
 from capvl.errors import UserError
@@ -126,13 +127,13 @@ REFUSED = [
 def test_timm_that_is_refused(changes, sentence, timm, tmp_path):
     saved(timm, tmp_path, "vit_base_patch16_224", {}, **changes)
     with pytest.raises(UserError, match=sentence):
-        convert.read("timm", str(tmp_path))
+        formats.read("timm", str(tmp_path))
 
 
 def test_a_norm_behind_the_pooling_is_refused(timm, tmp_path):
     saved(timm, tmp_path, "vit_base_patch16_224", {"global_pool": "avg"})
     with pytest.raises(UserError, match="fc_norm"):
-        convert.read("timm", str(tmp_path))
+        formats.read("timm", str(tmp_path))
 
 
 VISION = dict(image_size=32, layers=2, width=48, head_width=16, patch_size=8)
@@ -167,7 +168,7 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize("model_cfg", CONFIGURATIONS)
 def test_open_clip_gives_the_same_embeddings(model_cfg, open_clip, tmp_path):
     model = towers(open_clip, tmp_path, model_cfg)
-    weights = convert.read("open_clip", str(tmp_path))
+    weights = formats.read("open_clip", str(tmp_path))
     check_towers(model, weights)
 
 
@@ -218,7 +219,7 @@ def test_open_clip_with_timms_trunk(name, pad, timm, open_clip, tmp_path):
     cfg |= {"vision_cfg": vision, "custom_text": True}
     half = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": half}))
-    weights = convert.read("open_clip", str(tmp_path))
+    weights = formats.read("open_clip", str(tmp_path))
     assert (weights.options.text_pad, weights.crop, weights.options.pixels) == (pad, "squash", "half")
     assert weights.options.activation == "gelu" and weights.options.text_activation == "gelu_tanh"
     check_towers(model, weights)
@@ -248,23 +249,23 @@ def test_open_clip_that_is_refused(changes, sentence, open_clip, tmp_path):
     values["model_cfg"] |= changes
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match=sentence):
-        convert.read("open_clip", str(tmp_path))
+        formats.read("open_clip", str(tmp_path))
 
 
 def test_open_clip_without_its_configuration_is_refused(open_clip, tmp_path):
     towers(open_clip, tmp_path, {})
     (tmp_path / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match="open_clip_config.json"):
-        convert.read("open_clip", str(tmp_path))
+        formats.read("open_clip", str(tmp_path))
 
 
 def test_evaluation_crops_as_the_model_wants(timm, tmp_path, data_dir):
     """A converted model's crop and interpolation are those of the recipe that evaluates it."""
-    from capvl import evaluate
+    from capvl import evaluation
 
     saved(timm, tmp_path, "vit_base_patch16_224", {})
-    weights = convert.read("timm", str(tmp_path))
-    convert.write("capvl", str(tmp_path / "ours"), dataclasses.replace(weights, crop="squash"))
+    weights = formats.read("timm", str(tmp_path))
+    formats.write("capvl", str(tmp_path / "ours"), dataclasses.replace(weights, crop="squash"))
     config = "configs/evaluate_encoder.py"
-    data = evaluate._converted_recipe(str(tmp_path / "ours"), config, [("data.data_dir", data_dir)]).data
+    data = evaluation._converted_recipe(str(tmp_path / "ours"), config, [("data.data_dir", data_dir)]).data
     assert (data.crop, data.interpolation, data.crop_fraction) == ("squash", "bicubic", 32 / 35)

@@ -11,7 +11,7 @@ from pytorch import opened, photos
 
 import capvl
 from capvl.convert import __main__ as convert
-from capvl.convert import tokens
+from capvl.convert import formats, tokens
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
 
@@ -223,7 +223,7 @@ def test_a_text_eps_of_0_beside_another_is_refused(tmp_path):
     config = transformers.CLIPConfig(vision_config=dict(**SIZES, image_size=32, patch_size=8), text_config=text)
     random_model("CLIPModel", config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="eps=0 beside 1e-05"):
-        convert.read("huggingface", str(tmp_path))
+        formats.read("huggingface", str(tmp_path))
 
 
 def test_siglip_2_without_tokenizer_is_refused(tmp_path):
@@ -236,4 +236,4 @@ def test_siglip_2_without_tokenizer_is_refused(tmp_path):
     values["text_config"].pop("pad_token_id", None)
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match="pad_token_id, and there is no tokenizer"):
-        convert.read("huggingface", str(tmp_path))
+        formats.read("huggingface", str(tmp_path))

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY_MODEL
 from launching import free_port
 
-from capvl import config, embeddings, evaluate, recipes, train
+from capvl import config, evaluation, precompute, recipes, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 
@@ -106,7 +106,7 @@ def test_recipe(name, tiny, captioner, tmp_path):
         paths = [str(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
         assert paths and not any("encoder/blocks" in path for path in paths)
     if name in EVALS:
-        found = evaluate.evaluate(str(tmp_path / "run"), [("evals", repr(EVALS[name]))])
+        found = evaluation.evaluate(str(tmp_path / "run"), [("evals", repr(EVALS[name]))])
         assert all(np.isfinite(v) for v in found.values())
         assert set(EVALS[name]) == {k.split("/")[0] for k in found}
 
@@ -124,7 +124,7 @@ def test_clips_begin_with_an_image_model(tiny, captioner, tmp_path):
     begin = jax.device_get(initial_state(recipe, recipe.train_step(), make_mesh(recipe.mesh)).params)
     assert not begin["frames"].any() and np.abs(params["frames"]).max() > 0
     evals = {"moves": {"type": "answers", "task": "caption", "limit": 4}, "captions": {"count": 2, "shown": 2}}
-    found = evaluate.evaluate(str(tmp_path / "run"), [("evals", repr(evals))])
+    found = evaluation.evaluate(str(tmp_path / "run"), [("evals", repr(evals))])
     assert {"moves/exact", "moves/exact/blind", "captions/distinct"} <= set(found)
 
 
@@ -151,9 +151,9 @@ def test_cached_embeddings_train_the_same(tiny, captioner, tmp_path, data_dir):
     data = {"name": "scenes/tiny", "data_dir": data_dir, "crop": "center"}
     recipe, _ = start(tiny, tmp_path / "images", **(values | {"data": data}))
     name = "embedded"
-    embeddings.write(dataclasses.replace(recipe, batch_size=64), name, 2, "train")
+    precompute.write(dataclasses.replace(recipe, batch_size=64), name, 2, "train")
     with pytest.raises(UserError, match="is there already"):
-        embeddings.write(recipe, name, 1, "train")
+        precompute.write(recipe, name, 1, "train")
     cached = data | {"name": name, "tokenizer": recipe.data.tokenizer_path()}
     objective = {"name": "contrastive", "locked": True, "cached": True}
     start(tiny, tmp_path / "cached", **(values | {"data": cached, "objective": objective}))
@@ -211,20 +211,20 @@ def test_a_converted_folder_is_evaluated_like_a_run(tiny, captioner, tmp_path, d
     (tmp_path / "evaluate.py").write_text(f"def get_config():\n    return {tiny()!r}\n")
     spec = str(tmp_path / "evaluate.py")
     evals = [("evals", "{'few': {'type': 'fewshot', 'name': 'scenes/tiny', 'shots': [1], 'seeds': [0]}}")]
-    of_run = evaluate.evaluate(captioner, evals)
+    of_run = evaluation.evaluate(captioner, evals)
     for folder in ("captioner", "encoder"):
         # timm has no name for our fast way of resizing; its configuration says the nearest, which is then read.
         fast = [("data.interpolation", "fast")] if folder == "encoder" else []
-        found = evaluate.evaluate(str(tmp_path / folder), [*evals, *fast], spec=spec)
+        found = evaluation.evaluate(str(tmp_path / folder), [*evals, *fast], spec=spec)
         assert found == pytest.approx(of_run, abs=1e-6), folder
     with pytest.raises(UserError, match="is a converted model: --config"):
-        evaluate.evaluate(str(tmp_path / "encoder"), evals)
+        evaluation.evaluate(str(tmp_path / "encoder"), evals)
     perplexity = [("evals", "{'perplexity': {}}")]
     with pytest.raises(UserError, match="'perplexity' needs a model with a decoder"):
-        evaluate.evaluate(str(tmp_path / "encoder"), perplexity, spec=spec)
+        evaluation.evaluate(str(tmp_path / "encoder"), perplexity, spec=spec)
     assert not (tmp_path / "encoder" / "evaluate").exists()
     (tmp_path / "other.py").write_text(f"def get_config():\n    return {tiny(init_from='nowhere')!r}\n")
-    assert evaluate.evaluate(str(tmp_path / "encoder"), evals, spec=str(tmp_path / "other.py"))
+    assert evaluation.evaluate(str(tmp_path / "encoder"), evals, spec=str(tmp_path / "other.py"))
 
 
 def test_a_killed_evaluation_leaves_no_result(captioner, monkeypatch):
@@ -242,7 +242,7 @@ def test_a_killed_evaluation_leaves_no_result(captioner, monkeypatch):
 
     monkeypatch.setattr(FewShot, "setup", setup)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(captioner, [("evals", "{'few': {'type': 'fewshot'}}")])
+        evaluation.evaluate(captioner, [("evals", "{'few': {'type': 'fewshot'}}")])
     after = pathlib.Path(captioner, "evaluations.jsonl")
     assert (after.read_text() if after.exists() else "") == before
 

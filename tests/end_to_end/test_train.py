@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from capvl import config, evaluate, recipes, report, train
+from capvl import config, evaluation, recipes, report, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 from capvl.parallel.mesh import make_mesh
@@ -104,13 +104,13 @@ def test_evaluating_again_gives_the_same_numbers(finished, data_dir):
     workdir, _, _ = finished
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     during = {k: v for line in lines for k, v in line.items() if "/" in k and line["step"] == 6}
-    rows = evaluate.evaluate(str(workdir), only=["perplexity", "fewshot"])
+    rows = evaluation.evaluate(str(workdir), only=["perplexity", "fewshot"])
     assert rows
     for name, value in rows.items():
         assert value == pytest.approx(during[name], rel=1e-6), name
-    untrained = evaluate.evaluate(str(workdir), only=["perplexity"], untrained=True)
+    untrained = evaluation.evaluate(str(workdir), only=["perplexity"], untrained=True)
     assert untrained["perplexity/cap/nll_per_token"] > rows["perplexity/cap/nll_per_token"]
-    changed = evaluate.evaluate(str(workdir), [("evals.perplexity.split", "test")], only=["perplexity"])
+    changed = evaluation.evaluate(str(workdir), [("evals.perplexity.split", "test")], only=["perplexity"])
     assert changed["perplexity/cap/nll"] != rows["perplexity/cap/nll"]
 
 
@@ -124,12 +124,12 @@ def test_evaluating_again_gives_the_same_numbers(finished, data_dir):
 )
 def test_evaluations_that_can_not_be_made(finished, arguments, words):
     with pytest.raises(UserError, match=words):
-        evaluate.evaluate(str(finished[0]), **arguments)
+        evaluation.evaluate(str(finished[0]), **arguments)
 
 
 def test_no_run_to_evaluate(tmp_path):
     with pytest.raises(UserError, match="no workdir of a run"):
-        evaluate.evaluate(str(tmp_path))
+        evaluation.evaluate(str(tmp_path))
 
 
 def test_finished_run_starts_again_without_a_step(finished, capsys):

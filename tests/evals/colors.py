@@ -11,9 +11,8 @@ from conftest import write_tar
 from handmade import COLORS, WORDS, ByWord, two_towers
 from PIL import Image
 
-from capvl import config, recipes
+from capvl import recipes
 from capvl.data.text import tokenizers
-from capvl.evals import Context
 from capvl.models.parameters import Blueprint
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
@@ -74,7 +73,7 @@ def context_of(model, colors, mesh, **changes):
         "evals": {},
     }
     recipe = recipes.resolve(values)
-    return Context(recipe, mesh, Blueprint(recipe.model), 8, None), {k: jnp.asarray(v) for k, v in params.items()}
+    return recipe.context(mesh, Blueprint(recipe.model), None), {k: jnp.asarray(v) for k, v in params.items()}
 
 
 def run(evaluator, model, colors, mesh, **changes):

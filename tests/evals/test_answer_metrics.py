@@ -116,18 +116,18 @@ def test_unknown_format():
         submissions.check("cocoa")
 
 
-def test_facts_of_captions():
-    from capvl.evals import facts
+def test_hallucination_of_captions():
+    from capvl.evals import hallucination
 
     objects = {"color": [b"red", b"blue", b"pink"], "shape": [b"star", b"ring", b"word"], "word": [b"", b"", b"sun"]}
-    scene = facts.things(objects)
+    scene = hallucination.things(objects)
     assert scene == {("red", "star"), ("blue", "ring"), ("word", "sun")}
     texts = ["a large red star, a blue square and a pink word sun", "a picture of nothing"]
-    assert facts.mentions(texts[0]) == [("red", "star"), ("blue", "square"), ("word", "sun")]
-    found = dict(facts.shares(texts, [scene, scene]))
+    assert hallucination.mentions(texts[0]) == [("red", "star"), ("blue", "square"), ("word", "sun")]
+    found = dict(hallucination.shares(texts, [scene, scene]))
     assert found == {"right": pytest.approx(2 / 3), "found": pytest.approx(2 / 6), "all_right": 0.0, "words": 1.0}
-    assert dict(facts.shares(["a red star"], [scene]))["all_right"] == 1.0
-    taken = facts.taken_for(texts, [scene, scene])
+    assert dict(hallucination.shares(["a red star"], [scene]))["all_right"] == 1.0
+    taken = hallucination.taken_for(texts, [scene, scene])
     assert taken["shapes in captions"] == [("star", "star"), ("ring", "square")]
     assert taken["words in captions"] == [("sun", "sun")]
 

@@ -11,13 +11,14 @@ from colors import NAMES, by_word, colors, context_of, mesh, run
 from conftest import assert_close
 from handmade import captioner, two_towers
 
-from capvl.data import foils
 from capvl.decoding import trie
 from capvl.decoding.likelihood import log_likelihood
 from capvl.errors import UserError
-from capvl.evals import answers, compositionality, entailment, linear_probe, retrieval, zeroshot
+from capvl.evals import compositionality, entailment, foils, linear_probe, retrieval, vqa, zeroshot
 from capvl.evals.captions import Captions
-from capvl.evals.scoring import Scorer, Scoring
+from capvl.evals.sharded import ShardedRows
+from capvl.evals.zeroshot_likelihood import ZeroShotLikelihood
+from capvl.inference.scoring import TextScorer
 from capvl.models.parameters import Blueprint
 
 
@@ -48,11 +49,11 @@ def test_retrieval_of_three_colors(by_word, colors, mesh):
     assert found["text/chance@1"] == pytest.approx(1 / 3)
 
 
-def test_recalls_are_exact():
+def test_recalls_are_exact(mesh):
     rng = np.random.default_rng(0)
-    images, texts = rng.normal(size=(7, 5)), rng.normal(size=(15, 5))
+    images, texts = rng.normal(size=(7, 5)).astype(np.float32), rng.normal(size=(15, 5)).astype(np.float32)
     owners = np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4, 5, 6, 6, 6])
-    found = dict(retrieval.recalls(images, texts, owners))
+    found = dict(retrieval.recalls(*(ShardedRows.of_host(mesh, x, 8) for x in (images, texts)), owners))
     similar = images @ texts.T
     for k in (1, 5):
         top_texts = np.argsort(-similar, axis=1)[:, :k]
@@ -64,17 +65,17 @@ def test_recalls_are_exact():
     assert found["text/chance@1"] == pytest.approx(np.mean(first))
 
 
-def test_equal_embeddings_find_nothing():
-    same = np.ones((4, 3))
+def test_equal_embeddings_find_nothing(mesh):
+    same = ShardedRows.of_host(mesh, np.ones((4, 3), np.float32), 8)
     found = dict(retrieval.recalls(same, same, np.arange(4)))
     assert found["image/R@1"] == found["text/R@1"] == 0.0
 
 
 def test_scoring(by_word, colors, mesh):
-    found = run(Scoring(name="colors"), captioner, colors, mesh)
+    found = run(ZeroShotLikelihood(name="colors"), captioner, colors, mesh)
     assert found["accuracy"] == 1.0
     assert found["blind"] == pytest.approx(1 / 3)
-    prompted = run(Scoring(name="colors", prompt="{}", mean=True, calibrated=True), captioner, colors, mesh)
+    prompted = run(ZeroShotLikelihood(name="colors", prompt="{}", mean=True, calibrated=True), captioner, colors, mesh)
     assert prompted["accuracy"] == 1.0
 
 
@@ -82,7 +83,7 @@ def test_names_that_do_not_fit_are_no_names(by_word, colors, mesh):
     """Cut, they would be other texts, or all the same."""
     context, _ = context_of(captioner, colors, mesh)
     with pytest.raises(UserError, match=r"3 of 3 texts have more than the \d+ tokens that the model writes"):
-        Scoring(name="colors", prompt="red " * 40 + "{}").setup(context)
+        ZeroShotLikelihood(name="colors", prompt="red " * 40 + "{}").setup(context)
 
 
 def test_captions_of_the_hand_made_model(by_word, colors, mesh):
@@ -127,7 +128,7 @@ def test_scores_by_the_tree_equal_those_one_by_one():
         1,
     )
     for nodes in (8, 10_000):
-        scorer = Scorer(tokens, nodes=nodes)
+        scorer = TextScorer(tokens, nodes=nodes)
         assert (len(scorer.trees) > 1) == (nodes == 8)
         assert_close(jax.jit(lambda i, s=scorer: s(model, i))(image), expected, 1e-5)
     shared = trie.build(tokens)
@@ -281,12 +282,12 @@ def test_linear_probe_on_the_hand_made_encoder(by_word, colors, mesh):
 BAD = [
     (zeroshot.ZeroShot(name="colors"), captioner, "needs a model with a text tower"),
     (retrieval.Retrieval(), captioner, "needs a model with a text tower"),
-    (Scoring(name="colors"), two_towers, "needs a model with a decoder"),
+    (ZeroShotLikelihood(name="colors"), two_towers, "needs a model with a decoder"),
     (Captions(), two_towers, "needs a model with a decoder"),
     (Captions(beams=9), captioner, "9 beams are more than the 7 words"),
-    (answers.Answers(task="classify", split="test"), captioner, "doesn't know the task 'classify'"),
+    (vqa.Vqa(task="classify", split="test"), captioner, "doesn't know the task 'classify'"),
     (
-        answers.Answers(task="caption", split="test", vocabulary="none.txt"),
+        vqa.Vqa(task="caption", split="test", vocabulary="none.txt"),
         captioner,
         "'none.txt' of answers is missing",
     ),

@@ -7,10 +7,8 @@ import pytest
 from conftest import TINY_MODEL, assert_close
 
 from capvl.decoding.generate import Decoding, generate
-from capvl.errors import UserError
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.parameters import Blueprint
-from capvl.nn import positions
 
 LENGTH = TINY_MODEL["length"]
 
@@ -163,68 +161,3 @@ def test_bfloat16_is_close_to_float32():
 def test_sincos_has_no_position_parameters():
     blueprint, _ = build(positions="sincos")
     assert "encoder/positions" not in blueprint.shapes
-    table = positions.sincos_2d(2, 3, 16)
-    assert table.shape == (6, 16)
-    assert len(np.unique(table.round(5), axis=0)) == 6
-
-
-def test_resized_positions_keep_corners_and_planes():
-    y, x = np.mgrid[:4, :4].astype(np.float32)
-    grid = np.stack([y, x, y + 2 * x], axis=-1).reshape(16, 3)
-    resized = positions.resize_grid(grid, 49).reshape(7, 7, 3)
-    assert_close(resized[[0, 0, -1, -1], [0, -1, 0, -1]], grid.reshape(4, 4, 3)[[0, 0, -1, -1], [0, -1, 0, -1]], 1e-6)
-    assert_close(resized[..., 0], np.repeat(np.linspace(0, 3, 7)[:, None], 7, axis=1), 1e-6)
-    with pytest.raises(ValueError, match="square"):
-        positions.resize_grid(grid, 50)
-
-
-def test_layer_scale():
-    """At 0 the blocks add nothing, at 1 what they add without it."""
-    from capvl.models.encoder import EncoderOptions
-    from capvl.models.parameters import Blueprint
-
-    base = dict(encoder="w16d2h2m16/4", res=8, dtype="float32")
-    plain, scaled = Blueprint(EncoderOptions(**base)), Blueprint(EncoderOptions(**base, layer_scale=0.1))
-    params = scaled.init(jax.random.key(0))
-    names = [name for name in params if name not in plain.shapes]
-    assert len(names) == 2 and all((params[name] == np.float32(0.1)).all() for name in names)
-    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-
-    def encode(value):
-        given = params | {name: jnp.full_like(params[name], value) for name in names}
-        return jax.jit(lambda p, x: scaled.bind(p).encoder(x))(given, image)
-
-    whole = jax.jit(lambda p, x: plain.bind(p).encoder(x))({k: params[k] for k in plain.shapes}, image)
-    assert_close(encode(1.0), whole, 1e-6)
-    no_blocks = {k: jnp.zeros_like(v) if "/out/" in k or "/down/" in k else v for k, v in params.items()}
-    bare = jax.jit(lambda p, x: plain.bind(p).encoder(x))({k: no_blocks[k] for k in plain.shapes}, image)
-    assert_close(encode(0.0), bare, 1e-6)
-    assert np.abs(np.asarray(encode(0.5) - whole)).max() > 1e-3
-
-
-def test_convolutional_stem():
-    """Tokens are those of 3 x 3 convolutions of stride 2, and one of stride 1, by hand."""
-    from capvl.models.encoder import EncoderOptions
-    from capvl.models.parameters import Blueprint
-
-    options = EncoderOptions(encoder="w16d1h2m16/4", res=8, stem="conv", dtype="float32")
-    blueprint = Blueprint(options)
-    params = blueprint.init(jax.random.key(0))
-    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
-    found = jax.jit(lambda p, x: blueprint.bind(p).encoder.embed(x, jnp.float32))(params, jnp.asarray(image))
-    x = image[0].astype(np.float64)
-    for i, stride in enumerate((2, 2, 1)):
-        kernel = np.asarray(params[f"encoder/stem/conv{i}"], np.float64)
-        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-        side = len(x) // stride
-        out = np.zeros((side, side, kernel.shape[-1]))
-        for row in range(side):
-            for column in range(side):
-                patch = padded[stride * row :, stride * column :][:3, :3]
-                out[row, column] = np.einsum("yxc,yxco->o", patch, kernel)
-        out = (out - out.mean((0, 1))) / np.sqrt(out.var((0, 1)) + 1e-5)
-        x = np.asarray(jax.nn.gelu(jnp.asarray(out, jnp.float32), approximate=True), np.float64)
-    expected = x.reshape(-1, x.shape[-1]) @ np.asarray(params["encoder/stem/out/kernel"], np.float64)
-    assert_close(found[0], expected, 1e-5)
-    with pytest.raises(UserError, match="patches of 2, 4, 8, 16 or 32 pixels, not 6"):
-        EncoderOptions(encoder="w16d1h2m16/6", res=12, stem="conv")

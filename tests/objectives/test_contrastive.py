@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import assert_close
 
-from capvl import flops
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
@@ -94,7 +93,7 @@ def test_flops_of_a_text_tower_against_the_compiler():
     blueprint = Blueprint(options)
     text = jax.ShapeDtypeStruct((1, 16), jnp.int32)
     compiled = jax.jit(lambda p, t: blueprint.bind(p).embed_text(t)).lower(blueprint.shapes, text).compile()
-    assert flops.text_tower(options) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.06)
+    assert options.text_tower_flops() == pytest.approx(compiled.cost_analysis()["flops"], rel=0.06)
 
 
 def test_bad_options():

@@ -49,7 +49,7 @@ def batch_of(rng, rows=4, texts=0, length=8):
         "text": jnp.asarray(text, jnp.int32),
         "prompt": jnp.asarray(rng.integers(0, 3, several), jnp.int32),
         "flip": jnp.zeros(rows, bool),
-        "seen": jnp.ones(rows, bool),
+        "has_image": jnp.ones(rows, bool),
         "cut": jnp.zeros(several, bool),
     }
 
@@ -65,7 +65,7 @@ def test_texts_of_an_image_share_its_encoding():
     """Several texts of an image give loss and gradients of as many copies of the image."""
     blueprint, params = make()
     batch = batch_of(np.random.default_rng(0), texts=3)
-    apart = {k: jnp.repeat(v, 3, axis=0) for k, v in batch.items() if k in ("image", "flip", "seen")}
+    apart = {k: jnp.repeat(v, 3, axis=0) for k, v in batch.items() if k in ("image", "flip", "has_image")}
     apart |= {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in ("text", "prompt", "cut")}
     together = jax.jit(jax.value_and_grad(loss_of(blueprint, Git(texts=3))))(params, batch)
     copies = jax.jit(jax.value_and_grad(loss_of(blueprint, Git())))(params, apart)
@@ -175,7 +175,7 @@ def test_without_an_image_only_the_text_counts(variant):
     loss = jax.jit(loss_of(blueprint, Git()))
     other = batch | {"image": 255 - batch["image"]}
     assert float(loss(params, batch)) != float(loss(params, other))
-    unseen = {"seen": jnp.zeros(4, bool)}
+    unseen = {"has_image": jnp.zeros(4, bool)}
     assert float(loss(params, batch | unseen)) == float(loss(params, other | unseen))
 
 

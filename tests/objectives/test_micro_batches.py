@@ -48,7 +48,7 @@ def batch_of(objective, options) -> dict[str, np.ndarray]:
         elif spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape).astype(np.uint8)
         else:
-            batch[name] = np.full(spec.shape, name in ("mask", "seen"), spec.dtype)
+            batch[name] = np.full(spec.shape, name in ("mask", "has_image"), spec.dtype)
     return batch
 
 

@@ -12,8 +12,9 @@ from capvl.errors import UserError
 from capvl.parallel import compiler
 from capvl.parallel.mesh import MeshOptions, make_mesh, slice_count
 from capvl.planning import ahead, estimate, search, topology
-from capvl.planning.hlo import Cost, Program
+from capvl.planning.libtpu import prepare_environment, wait_for_lock
 from capvl.planning.roofline import collective_seconds, roofline
+from capvl.planning.work import Cost, Program
 
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 CONFIG = "configs/cappa_demo.py"
@@ -23,7 +24,7 @@ CONFIG = "configs/cappa_demo.py"
 def libtpu(monkeypatch):
     """Lets several processes of the suite compile side by side."""
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    ahead.prepare_environment()
+    prepare_environment()
 
 
 @pytest.mark.parametrize(
@@ -171,10 +172,10 @@ def test_missing_libtpu_is_said(monkeypatch):
 
 def test_a_held_lock_is_named_and_waited_for(monkeypatch):
     monkeypatch.delenv("ALLOW_MULTIPLE_LIBTPU_LOAD", raising=False)
-    monkeypatch.setattr(ahead, "lock_holder", lambda: "process 7 (python train.py)")
+    monkeypatch.setattr("capvl.planning.libtpu.lock_holder", lambda: "process 7 (python train.py)")
     said = []
     with pytest.raises(UserError, match=r"libtpu is locked by process 7 \(python train.py\)"):
-        ahead.wait_for_lock(0.0, said.append)
+        wait_for_lock(0.0, said.append)
 
 
 @needs_libtpu

@@ -9,7 +9,6 @@ import numpy as np
 from capvl.data.images.crops import Crop
 from capvl.data.reading.texts import questions
 from capvl.errors import UserError, nearest
-from capvl.nn.padding import real
 
 TASKS = ("caption", "classify", "answer")
 
@@ -30,7 +29,7 @@ Prompts = Callable[[str, str], tuple[np.ndarray, bool]]
 @dataclasses.dataclass(frozen=True)
 class TaskText:
     """image (see `Crop`), flip, text int32 (L,) of a prompt and its target, prompt int32: the tokens of the prompt,
-    and cut: whether it was too long. Where an Example has no image, `seen` is False and the image zero.
+    and cut: whether it was too long. Where an Example has no image, `has_image` is False and the image zero.
 
     Attributes:
       crop: how images become pixels.
@@ -54,19 +53,25 @@ class TaskText:
         """Raises BadImageError where the image can't be used, UserError where images stand for clips or the reverse."""
         flip = self.flip and uniforms() < 0.5
         drawn = [self.text(*chosen) for chosen in self._drawn(example, uniforms)]
-        seen = self.crop.feature in example
-        if not seen and ("image" in example or "frames" in example):
+        has_image = self.crop.feature in example
+        if not has_image and ("image" in example or "frames" in example):
             has, reads = ("images", "clips") if "image" in example else ("clips", "images")
             raise UserError(f"The data set has {has}, and the model reads {reads} (model.frames={self.crop.frames}).")
         image = self.crop.blank()
-        if seen:
+        if has_image:
             geometry = self.crop.draw(example, uniforms, flip=flip)
             image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
         text, prompt, cut = (np.stack(column) for column in zip(*drawn, strict=True))
         if not self.texts:
             text, prompt, cut = text[0], prompt[0], cut[0]
-        out = {"image": image, "flip": np.bool_(flip), "text": text, "prompt": prompt, "cut": cut}
-        return out | {"seen": np.bool_(seen)}
+        return {
+            "image": image,
+            "flip": np.bool_(flip),
+            "text": text,
+            "prompt": prompt,
+            "cut": cut,
+            "has_image": np.bool_(has_image),
+        }
 
     def _drawn(self, example: dict, uniforms):
         """(task, question, target) of every text: tasks by chance, the pairs of a task without return."""
@@ -100,33 +105,3 @@ class TaskText:
         for task in self.tasks:
             if found[task]:
                 yield task, found[task]
-
-
-@dataclasses.dataclass(frozen=True)
-class TextPrompts:
-    """Prompts in words, without an end: the question, or a task's own words.
-
-    Attributes:
-      tokenizer: of the words.
-      length: text positions L. A prompt takes `room` of them at most and is cut at its end: how a question begins
-        says what is asked.
-      words: task -> prompt where there is no question.
-    """
-
-    tokenizer: Any
-    length: int
-    words: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def room(self) -> int:
-        """Most tokens of a prompt: a quarter of the positions stays for what is written."""
-        return self.length - max(2, self.length // 4)
-
-    def __call__(self, task: str, question: str) -> tuple[np.ndarray, bool]:
-        """The prompt's tokens, and whether it was cut."""
-        text = question or self.words.get(task, "")
-        if not text.strip():
-            return np.zeros(0, np.int32), False
-        tokens = self.tokenizer(text, self.room + 2)
-        tokens = tokens[real(tokens) & (tokens != self.tokenizer.eos)]
-        return tokens[: self.room].astype(np.int32), len(tokens) > self.room

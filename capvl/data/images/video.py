@@ -46,6 +46,7 @@ def read_frames(video: str | os.PathLike | bytes, count: int) -> list[np.ndarray
 
 
 def _open(video, name: str) -> Any:
+    # Slow to import.
     import av
 
     try:
@@ -60,6 +61,7 @@ def _open(video, name: str) -> Any:
 
 def _stream(container) -> Any:
     """The first stream of pictures that is no cover of a sound file; None where there is none."""
+    # Slow to import.
     import av
 
     cover = av.stream.Disposition.attached_pic
@@ -85,6 +87,7 @@ def _shown(frame, stream) -> np.ndarray:
 
 def _count(video, name: str) -> int:
     """Frames that a player shows: packets are counted, not decoded; those that an edit list hides are not shown."""
+    # Slow to import.
     import av
 
     with _open(video, name) as container:
@@ -95,6 +98,7 @@ def _count(video, name: str) -> int:
 
 
 def _decoded(container, name: str):
+    # Slow to import.
     import av
 
     stream = _stream(container)

@@ -33,6 +33,7 @@ _ROW = re.compile(r"(.*\.tsv)#(\d+)", re.ASCII | re.DOTALL)
 
 def features(frames: int, classes: Sequence[str]):
     """The schema: image or frames, captions, questions (`answers` is a JSON list), and the class."""
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text
@@ -80,17 +81,7 @@ def prepare(
     folder = storage.folder(data_dir) / name / VERSION
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
-    items: dict[str, list[Item]] = {}
-    left: dict[str, Rejected] = {}
-    for split, paths in splits.items():
-        read = left.setdefault(split, Rejected())
-        for own, item in annotations.read(format, paths, split, read):
-            items.setdefault(own, []).append(item)
-    if "all" in items:
-        raise UserError(
-            f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
-        )
-    items = {split: _identified(rows) for split, rows in items.items()}
+    items, left = _read(format, splits)
     paths = _paths(items, files, frames)
     classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
     parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
@@ -146,6 +137,7 @@ def write_part(part: str, items: list[tuple[Item, str, str]], frames: int, class
     Returns:
       (examples, bytes, what was left out).
     """
+    # Slow to import.
     from array_record.python.array_record_module import ArrayRecordWriter
 
     schema, rejected, count, size = features(frames, classes), Rejected(), 0, 0
@@ -214,6 +206,21 @@ def around(data: bytes, region: tuple[float, float, float, float]) -> bytes:
     more_x, more_y = ((b - a) * (REGION_SIDES - 1) / 2 for a, b in ((x0, x1), (y0, y1)))
     left, top = (max(0, int(v)) for v in (x0 - more_x, y0 - more_y))
     return shards.encode_jpeg(pixels[top : round(y1 + more_y), left : round(x1 + more_x)])
+
+
+def _read(format: str, splits: dict[str, list[str]]) -> tuple[dict[str, list[Item]], dict[str, Rejected]]:
+    """Split -> its items, and split of the files -> what of them is left out."""
+    items: dict[str, list[Item]] = {}
+    left: dict[str, Rejected] = {}
+    for split, paths in splits.items():
+        rejected = left.setdefault(split, Rejected())
+        for own, item in annotations.read(format, paths, split, rejected):
+            items.setdefault(own, []).append(item)
+    if "all" in items:
+        raise UserError(
+            f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
+        )
+    return {split: _identified(rows) for split, rows in items.items()}, left
 
 
 def _identified(items: list[Item]) -> list[Item]:

@@ -8,17 +8,18 @@ harm, as runners do.
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
-from capvl.data.preparing import corpus, shards
+from capvl.data.preparing import shards
+from capvl.data.preparing.jobs import Plan, identities
 from capvl.errors import UserError
 
 
-def _write(job_and_source, plan: corpus.Plan):
+def _write(job_and_source, plan: Plan):
     """One shard; yields (identity, (order of the shard, number of the record)) of its records."""
     order, job, source = job_and_source
     part = plan.part(job)
     shards.write_shard(source, part, plan.filters, plan.frames, plan.names)
     for number, row in enumerate(shards.read_rows(part)):
-        for place, identity in enumerate(corpus.identities(job[0], row)):
+        for place, identity in enumerate(identities(job[0], row)):
             yield identity, (order, number, place)
 
 
@@ -30,7 +31,7 @@ def _all_but_first(identity_and_places):
         yield order, (number, place, f"duplicate {identity[1]}")
 
 
-def _thin(order_and_dropped, plan: corpus.Plan):
+def _thin(order_and_dropped, plan: Plan):
     order, dropped = order_and_dropped
     reasons: dict[int, str] = {}
     for number, _, reason in sorted(dropped):
@@ -38,7 +39,7 @@ def _thin(order_and_dropped, plan: corpus.Plan):
     shards.thin_shard(plan.part(list(plan.sources)[order]), reasons)
 
 
-def run_on_beam(plan: corpus.Plan, options: list[str]) -> None:
+def run_on_beam(plan: Plan, options: list[str]) -> None:
     """Makes all parts of a plan in a Beam pipeline.
 
     Args:

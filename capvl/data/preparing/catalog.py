@@ -10,6 +10,7 @@ def from_tfds(name: str, data_dir: str) -> str:
     Raises:
       UserError: tfds doesn't know it, or can't prepare it here.
     """
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     try:

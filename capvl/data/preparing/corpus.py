@@ -15,48 +15,17 @@ import os
 from collections.abc import Callable
 
 from etils import epath
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from capvl import storage
 from capvl.data.preparing import shards
 from capvl.data.preparing.filters import Filters
+from capvl.data.preparing.jobs import Job, Plan, identities
 from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
 from capvl.data.reading.patterns import expand
-from capvl.data.reading.rejected import Rejected
+from capvl.data.reading.rejected import NAMED_PER_REASON, Rejected
 from capvl.data.reading.samples import NO_NAMES, Names, columns, is_parquet
 from capvl.errors import UserError
-
-Job = tuple[str, int]  # Split, and number of the shard in it.
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be made.
-
-    Attributes:
-      name: of the data set.
-      sources: (split, number) -> source file.
-      folder: of the finished data set.
-      parts: folder of what is unfinished.
-      filters: what is let in.
-      frames: of each clip; 0 for images.
-      names: of what holds the image and the captions.
-    """
-
-    name: str
-    sources: dict[Job, str]
-    folder: epath.Path
-    parts: epath.Path
-    filters: Filters
-    frames: int = 0
-    names: Names = NO_NAMES
-
-    def part(self, job: Job) -> str:
-        """Path of a shard's records."""
-        return str(self.parts / f"{job[0]}-{job[1]:05d}")
-
-    def splits(self) -> list[str]:
-        """In the order in which they were given."""
-        return list(dict.fromkeys(split for split, _ in self.sources))
 
 
 def prepare(
@@ -104,7 +73,7 @@ def prepare(
     if beam is None:
         run_here(plan, workers)
     else:
-        from capvl.data.preparing.beam import run_on_beam
+        from capvl.data.preparing.beam import run_on_beam  # Optional, and slow to import.
 
         run_on_beam(plan, beam)
     _finish(plan, taken)
@@ -164,8 +133,6 @@ def run_here(plan: Plan, workers: int = 0) -> None:
 
 
 def _in_processes(title: str, calls: list[tuple[Callable, ...]], total: int, workers: int) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     if not calls:
         return
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "shards", TimeRemainingColumn())
@@ -176,14 +143,6 @@ def _in_processes(title: str, calls: list[tuple[Callable, ...]], total: int, wor
         for future in concurrent.futures.as_completed([pool.submit(*call) for call in calls]):
             future.result()
             progress.advance(task)
-
-
-def identities(split: str, row: shards.Row) -> list[tuple[str, str, str]]:
-    """(split, kind, value) of everything by which a record may be the same as another; the first kind is the reason.
-
-    Keys are unique within a file only: another file may have the same ones for other samples, as img2dataset's have.
-    """
-    return [(split, "key", f"{row.key} {row.content}"), *((split, kind, value) for kind, value in row.hashes.items())]
 
 
 def find_duplicates(plan: Plan) -> dict[Job, dict[int, str]]:
@@ -238,7 +197,7 @@ def _files_of(plan: Plan, reports: dict[Job, dict], split: str) -> dict[str, lis
     files: dict[str, list[str]] = collections.defaultdict(list)
     for job, report in reports.items():
         for reason in report["rejected"] if job[0] == split else ():
-            if len(files[reason]) < shards.NAMED_PER_REASON:
+            if len(files[reason]) < NAMED_PER_REASON:
                 files[reason].append(plan.sources[job])
     return dict(files)
 

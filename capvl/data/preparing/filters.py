@@ -117,6 +117,7 @@ def read_blocklist(path: str) -> tuple[str, ...]:
 
 def language(text: str) -> str:
     """ISO 639-1 code of a text's most likely language."""
+    # Optional.
     import py3langid
 
     return str(py3langid.classify(text)[0])
@@ -124,6 +125,7 @@ def language(text: str) -> str:
 
 @functools.lru_cache
 def _languages() -> frozenset[str]:
+    # Optional.
     import py3langid
 
     return frozenset(str(code) for code, _ in py3langid.rank("a"))

@@ -28,6 +28,7 @@ def check_name(name: str) -> None:
     Raises:
       UserError: it can't; with the nearest that can.
     """
+    # tfds is slow to import.
     from tensorflow_datasets.core import naming
 
     if name == EMBEDDED:
@@ -61,6 +62,7 @@ def publish(
       description: for tfds.
       files: further files, name -> text.
     """
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     staging = folder.with_name(folder.name + ".staging")

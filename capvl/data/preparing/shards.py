@@ -41,6 +41,7 @@ class Row(NamedTuple):
 
 def features(frames: int = 0):
     """The schema: image (or frames of a clip), captions, label, boxes, phrases, and the whole JSON."""
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     text, integer = tfds.features.Text, np.int64
@@ -127,6 +128,7 @@ def encode_jpeg(pixels) -> bytes:
 
 def _boxes(schema: records.Schema, height: int, width: int):
     """Rows of the `boxes` feature; pixels -> fractions, cut at the image's edges."""
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     labels = schema.labels or [None] * len(schema.boxes)
@@ -161,6 +163,7 @@ def write_shard(source: str, part: str, filters: Filters, frames: int = 0, names
 
 
 def _write_shard(source: str, part: str, filters: Filters, frames: int, names: Names) -> None:
+    # Slow to import.
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -204,6 +207,7 @@ def thin_shard(part: str, dropped: dict[int, str]) -> None:
 
 
 def _thin_shard(part: str, dropped: dict[int, str]) -> None:
+    # Slow to import.
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     rows = read_rows(part)

@@ -13,7 +13,6 @@ from typing import Any
 from etils import epath
 
 from capvl import storage
-from capvl.data.options import DataOptions
 from capvl.data.reading import sources
 from capvl.data.reading.patterns import expand
 from capvl.errors import UserError
@@ -25,21 +24,23 @@ BYTES = 2**26
 BLOCK = 2**16
 
 
-def fingerprint(options: DataOptions) -> dict[str, Any]:
+def fingerprint(options) -> dict[str, Any]:
     """Of every data set of a recipe: how many files and examples, and size and digest of files, as plain values.
 
     Raises:
       UserError: a data set isn't there or can't be read.
     """
     found = {"class_names": _digest(repr(fields.names).encode())} if (fields := options.fields()) else {}
-    if options.name.startswith("stream:"):
-        files = expand(options.name[len("stream:") :])
-        return found | {options.name: _files(dict(zip(_below(files), files, strict=True)))}
-    for name, _ in options.parts():
-        folder = pathlib.Path(sources.find(name, options.directory()))
-        examples, shards = sources.contents(str(folder), options.split)
-        files = [*shards, *map(str, sorted(folder.glob("*.labels.txt")))]
-        found[name] = _files({os.path.relpath(file, folder): file for file in files}) | {"examples": examples}
+    for kind in options.kinds().values():
+        if kind.name.startswith("stream:"):
+            files = expand(kind.name[len("stream:") :])
+            found[kind.name] = _files(dict(zip(_below(files), files, strict=True)))
+            continue
+        for name, _ in kind.parts():
+            folder = pathlib.Path(sources.find(name, options.directory()))
+            examples, shards = sources.contents(str(folder), options.split)
+            files = [*shards, *map(str, sorted(folder.glob("*.labels.txt")))]
+            found[name] = _files({os.path.relpath(file, folder): file for file in files}) | {"examples": examples}
     return found
 
 

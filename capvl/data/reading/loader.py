@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from capvl.data.images.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
@@ -199,13 +200,36 @@ class TrainLoader:
         return batch
 
 
+class KindsLoader:
+    """Endless {kind: batch} of several kinds of batch side by side; `position` is in examples of `config.batch_size`.
+
+    Each kind has an order and random numbers of its own, functions of (seed, index) as those of one are.
+    """
+
+    def __init__(self, loaders: dict[str, TrainLoader], *, batch: int, position: int = 0):
+        """batch: `config.batch_size`; position: as a checkpoint has it."""
+        self.loaders, self.batch, self.position = loaders, batch, position
+
+    @property
+    def bad(self) -> int:
+        """Examples that were replaced."""
+        return sum(loader.bad for loader in self.loaders.values())
+
+    def __iter__(self) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+        return self
+
+    def __next__(self) -> dict[str, dict[str, np.ndarray]]:
+        """The next batch of each kind; see `TrainLoader.__next__`."""
+        batches = {kind: next(loader) for kind, loader in self.loaders.items()}
+        self.position += self.batch
+        return batches
+
+
 def _prefetched(make, options) -> Iterator[dict[str, np.ndarray]]:
     """Batches 0, 1, 2 … made ahead in threads, or in worker processes."""
     dataset = grain.MapDataset.range(2**62).map(make)
     if options.workers:
         # Worker processes read absl's flags.
-        from absl import flags
-
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(["capvl"])
         each = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
@@ -263,4 +287,4 @@ def to_device(batch: dict[str, np.ndarray], sharding) -> dict[str, jax.Array]:
     with jax.transfer_guard_host_to_device("allow"):
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+        return jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), batch)

@@ -157,6 +157,7 @@ def columns(path: str, names: Names = NO_NAMES) -> Columns:
       UserError: what was named is not there, or nothing says which of several columns is the image.
       Exception: pyarrow's and the storage's, where the file can't be read.
     """
+    # Slow to import.
     import pyarrow.parquet
 
     with epath.Path(path).open("rb") as file:
@@ -189,6 +190,7 @@ def _columns(schema, path: str, names: Names) -> Columns:
 
 def _holds_bytes(kind) -> bool:
     """Whether a type is bytes, or a struct with `bytes`."""
+    # Slow to import.
     import pyarrow
 
     if pyarrow.types.is_struct(kind):
@@ -199,6 +201,7 @@ def _holds_bytes(kind) -> bool:
 
 def _parquet(path: str, max_bytes: int, count: Count, names: Names) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Rows: the image as a member, every plain column as JSON."""
+    # Slow to import.
     import pyarrow.parquet
 
     number = -1

@@ -79,6 +79,7 @@ class Source:
         self._arguments = (directory, split, fields, features, name)
         self._readers: dict[tuple[str, ...], Source] = {}
         self.name = name
+        # tfds is slow to import.
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -221,6 +222,7 @@ def _check_features(name: str, features, wanted: dict[str, str]) -> None:
 
 
 def _open_split(builder, split: str, name: str):
+    # tfds is slow to import.
     from tensorflow_datasets.core.file_adapters import FileFormat
 
     examples = _examples(builder, split, name)
@@ -304,6 +306,7 @@ def _builder(directory: str):
     Raises:
       UserError: it names others, or tfds can't read the folder.
     """
+    # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     file = pathlib.Path(directory, "features.json")

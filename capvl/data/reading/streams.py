@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from capvl import storage
 from capvl.data.images.decode import BadImageError
@@ -91,8 +92,8 @@ def tfrecord_examples(path: str, image: str, text: str, count: Count | None = No
     Raises:
       UserError: the file can't be read, or the first record, and with it the file, has no such features.
     """
+    # Slow to import.
     import grain
-    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     usable, number = False, -1

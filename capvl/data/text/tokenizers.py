@@ -39,6 +39,8 @@ MAX_CHARACTERS = 4096
 class Tokenizer:
     """A SentencePiece model whose id 0 is padding. Pickles as its path."""
 
+    start_id = None  # Texts begin with their first piece.
+
     def __init__(self, path: str | os.PathLike):
         """path: the .model file.
 

@@ -3,11 +3,12 @@
 import pytest
 from handmade import Letters
 
-from capvl.data.examples.tasks import TaskText, TextPrompts
+from capvl.data.examples.tasks import TaskText
 from capvl.data.images.crops import Crop
 from capvl.data.randomness import Uniforms
 from capvl.data.reading.texts import questions
 from capvl.errors import UserError
+from capvl.models.prompts import TextPrompts
 
 
 def test_prompts_and_targets():
@@ -26,7 +27,7 @@ def test_several_texts_are_drawn_without_return():
     example = {"text": [b"a", b"b"], "questions": {"question": [b"q", b"r"], "answer": [b"x", b"y"]}}
     for n in range(20):
         out = made(example, Uniforms(0, n))
-        assert out["text"].shape == (4, 8) and not out["seen"] and (out["image"] == 0).all()
+        assert out["text"].shape == (4, 8) and not out["has_image"] and (out["image"] == 0).all()
         captions = [tuple(t) for t, p in zip(out["text"].tolist(), out["prompt"], strict=True) if p == 0]
         assert len(set(captions)) == min(len(captions), 2)
     assert made({"text": []}, Uniforms(0, 0))["text"].sum() == 0

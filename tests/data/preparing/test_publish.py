@@ -6,7 +6,7 @@ import pytest
 from conftest import write_tar
 from test_shards import GOOD
 
-from capvl import embeddings
+from capvl import precompute
 from capvl.data.preparing import annotated, corpus
 from capvl.data.preparing.publish import check_name
 from capvl.data.reading import sources
@@ -45,7 +45,7 @@ def test_they_are_refused_before_anything_is_made(tmp_path, tiny_recipe):
     calls = [
         lambda: corpus.prepare("my-data", {"train": str(tmp_path / "0.tar")}, str(data)),
         lambda: annotated.prepare("my-data", "jsonl", {"train": [str(tmp_path / "n.jsonl")]}, str(tmp_path), str(data)),
-        lambda: embeddings.write(tiny_recipe(data__data_dir=str(data)), "my-data", 1, "train"),
+        lambda: precompute.write(tiny_recipe(data__data_dir=str(data)), "my-data", 1, "train"),
     ]
     for call in calls:
         with pytest.raises(UserError, match="such as 'my_data'"):

@@ -10,8 +10,9 @@ from conftest import real_data
 from capvl.data.reading import sources
 from capvl.data.scenes import making
 from capvl.data.text import cleaning, tokenizers, training
-from capvl.data.text.tokenizers import EOS, Tokenizer, main
+from capvl.data.text.tokenizers import EOS, Tokenizer
 from capvl.data.text.training import train
+from capvl.data.tokenizer import main
 from capvl.errors import UserError
 
 

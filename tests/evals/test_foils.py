@@ -7,11 +7,10 @@ import json
 import pytest
 from conftest import case
 
-from capvl.data import foils
-from capvl.data.foils import Foil
 from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError
-from capvl.evals import entailment
+from capvl.evals import entailment, foils
+from capvl.evals.foils import Foil
 
 
 @pytest.mark.cases

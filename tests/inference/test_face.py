@@ -9,9 +9,10 @@ from handmade import COLORS, WORDS, ByWord, captioner, two_towers
 from PIL import Image
 
 import capvl
-from capvl.convert.folder import Weights, write_folder
+from capvl.convert.folder import write_folder
 from capvl.errors import UserError
-from capvl.inference import LoadedModel
+from capvl.inference.face import LoadedModel
+from capvl.weights import Weights
 
 NAMES = list(WORDS)
 

@@ -1,25 +1,27 @@
-"""How much of what captions say about embedded scenes is so: every object that is named is looked up in the scene."""
+"""Object hallucination in captions of embedded scenes: every object that is named is looked up in the scene.
+
+As CHAIR does with COCO's objects (arXiv 1809.02156, section 2.1): 1 - `right` is its share of hallucinated objects.
+"""
 
 import dataclasses
 import re
 
 import numpy as np
 
-from capvl.data.reading import loader, sources
+from capvl.data.reading import sources
 from capvl.data.scenes.world import COLORS, SHAPES, WORDS
 from capvl.decoding.generate import Decoding
-from capvl.evals import Context, check_limits, to_host
-from capvl.evals.answers import confusion
+from capvl.evals import Context, check_limits
 from capvl.evals.captions import compile_writer
-from capvl.evals.encode import image_transform
-from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress
+from capvl.evals.encode import over_images
+from capvl.evals.vqa import confusion
+from capvl.models.abilities import Ability
 
 _NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b|\bword ({'|'.join(WORDS)})\b")
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts(Decoding):
+class Hallucination(Decoding):
     """Yields, of captions of an embedded data set: `right`: the share of named objects (colour and shape, or the word)
     that are there; `found`: the share of objects that are named; `all_right`: the share of captions that name something
     and nothing wrong; `words`: `right` of words alone; and each as `blind/…` for grey images. The report shows which
@@ -41,24 +43,18 @@ class Facts(Decoding):
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "facts")
-        recipe = context.recipe
-        name = self.name or recipe.data.parts()[0][0]
-        source = sources.open_source(name, self.split, recipe.data.directory(), features=(context.visual,))
+        context.require(Ability.DECODER, "hallucination")
+        data = context.data
+        name = self.name or data.parts()[0][0]
+        source = sources.open_source(name, self.split, data.directory(), features=(context.visual,))
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
         scenes = [things(source.read(i, ("objects",))["objects"]) for i in range(len(source))]
-        write, decode = compile_writer(context, self, "caption")
+        writer, decode = compile_writer(context, self, "caption")
 
         def written(params, blind: bool) -> list[str]:
-            texts = []
-            batches = loader.eval_batches(source, image_transform(context), context.batch)
-            for host_batch in progress(batches, -(-len(source) // context.batch), f"captions of {name}"):
-                if blind:
-                    host_batch["image"][..., :3] = 127
-                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-                texts += [decode(t) for t in to_host(write(params, batch["image"]))[to_host(batch["mask"])]]
-            return texts
+            tokens, _ = over_images(context, source, writer, params, f"captions of {name}", blind=blind)
+            return [decode(row) for row in tokens]
 
         def evaluate(params):
             texts = written(params, blind=False)
@@ -83,7 +79,7 @@ def mentions(text: str) -> list[tuple[str, str]]:
 
 
 def shares(texts: list[str], scenes: list[set[tuple[str, str]]]):
-    """(name, value) of the shares that `Facts` yields."""
+    """(name, value) of the shares that `Hallucination` yields."""
     named = [mentions(text) for text in texts]
     hits = [[m in scene for m in row] for row, scene in zip(named, scenes, strict=True)]
     both = [pair for row, own in zip(named, hits, strict=True) for pair in zip(row, own, strict=True)]
@@ -102,8 +98,8 @@ def taken_for(texts: list[str], scenes: list[set[tuple[str, str]]]) -> dict[str,
     """(right, written) pairs: the shape of the only object of a named colour, and the only word."""
     pairs: dict[str, list[tuple[str, str]]] = {"shapes in captions": [], "words in captions": []}
     for text, scene in zip(texts, scenes, strict=True):
-        for kind, said in mentions(text):
+        for kind, named in mentions(text):
             own = [thing for thing in scene if thing[0] == kind]
             if len(own) == 1:
-                pairs["words in captions" if kind == "word" else "shapes in captions"].append((own[0][1], said))
+                pairs["words in captions" if kind == "word" else "shapes in captions"].append((own[0][1], named))
     return pairs

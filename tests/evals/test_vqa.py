@@ -9,24 +9,23 @@ from colors import NAMES, by_word, colors, context_of, mesh
 from handmade import captioner
 
 from capvl.errors import UserError
-from capvl.evals import answers
+from capvl.evals import vqa
 
 
 def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     """What is written is right; blind and prior know nothing; the list of answers binds; there are file and report."""
-    from capvl import evals, report
+    from capvl import evals, reporting
 
     context, params = context_of(captioner, colors, mesh)
     context = dataclasses.replace(context, folder=tmp_path)
     (tmp_path / "some.txt").write_text("red\ngreen\n")
     evaluators = {
-        "free": answers.Answers(
-            task="caption", split="test", metrics=("exact", "contains"), prior="train", submission="coco"
-        ),
-        "closed": answers.Answers(task="caption", split="test", vocabulary=str(tmp_path / "some.txt"), beams=2),
+        "free": vqa.Vqa(task="caption", split="test", metrics=("exact", "contains"), prior="train", submission="coco"),
+        "closed": vqa.Vqa(task="caption", split="test", vocabulary=str(tmp_path / "some.txt"), beams=2),
     }
     with jax.set_mesh(mesh):
-        found = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params, tmp_path, 3)
+        found, shown = evals.run({n: e.setup(context) for n, e in evaluators.items()}, params)
+    reporting.save_shown(tmp_path, 3, shown)
     assert found["free/exact"] == found["free/contains"] == 1.0
     assert found["free/exact/blind"] <= 1 / 3  # Grey: the same text for all.
     assert found["free/exact/prior"] == pytest.approx(1 / 3)
@@ -34,14 +33,14 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     (tmp_path / "long.txt").write_text("red\n" + "red " * 50 + "\n")
     closed = dict(task="caption", split="test", vocabulary=str(tmp_path / "long.txt"))
     with jax.set_mesh(mesh), pytest.raises(UserError, match="1 of 2 names are longer"):
-        answers.Answers(**closed).setup(context)
+        vqa.Vqa(**closed).setup(context)
     rows = json.loads((tmp_path / "submissions" / "colors_test.json").read_text())
     assert [row["caption"] for row in rows[:3]] == NAMES and rows[1]["image_id"] == "000000001"
     shown = json.loads((tmp_path / "samples" / "3.json").read_text())
     (matrix,) = shown["free"]
     assert matrix["names"][-1] == "other" and sum(map(sum, matrix["counts"])) == 12
     (tmp_path / "metrics.jsonl").write_text("")
-    page = report.write([tmp_path], tmp_path / "report.html").read_text()
+    page = reporting.write([tmp_path], tmp_path / "report.html").read_text()
     assert "takes for what after step 3" in page and "<svg" in page
 
 
@@ -60,6 +59,6 @@ def test_answers_without_looking():
         def read(self, index, features):
             return {"questions": rows[index]} if "questions" in features else {}
 
-    prior = answers.commonest(Source(), "questions")
-    asked = [answers.Row(0, "", "", q, k, ()) for q, k in (("q", "k"), ("r", "l"), ("new", "l"), ("new", "m"))]
+    prior = vqa.commonest(Source(), "questions")
+    asked = [vqa.Row(0, "", "", q, k, ()) for q, k in (("q", "k"), ("r", "l"), ("new", "l"), ("new", "m"))]
     assert [prior(row) for row in asked] == ["yes", "no", "no", "no"]

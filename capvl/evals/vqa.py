@@ -1,4 +1,4 @@
-"""Answers that the model writes to questions about images or clips, and class names that it writes."""
+"""Visual question answering by writing: answers to questions about images or clips, class names, words in images."""
 
 import collections
 import dataclasses
@@ -14,10 +14,11 @@ from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
 from capvl.evals import Confusion, Context, answer_metrics, check_limits, submissions
 from capvl.evals.captions import compile_writer
-from capvl.evals.encode import image_transform, over_rows
-from capvl.evals.names import class_names
+from capvl.evals.encode import grey_out, image_transform, over_rows
+from capvl.evals.labels import class_names
+from capvl.inference.writing import prompts
 from capvl.lines import read_lines
-from capvl.nn.padding import real
+from capvl.models.abilities import Ability
 from capvl.terminal import say
 
 SHOWN = 16
@@ -25,7 +26,7 @@ FEATURE_OF = FEATURES | {"read": "text"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers(Decoding):
+class Vqa(Decoding):
     """Yields each of `metrics`: the mean over questions with answers; METRIC/KIND for questions with a kind, beside
     METRIC/blind and METRIC/blind/KIND: the same with grey images; METRIC/prior and METRIC/prior/KIND: the same for the
     answer that is commonest in training for these words of a question; and a `Confusion` of every kind. How answers
@@ -55,22 +56,22 @@ class Answers(Decoding):
         check_limits(self, "limit")
         for what, known in ((self.task, FEATURE_OF), *((m, answer_metrics.METRICS) for m in self.metrics)):
             if what not in known:
-                raise UserError(f"answers: {what!r} is unknown." + nearest(what, known))
+                raise UserError(f"vqa: {what!r} is unknown." + nearest(what, known))
         if not self.metrics:
-            raise UserError("answers.metrics should name one metric or more.")
+            raise UserError("vqa.metrics should name one metric or more.")
         if self.submission:
             submissions.check(self.submission)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require("a decoder", "answers")
-        recipe, transform = context.recipe, image_transform(context)
+        context.require(Ability.DECODER, "vqa")
+        data, transform = context.data, image_transform(context)
         feature = FEATURE_OF[self.task]
-        name = self.name or recipe.data.parts()[0][0]
+        name = self.name or data.parts()[0][0]
 
         def opened(split: str, *keys: str):
-            fields = None if self.name else recipe.data.fields()
-            return sources.open_source(name, split, recipe.data.directory(), features=keys, fields=fields)
+            fields = None if self.name else data.fields()
+            return sources.open_source(name, split, data.directory(), features=keys, fields=fields)
 
         source = opened(self.split, transform.crop.feature, feature)
         rows = read_rows(source, feature, self.limit)
@@ -79,9 +80,12 @@ class Answers(Decoding):
         if self.submission:
             submissions.check_unique(self.submission, [submissions.Written(r.image, r.id, "") for r in rows])
         prior = commonest(opened(self.prior, feature), feature) if self.prior else None
-        prompts = _prompts(recipe, self.task, rows)
-        names = self._names(context, source, recipe.tokenizer())
-        write, decode = compile_writer(context, self, names=names, widest=prompts.shape[1])
+        tokenizer, asked = context.tokenizer(), [row.question for row in rows]
+        prompt_NP, cut = prompts(context.model, context.objective, tokenizer, self.task, asked)
+        if cut:
+            say(f"{len(cut)} of {len(rows)} questions are longer than the model's prompts and were cut at their end.")
+        names = self._names(context, source, tokenizer)
+        writer, decode = compile_writer(context, self, names=names, widest=prompt_NP.shape[1])
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch
@@ -89,10 +93,9 @@ class Answers(Decoding):
                 part = rows[first : first + size]
                 image = np.stack([transform(source[r.index], Uniforms(0, 0))["image"] for r in part])
                 if blind:
-                    image[..., :3] = 127
-                batch = {"image": image, "prompt": prompts[first : first + size]}
+                    grey_out(image)
                 out = over_rows(
-                    context, batch, lambda p, b: write(p, b["image"], b["prompt"]), params, f"questions of {name}"
+                    context, (image, prompt_NP[first : first + size]), writer, params, f"questions of {name}"
                 )
                 texts += [decode(t) for t in out]
             return texts
@@ -123,8 +126,8 @@ class Answers(Decoding):
             return None
         if self.vocabulary != "classes":
             return Names.of(read_lines(context.path(self.vocabulary), "answers"), tokenizer)
-        name = self.name or context.recipe.data.parts()[0][0]
-        labels = sources.labels(name, self.split, context.recipe.data.directory())
+        name = self.name or context.data.parts()[0][0]
+        labels = sources.labels(name, self.split, context.data.directory())
         names = source.label_names() or class_names("", source, labels)
         return Names.of(names, tokenizer)
 
@@ -153,21 +156,6 @@ def read_rows(source, feature: str, limit: int = 0) -> list[Row]:
         if limit and len(rows) >= limit:
             return rows[:limit]
     return rows
-
-
-def _prompts(recipe, task: str, rows: list[Row]) -> np.ndarray:
-    """Tokens (N, P) of the prompts; says how many questions are too long for the model."""
-    tokenizer, cut, prompts = recipe.tokenizer(), 0, []
-    for row in rows:
-        tokens = recipe.objective.prompt(recipe.model, tokenizer, task, row.question)
-        whole = tokenizer(row.question, 4096) if row.question else tokens
-        words = int((real(whole) & (whole != tokenizer.eos)).sum())
-        cut += words > len(tokens)
-        prompts.append(tokens)
-    if cut:
-        say(f"{cut} of {len(rows)} questions are longer than the model's prompts and were cut at their end.")
-    width = max(map(len, prompts))
-    return np.stack([np.pad(p, (0, width - len(p))) for p in prompts]).astype(np.int32)
 
 
 def means(metric: str, name: str, rows: list[Row], texts: list[str], known: list[int]):

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from capvl.planning.hlo import Program
+from capvl.planning.work import Program
 
 
 def compiled(function, *shapes):

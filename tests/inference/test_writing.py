@@ -8,12 +8,12 @@ import pytest
 from handmade import ByWord
 from PIL import Image
 
-from capvl.convert.folder import Weights
 from capvl.errors import UserError
-from capvl.inference import LoadedModel
+from capvl.inference.face import LoadedModel
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.objectives.git import Git
+from capvl.weights import Weights
 
 NAMES = ["red", "green thing", "blue"]
 

@@ -1,0 +1,105 @@
+"""A model with its parameters, pixels and tokenizer: what every ability of the face stands on."""
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl.data.images.crops import Crop
+from capvl.data.text import tokenizers
+from capvl.errors import UserError
+from capvl.inference import inputs
+from capvl.inference.compiled import Function, compiled, in_buckets
+from capvl.inference.inputs import Images
+from capvl.models.abilities import Ability, abilities
+from capvl.models.parameters import Blueprint
+from capvl.weights import Weights
+
+
+class Loaded:
+    """A model that is ready to be asked.
+
+    Attributes:
+      options: of the model.
+      params: by path.
+      blueprint: the model without them.
+      name: for messages.
+      objective: that it was trained with, for its prompts; None where that isn't known.
+    """
+
+    def __init__(self, weights: Weights, name: str):
+        """name: for messages."""
+        self.options, self.name, self.objective = weights.options, name, weights.objective
+        self.blueprint = Blueprint(weights.options)
+        self.params = {k: jnp.asarray(v) for k, v in weights.params.items()}
+        self._tokenizer_path = weights.tokenizer
+        sizes = {name: getattr(self.options, name, 0) for name in ("max_side", "frames")}
+        kind = "aspect" if sizes["max_side"] else weights.crop
+        how = dict(interpolation=weights.interpolation, fraction=weights.crop_fraction)
+        self._crop = Crop(getattr(self.options, "res", 0), kind, **how, **sizes)
+        self._compiled: dict[Hashable, Any] = {}
+
+    def __repr__(self) -> str:
+        count = sum(v.size for v in self.params.values())
+        able = [ability for ability in Ability if ability in abilities(self.options)]
+        return f"{type(self).__name__}({self.name!r}: {', '.join(able)}, {count / 1e6:.1f} M parameters)"
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The model's tokenizer."""
+        if not self._tokenizer_path:
+            raise UserError(f"The model {self.name!r} has no tokenizer; give one: capvl.load(…, tokenizer=PATH).")
+        return tokenizers.load(self._tokenizer_path, self.options.reads_start)
+
+    def need(self, ability: Ability) -> None:
+        """Raises UserError where the model lacks an ability."""
+        if ability not in abilities(self.options):
+            raise UserError(f"The model {self.name!r} does not have {ability}, which this needs.")
+
+    def pixels(self, images: Images) -> np.ndarray:
+        """Images as the model sees them: (N, R, R, 3) uint8.
+
+        Raises:
+          UserError: there is none, or one can't be read.
+        """
+        self.need(Ability.IMAGES)
+        return inputs.pixels(self._crop, images)
+
+    def clips(self, videos: Any) -> np.ndarray:
+        """Videos as the model sees them: (N, F, R, R, 3) uint8.
+
+        Raises:
+          UserError: the model reads no clips, or a video can't be read or is too short.
+        """
+        if Ability.CLIPS not in abilities(self.options):
+            raise UserError(f"The model {self.name!r} reads images, not clips.")
+        return inputs.clips(self._crop, videos)
+
+    def ids(self, texts: list[str], *, whole: bool = False) -> np.ndarray:
+        """Tokens (N, L) of texts; see `capvl.inference.inputs.tokens`."""
+        return inputs.tokens(self.tokenizer, texts, self.options.length, whole=whole)
+
+    def run(self, key: Hashable, function: Function, rows: Any) -> Any:
+        """What a function of the model gives for rows, on the host; it is compiled once.
+
+        Args:
+          key: that no other function has.
+          function: of (model, rows), images in [-1, 1].
+          rows: one array or several; images are uint8.
+
+        Raises:
+          UserError: it gives values that are not finite.
+        """
+        if key not in self._compiled:
+            self._compiled[key] = compiled(self.blueprint, function)
+        found = in_buckets(self._compiled[key], self.params, rows)
+        for leaf in jax.tree.leaves(found):
+            bad = int((~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)).sum())
+            if bad:
+                raise UserError(
+                    f"The model {self.name!r} gives values that are not finite for {bad} of {len(leaf)} rows."
+                )
+        return found

@@ -1,0 +1,93 @@
+"""Images and texts as vectors, and how near they are: an image tower's features, two towers' joint space."""
+
+import importlib.resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capvl.errors import UserError
+from capvl.inference.compiled import Function
+from capvl.inference.inputs import Images, Texts, as_list
+from capvl.inference.loaded import Loaded
+from capvl.lines import read_lines
+from capvl.models.abilities import Ability, abilities
+
+
+def features(model, image_BRRC) -> jax.Array:
+    """Pooled features (B, D) float32 of the image tower."""
+    return model.features(image_BRRC).astype(jnp.float32)
+
+
+def image_tokens(model, image_BRRC) -> jax.Array:
+    """Encoded tokens (B, T, D) float32 of the image tower."""
+    return model.encode(image_BRRC).astype(jnp.float32)
+
+
+def image_vectors(model, image_BRRC) -> jax.Array:
+    """Normalised embeddings (B, E) float32 of images in the joint space."""
+    return model.embed_image(image_BRRC)
+
+
+def text_vectors(model, text_BL) -> jax.Array:
+    """Normalised embeddings (B, E) float32 of texts' tokens in the joint space."""
+    return model.embed_text(text_BL)
+
+
+def cosines(model, image_BRRC, text_BKL) -> jax.Array:
+    """Cosines (B, K) float32 of each image with K texts of its own."""
+    batch, count, length = text_BKL.shape
+    text_BKE = text_vectors(model, text_BKL.reshape(batch * count, length)).reshape(batch, count, -1)
+    return jnp.einsum("be,bke->bk", image_vectors(model, image_BRRC), text_BKE)
+
+
+def embedding(options) -> Function:
+    """The function that embeds images: into the joint space where the model has one, else its pooled features."""
+    return image_vectors if Ability.TEXTS in abilities(options) else features
+
+
+def read_templates(path: str) -> list[str]:
+    """Prompt templates; each has {} where the class name goes. "" is the package's own list.
+
+    Raises:
+      UserError: see `read_lines`; or a template has no {}.
+    """
+    if not path:
+        file = importlib.resources.files("capvl.inference").joinpath("prompts.txt")
+        with importlib.resources.as_file(file) as local:
+            return read_templates(str(local))
+    templates = read_lines(path, "prompt templates")
+    wrong = [t for t in templates if t.count("{}") != 1]
+    if wrong:
+        raise UserError(f"Template {wrong[0]!r} of {path!r} should have {{}} once, where the class name goes.")
+    return templates
+
+
+def class_vectors(prompts: np.ndarray, templates: int) -> np.ndarray:
+    """Normalised means (K, E) of the embeddings (K * templates, E) of each class's prompts."""
+    mean = prompts.reshape(-1, templates, prompts.shape[1]).mean(axis=1)
+    return mean / (np.linalg.norm(mean, axis=1, keepdims=True) + 1e-8)
+
+
+# What follows are methods of `capvl.inference.face.LoadedModel`.
+
+
+def embed(self: Loaded, images: Images) -> np.ndarray:
+    """Features (N, D) float32: a two-tower model's normalised embeddings, else the encoder's pooled features."""
+    return self.run("embed", embedding(self.options), self.pixels(images))
+
+
+def tokens(self: Loaded, images: Images) -> np.ndarray:
+    """Encoded image tokens (N, T, D) float32."""
+    return self.run("tokens", image_tokens, self.pixels(images))
+
+
+def embed_text(self: Loaded, texts: Texts) -> np.ndarray:
+    """Normalised embeddings (N, E) float32 of texts."""
+    self.need(Ability.TEXTS)
+    return self.run("embed_text", text_vectors, self.ids(as_list(texts)))
+
+
+def similarity(self: Loaded, images: Images, texts: Texts) -> np.ndarray:
+    """Cosines (N, M) of every image with every text."""
+    return embed(self, images) @ embed_text(self, texts).T

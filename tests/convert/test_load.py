@@ -1,0 +1,95 @@
+"""What a model begins with: other kinds of weights, resized positions, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import assert_close
+from test_convert import MODELS, random_params, weights_of
+
+from capvl.convert import folder
+from capvl.convert.load import load_parameters
+from capvl.errors import UserError
+from capvl.models.parameters import Blueprint
+from capvl.models.two_towers import TwoTowersOptions
+from capvl.nn.positions import resize, resize_grid
+from capvl.weights import Weights
+
+
+def test_an_untied_git_begins_with_a_tied_one_or_a_bert(tmp_path):
+    """Its own output layer is then a copy of the table; a tied one can't begin with an untied one."""
+    for name in ("git", "bert", "untied git"):
+        folder.write_folder(str(tmp_path / name), weights_of(name))
+    params = load_parameters(str(tmp_path / "git"), MODELS["untied git"])
+    tied = weights_of("git").params
+    np.testing.assert_array_equal(params["decoder/logits/kernel"], tied["decoder/tokens"].T)
+    np.testing.assert_array_equal(params["decoder/logits/bias"], tied["decoder/bias"])
+    bert = load_parameters(str(tmp_path / "bert"), MODELS["untied git"], ("decoder/(?!visual).*",))
+    np.testing.assert_array_equal(bert["decoder/logits/kernel"], weights_of("bert").params["tokens"].T)
+    np.testing.assert_array_equal(bert["decoder/logits/bias"], weights_of("bert").params["word_bias"])
+    with pytest.raises(UserError, match="decoder/(bias|logits)"):
+        load_parameters(str(tmp_path / "untied git"), MODELS["git"])
+
+
+def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):
+    """The encoder of one folder, the decoder of another; BERT's first layers and positions, segment 0 in them."""
+    for name in ("clip", "bert"):
+        folder.write_folder(str(tmp_path / name), weights_of(name))
+    options = dataclasses.replace(MODELS["git"], text="w16d1h2m32", frames=0, text_positions=8)
+    only = ("(encoder|decoder/(?!visual)).*",)
+    params = load_parameters(f"{tmp_path / 'clip'} + {tmp_path / 'bert'}", options, only)
+    bert, clip = (weights_of(name).params for name in ("bert", "clip"))
+    np.testing.assert_array_equal(params["encoder/blocks/mlp/up/kernel"], clip["encoder/blocks/mlp/up/kernel"])
+    np.testing.assert_array_equal(params["decoder/blocks/attn/qkv/kernel"], bert["blocks/attn/qkv/kernel"][:1])
+    np.testing.assert_array_equal(params["decoder/positions"], bert["positions"] + bert["types"][:1])
+    assert set(Blueprint(options).shapes) - set(params) == {
+        f"decoder/{n}" for n in ("visual/kernel", "visual/bias", "visual_norm/scale", "visual_norm/bias")
+    }
+    with pytest.raises(UserError, match="has 2 layers and 8 positions"):
+        load_parameters(str(tmp_path / "bert"), dataclasses.replace(options, text_positions=9), ("decoder/.*",))
+
+
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        (
+            "clip",
+            {"activation": "gelu"},
+            r"under encoder/ were trained with model.activation='quick_gelu' \(here 'gelu'",
+        ),
+        ("clip", {"eps": 1e-6}, r"under encoder/ were trained with model.eps=1e-05 \(here 1e-06\)"),
+        ("clip", {"pixels": "half"}, r"model.pixels='clip' \(here 'half'\)"),
+        ("clip", {"text_causal": False}, r"under text/ were trained with model.text_causal=True"),
+        ("git", {"text_eps": 1e-5}, r"under decoder/ were trained with model.text_eps=1e-12 \(here 1e-05\)"),
+    ],
+)
+def test_parameters_that_would_compute_something_else(tmp_path, name, change, words):
+    """No shape tells which activation, eps or pixels a tower was trained with."""
+    folder.write_folder(str(tmp_path / name), weights_of(name))
+    options = MODELS[name]
+    load_parameters(str(tmp_path / name), options)
+    with pytest.raises(UserError, match=words):
+        load_parameters(str(tmp_path / name), dataclasses.replace(options, **change))
+    if "under text/" in words:
+        only = ("encoder/.*",)
+        assert load_parameters(str(tmp_path / name), dataclasses.replace(options, **change), only)
+
+
+def test_init_from_a_converted_folder_resizes_positions(tmp_path):
+    folder.write_folder(str(tmp_path / "ours"), Weights(random_params(MODELS["lit"]), MODELS["lit"], "timm"))
+    larger = TwoTowersOptions(**(vars(MODELS["lit"]) | {"res": 48}))
+    params = load_parameters(str(tmp_path / "ours"), larger, ("encoder/.*",))
+    assert params["encoder/positions"].shape == (36, 16)
+    assert all(name.startswith("encoder/") for name in params)
+    with pytest.raises(UserError, match="matches no parameter"):
+        load_parameters(str(tmp_path / "ours"), larger, ("encodr/.*",))
+
+
+@pytest.mark.parametrize("rule", ["big_vision", "hugging_face", "timm"])
+def test_resizing_keeps_constants_and_the_class_position(rule):
+    constant = np.full((9, 3), 2.5, np.float32)
+    assert_close(resize(constant, (3, 3), (5, 7), rule), np.full((35, 3), 2.5), 1e-6)
+    table = np.concatenate([[[7.0, 8.0]], np.random.default_rng(0).normal(size=(16, 2))]).astype(np.float32)
+    resized = resize_grid(table, 10, rule, first=1)
+    assert resized.shape == (10, 2)
+    np.testing.assert_array_equal(resized[0], table[0])
