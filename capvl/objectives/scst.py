@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from capvl.data.examples import slots
 from capvl.data.images.crops import Crop
 from capvl.data.reading.sources import default_data_dir
 from capvl.data.text import frequencies, tokenizers
@@ -141,9 +142,8 @@ class ImageReferences:
 
     def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
-        left, references = list(example["text"]), np.zeros((self.count, self.length), np.int32)
-        for row in references:
-            if left:
-                row[:] = self.tokenizer(left.pop(uniforms.below(len(left))), self.length)
+        drawn = slots.choose(example["text"], self.count, uniforms)
+        rows = [{"references": self.tokenizer(text, self.length)} for text in drawn]
+        references = slots.fill(rows, self.count, {"references": np.zeros(self.length, np.int32)})["references"]
         references[references == self.tokenizer.eos] = 0
         return {"image": self.crop(example, uniforms), "references": references}

@@ -41,10 +41,11 @@ class ImageText:
             flip = self.flip and uniforms() < 0.5
         else:
             text, flip = (texts[0] if texts else ""), False
+        geometry = self.crop.draw(example, uniforms, flip=flip)
         return {
-            "image": self.crop(example, uniforms),
+            "image": self.crop.pixels(example, uniforms, geometry, flip_on_device=True),
             "text": self.tokenizer(text, self.length),
-            "flip": np.bool_(flip),
+            "flip": np.bool_(geometry.flip),
         }
 
 

@@ -38,8 +38,9 @@ class ImageLabelTrain:
             raise BadImageError("it has no label")
         if not 0 <= label < self.classes:
             raise UserError(f"The data has the label {label}, and model.classes={self.classes}.")
-        flip = self.train and self.flip and uniforms() < 0.5
-        return {"image": self.crop(example, uniforms), "label": np.int32(label), "flip": np.bool_(flip)}
+        geometry = self.crop.draw(example, uniforms, flip=self.train and self.flip and uniforms() < 0.5)
+        image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
+        return {"image": image, "label": np.int32(label), "flip": np.bool_(geometry.flip)}
 
 
 @dataclasses.dataclass(frozen=True)

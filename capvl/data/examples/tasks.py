@@ -51,19 +51,22 @@ class TaskText:
 
     def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used, UserError where images stand for clips or the reverse."""
-        flip = np.bool_(self.flip and uniforms() < 0.5)
+        flip = self.flip and uniforms() < 0.5
         drawn = [self.text(*chosen) for chosen in self._drawn(example, uniforms)]
         has_image = self.crop.feature in example
         if not has_image and ("image" in example or "frames" in example):
             has, reads = ("images", "clips") if "image" in example else ("clips", "images")
             raise UserError(f"The data set has {has}, and the model reads {reads} (model.frames={self.crop.frames}).")
-        image = self.crop(example, uniforms) if has_image else self.crop.blank()
+        image = self.crop.blank()
+        if has_image:
+            geometry = self.crop.draw(example, uniforms, flip=flip)
+            image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
         text, prompt, cut = (np.stack(column) for column in zip(*drawn, strict=True))
         if not self.texts:
             text, prompt, cut = text[0], prompt[0], cut[0]
         return {
             "image": image,
-            "flip": flip,
+            "flip": np.bool_(flip),
             "text": text,
             "prompt": prompt,
             "cut": cut,

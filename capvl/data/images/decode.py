@@ -15,6 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from capvl.data.images.geometry import pixel_box
+
 MAX_PIXELS = 120_000_000
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION = 0x0112
@@ -176,6 +178,13 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def middle_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest central square of an image of a (height, width), as a box in fractions."""
+    (height, width), square = size, min(size)
+    x, y = (1 - square / width) / 2, (1 - square / height) / 2
+    return x, y, 1 - x, 1 - y
+
+
 def crop_and_resize(data: bytes, box: tuple[float, float, float, float] | None, side: int) -> np.ndarray:
     """Decodes, cuts out a box and resizes it to (side, side, 3) uint8.
 
@@ -184,16 +193,9 @@ def crop_and_resize(data: bytes, box: tuple[float, float, float, float] | None, 
       box: (x0, y0, x1, y1) as fractions of width and height; None for the largest central square.
       side: pixels.
     """
-    if box is None:
-        height, width = image_size(data)
-        square = min(height, width)
-        x, y = (1 - square / width) / 2, (1 - square / height) / 2
-        box = (x, y, 1 - x, 1 - y)
-    x0, y0, x1, y1 = box
+    x0, y0, x1, y1 = box = box or middle_square(image_size(data))
     pixels = decode(data, int(np.ceil(side / (y1 - y0))), int(np.ceil(side / (x1 - x0))))
-    height, width = pixels.shape[:2]
-    left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
-    right, bottom = max(left + 1, round(x1 * width)), max(top + 1, round(y1 * height))
+    left, top, right, bottom = pixel_box(box, pixels.shape[:2])
     return resize(pixels[top:bottom, left:right], side, side)
 
 
@@ -221,6 +223,6 @@ def aspect_size(height: int, width: int, short: int, longest: int) -> tuple[int,
     """
     least, most = sorted((height, width))
     if short * most / least > longest:
-        short = round(longest * least / most)
+        short = max(1, round(longest * least / most))
     other = int(short * most / least)
     return (short, other) if height <= width else (other, short)
