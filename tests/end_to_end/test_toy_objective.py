@@ -1,0 +1,163 @@
+"""A paper that isn't there: image-text pairs and regions in one step, images of several sizes, an evaluator of its own.
+
+Nothing in capvl/ knows it. A region's feature is the mean of its tokens, a pair is an image with one region that is
+all of it, and both are aligned with their phrases by one contrastive loss.
+"""
+
+import dataclasses
+import json
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import ROOT
+
+from capvl import evaluation, recipes, train
+from capvl.checkpoint import Checkpointer
+from capvl.data.examples.slots import choose, fill
+from capvl.data.images.buckets import Bucket, Bucketed
+from capvl.data.images.crops import Crop
+from capvl.data.images.geometry import WHOLE
+from capvl.data.reading import loader, sources
+from capvl.data.reading.regions import Region, regions
+from capvl.data.text import tokenizers
+from capvl.inference.compiled import compiled
+from capvl.models.abilities import Ability, require
+from capvl.models.features import pool_regions
+from capvl.models.two_towers import TwoTowersOptions
+from capvl.objectives import Kind, Mean
+from capvl.objectives.images import unit_range
+from capvl.parallel.rules import batch_sharding
+
+BUCKETS = (Bucket(32, 32), Bucket(32, 48))
+SLOTS = {"pairs": 1, "regions": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrased:
+    """image uint8 (H, W, 4) of a bucket; box (S, 4), phrase (S, L) and slots (S,): what is said of which part of it."""
+
+    crop: Crop
+    slots: int
+    length: int
+    tokenizer: Any
+    train: bool
+
+    def __call__(self, example, uniforms):
+        geometry = self.crop.draw(example, uniforms, flip=self.train and uniforms() < 0.5)
+        found = regions(example) if "objects" in example else [Region(WHOLE, tuple(example["text"]))]
+        boxes, there = geometry.boxes([r.box for r in found])
+        rows = [
+            {"box": box, "phrase": self.tokenizer(geometry.text(r.phrases[0]), self.length)}
+            for r, box, is_there in zip(found, boxes, there, strict=True)
+            if is_there and r.phrases
+        ]
+        blank = {"box": np.zeros(4, np.float32), "phrase": np.zeros(self.length, np.int32)}
+        chosen = choose(rows, self.slots, uniforms if self.train else None)
+        return {"image": self.crop.pixels(example, uniforms, geometry)} | fill(chosen, self.slots, blank)
+
+
+def scores(model, batch):
+    """Cosines (R, R) of all regions of a batch with all phrases, and which of them are there (R,)."""
+    (level,) = model.encoder.levels(model.encoder.normalize(batch["image"]), dtype=model.dtype)
+    pooled = pool_regions(level.tokens_BND, level.in_boxes(batch["box"]))
+    visual = model.embed_pooled(pooled.reshape(-1, pooled.shape[-1]))
+    return visual @ model.embed_text(batch["phrase"].reshape(-1, batch["phrase"].shape[-1])).T, batch["slots"].reshape(
+        -1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrases:
+    """The objective."""
+
+    weight: float = 0.5
+
+    Model: ClassVar[type] = TwoTowersOptions
+
+    def check(self, model_options, batch_per_device, micro_batches):
+        require(model_options, "The objective", Ability.TEXTS)
+
+    def frozen(self, model_options):
+        return ()
+
+    def features(self):
+        return {"pairs": Kind(("image", "text")), "regions": Kind(("image", "objects"), share=0.5)}
+
+    def buckets(self, model_options):
+        return BUCKETS
+
+    def transform(self, model_options, data, *, train):
+        tokenizer = tokenizers.load(data.tokenizer_path())
+        crop = Crop(model_options.res, "aspect", max_side=48)
+        made = {k: Phrased(crop, n, model_options.length, tokenizer, train) for k, n in SLOTS.items()}
+        return {kind: Bucketed(transform, BUCKETS) for kind, transform in made.items()}
+
+    def batch_spec(self, model_options, batch, bucket=BUCKETS[-1]):
+        def spec(count, slots):
+            shapes = {"image": ((*bucket, 4), np.uint8), "box": ((slots, 4), np.float32), "slots": ((slots,), np.bool_)}
+            shapes["phrase"] = ((slots, model_options.length), np.int32)
+            return {k: jax.ShapeDtypeStruct((count, *shape), dtype) for k, (shape, dtype) in shapes.items()}
+
+        return {kind: spec(self.features()[kind].count(batch, kind), slots) for kind, slots in SLOTS.items()}
+
+    def prepare(self, batch, *, train):
+        return {kind: rows | {"image": unit_range(rows["image"])} for kind, rows in batch.items()}
+
+    def loss(self, model, batch, key):
+        losses = {}
+        for kind, rows in batch.items():
+            cosine_RR, there_R = scores(model, rows)
+            logits = jnp.where(there_R[None], model.scale() * cosine_RR, -1e9)
+            nll_R = -jnp.diagonal(jax.nn.log_softmax(logits)) * there_R
+            losses[kind] = nll_R.sum() / jnp.maximum(there_R.sum(), 1)
+        loss = losses["pairs"] + self.weight * losses["regions"]
+        return loss, {"loss": loss, "regions": Mean(losses["regions"], jnp.ones(()))}
+
+    def flops(self, model_options):
+        return 3 * 1.5 * model_options.encoder_flops()
+
+
+@dataclasses.dataclass(frozen=True)
+class Grounding:
+    """How often a phrase is nearest to its own region among those of a batch."""
+
+    name: str = "scenes/tiny"
+
+    def setup(self, context):
+        tokenizer, options = context.tokenizer(), context.model
+        crop = Crop(options.res, "aspect", max_side=48).in_bucket(BUCKETS[0])
+        transform = Phrased(crop, SLOTS["regions"], options.length, tokenizer, False)
+        source = sources.open_source(self.name, "val", context.data.directory(), features=("image", "objects"))
+        call = compiled(context.blueprint, scores)
+
+        def evaluate(params):
+            right = []
+            for batch in loader.eval_batches(source, transform, context.batch):
+                cosine, there = call(params, loader.to_device(batch, batch_sharding(context.mesh)))
+                cosine, there = np.asarray(cosine), np.asarray(there)
+                right += list(cosine[there][:, there].argmax(axis=0) == np.arange(there.sum()))
+            yield "accuracy", float(np.mean(right))
+
+        return evaluate
+
+
+def test_it_trains_resumes_and_is_evaluated(tiny, tmp_path, one_device, capsys):
+    towers = {"encoder": "w16d1h2m32/16", "res": 32, "pool": "mean", "text": "w16d1h2m32", "vocab": 128, "length": 12}
+    values = tiny(steps=4, objective={"name": "test_toy_objective:Phrases"}, model=towers | {"dtype": "float32"})
+    values |= {"evals": {"grounding": {"type": "test_toy_objective:Grounding"}}, "checkpoint": {"every": 2}}
+    values["data"] |= {"name": "pairs=scenes/tiny + regions=scenes/tiny"}
+    recipe = recipes.resolve(values)
+    train.run(recipe, str(tmp_path / "whole"))
+    out = capsys.readouterr().out
+    assert "32 x 32" in out and "32 x 48" in out, out  # Each size of images is a compilation, which is said.
+    train.run(dataclasses.replace(recipe, steps=2), str(tmp_path / "part"))
+    (tmp_path / "part/config.json").write_text((tmp_path / "whole/config.json").read_text())
+    train.run(recipe, str(tmp_path / "part"))
+    (a, _), (b, _) = (Checkpointer(str(tmp_path / name)).read_all() for name in ("whole", "part"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    trained = next(line["grounding/accuracy"] for line in lines if "grounding/accuracy" in line)
+    assert evaluation.evaluate(str(tmp_path / "whole"), trust=True)["grounding/accuracy"] == trained
+    assert ROOT
