@@ -24,8 +24,7 @@ def image_transform(context: Context) -> ImageLabel:
 
 def grey_image(options) -> np.ndarray:
     """One image (or clip) without content as a model with these options sees it, in [-1, 1]: the blind control's."""
-    shape = options.image_shape() if hasattr(options, "image_shape") else (options.res, options.res, 3)
-    grey = np.zeros((1, *shape), np.float32)
+    grey = np.zeros((1, *options.image_shape()), np.float32)
     grey[..., 3:] = 1.0
     return grey
 

@@ -36,10 +36,7 @@ class Loaded:
         self.blueprint = Blueprint(weights.options)
         self.params = {k: jnp.asarray(v) for k, v in weights.params.items()}
         self._tokenizer_path = weights.tokenizer
-        sizes = {name: getattr(self.options, name, 0) for name in ("max_side", "frames")}
-        kind = "aspect" if sizes["max_side"] else weights.crop
-        how = dict(interpolation=weights.interpolation, fraction=weights.crop_fraction)
-        self._crop = Crop(getattr(self.options, "res", 0), kind, **how, **sizes)
+        self._crop = _crop(weights) if Ability.IMAGES in abilities(weights.options) else None
         self._compiled: dict[Hashable, Any] = {}
 
     def __repr__(self) -> str:
@@ -103,3 +100,13 @@ class Loaded:
                     f"The model {self.name!r} gives values that are not finite for {bad} of {len(leaf)} rows."
                 )
         return found
+
+
+def _crop(weights: Weights) -> Crop:
+    """How images are brought to what the model reads: a square, or the aspect kept in one with a fourth channel."""
+    options, how = weights.options, dict(interpolation=weights.interpolation, fraction=weights.crop_fraction)
+    *_, side, channels = options.image_shape()
+    frames = options.frames if Ability.CLIPS in abilities(options) else 0
+    if channels == 4:
+        return Crop(options.res, "aspect", max_side=side, **how)
+    return Crop(options.res, weights.crop, frames=frames, **how)
