@@ -23,7 +23,7 @@ class Weights:
       resize: how its positions are resized; see CHOICES.
       tokenizer: path of its tokenizer; "" where it has none.
       clean: how texts are cleaned for it, where the files beside it don't say; `capvl.data.text.cleaning.CLEANERS`.
-      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.images.transforms.Crop`.
+      crop, crop_fraction, interpolation: how images are brought to its resolution; `capvl.data.images.crops.Crop`.
       objective: that it was trained with, for its prompts; None for what models of its kind usually have.
     """
 

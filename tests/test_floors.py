@@ -92,6 +92,12 @@ def test_arrows_go_down(module):
             assert floor[place(other)] < floor[place(module)], f"{module} imports {other}, which is not below it"
 
 
+def test_every_folder_is_a_package_that_says_what_it_is():
+    for folder in {file.parent for file in MODULES.values()}:
+        first = folder / "__init__.py"
+        assert first.exists() and ast.get_docstring(ast.parse(first.read_text())), f"{folder} has no docstring"
+
+
 def test_no_circle_within_a_place():
     done, path = set(), []
 

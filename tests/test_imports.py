@@ -36,3 +36,25 @@ def test_importing_changes_nothing_global():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ROOT}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+HELP = """
+import contextlib, io, runpy, sys
+for name in {commands}:
+    sys.argv, out = ["python -m capvl." + name, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_module("capvl." + name, run_name="__main__", alter_sys=True)
+    assert "usage" in out.getvalue().lower(), (name, out.getvalue())
+    slow = {{"jax", "tensorflow_datasets", "orbax", "flax"}} & set(sys.modules)
+    assert not slow, f"{{name}} --help imports {{slow}}"
+"""
+
+
+def test_help_waits_for_nothing_slow():
+    """Every command answers --help before JAX is imported."""
+    commands = ["main", "evaluate", "plan", "report", "embeddings", "bench", "chaos", "convert"]
+    commands += [f"data.{name}" for name in ("prepare", "tokenizer", "tsv", "frequencies")]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    script = HELP.format(commands=commands)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -128,7 +128,7 @@ class Probe:
         return ("image", "label")
 
     def transform(self, model_options: ProbeOptions, data, *, train: bool):
-        """Crop; see `capvl.data.images.crops.ImageLabelTrain`."""
+        """Crop; see `capvl.data.examples.labels.ImageLabelTrain`."""
         return ImageLabelTrain.from_options(data, res=model_options.res, classes=model_options.classes, train=train)
 
     def batch_spec(self, model_options: ProbeOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
