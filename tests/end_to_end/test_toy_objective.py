@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import ROOT
 
 from capvl import evaluation, recipes, train
 from capvl.checkpoint import Checkpointer
@@ -26,7 +25,7 @@ from capvl.inference.compiled import compiled
 from capvl.models.abilities import Ability, require
 from capvl.models.features import pool_regions
 from capvl.models.two_towers import TwoTowersOptions
-from capvl.objectives import Kind, Mean
+from capvl.objectives import Kind
 from capvl.objectives.images import unit_range
 from capvl.parallel.rules import batch_sharding
 
@@ -63,9 +62,8 @@ def scores(model, batch):
     (level,) = model.encoder.levels(model.encoder.normalize(batch["image"]), dtype=model.dtype)
     pooled = pool_regions(level.tokens_BND, level.in_boxes(batch["box"]))
     visual = model.embed_pooled(pooled.reshape(-1, pooled.shape[-1]))
-    return visual @ model.embed_text(batch["phrase"].reshape(-1, batch["phrase"].shape[-1])).T, batch["slots"].reshape(
-        -1
-    )
+    text = model.embed_text(batch["phrase"].reshape(-1, batch["phrase"].shape[-1]))
+    return visual @ text.T, batch["slots"].reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +71,16 @@ class Phrases:
     """The objective."""
 
     weight: float = 0.5
-
     Model: ClassVar[type] = TwoTowersOptions
 
     def check(self, model_options, batch_per_device, micro_batches):
         require(model_options, "The objective", Ability.TEXTS)
 
-    def frozen(self, model_options):
-        return ()
+    frozen = staticmethod(lambda model_options: ())
+    buckets = staticmethod(lambda model_options: BUCKETS)
 
     def features(self):
         return {"pairs": Kind(("image", "text")), "regions": Kind(("image", "objects"), share=0.5)}
-
-    def buckets(self, model_options):
-        return BUCKETS
 
     def transform(self, model_options, data, *, train):
         tokenizer = tokenizers.load(data.tokenizer_path())
@@ -97,23 +91,23 @@ class Phrases:
     def batch_spec(self, model_options, batch, bucket=BUCKETS[-1]):
         def spec(count, slots):
             shapes = {"image": ((*bucket, 4), np.uint8), "box": ((slots, 4), np.float32), "slots": ((slots,), np.bool_)}
-            shapes["phrase"] = ((slots, model_options.length), np.int32)
+            shapes |= {"phrase": ((slots, model_options.length), np.int32)}
             return {k: jax.ShapeDtypeStruct((count, *shape), dtype) for k, (shape, dtype) in shapes.items()}
 
-        return {kind: spec(self.features()[kind].count(batch, kind), slots) for kind, slots in SLOTS.items()}
+        return {kind: spec(k.count(batch, kind), SLOTS[kind]) for kind, k in self.features().items()}
 
     def prepare(self, batch, *, train):
         return {kind: rows | {"image": unit_range(rows["image"])} for kind, rows in batch.items()}
 
     def loss(self, model, batch, key):
-        losses = {}
-        for kind, rows in batch.items():
+        def one(rows):
             cosine_RR, there_R = scores(model, rows)
             logits = jnp.where(there_R[None], model.scale() * cosine_RR, -1e9)
-            nll_R = -jnp.diagonal(jax.nn.log_softmax(logits)) * there_R
-            losses[kind] = nll_R.sum() / jnp.maximum(there_R.sum(), 1)
-        loss = losses["pairs"] + self.weight * losses["regions"]
-        return loss, {"loss": loss, "regions": Mean(losses["regions"], jnp.ones(()))}
+            return -(jnp.diagonal(jax.nn.log_softmax(logits)) * there_R).sum() / jnp.maximum(there_R.sum(), 1)
+
+        regions = one(batch["regions"])
+        loss = one(batch["pairs"]) + self.weight * regions
+        return loss, {"loss": loss, "regions": regions}
 
     def flops(self, model_options):
         return 3 * 1.5 * model_options.encoder_flops()
@@ -123,20 +117,16 @@ class Phrases:
 class Grounding:
     """How often a phrase is nearest to its own region among those of a batch."""
 
-    name: str = "scenes/tiny"
-
     def setup(self, context):
-        tokenizer, options = context.tokenizer(), context.model
-        crop = Crop(options.res, "aspect", max_side=48).in_bucket(BUCKETS[0])
-        transform = Phrased(crop, SLOTS["regions"], options.length, tokenizer, False)
-        source = sources.open_source(self.name, "val", context.data.directory(), features=("image", "objects"))
+        crop = Crop(context.model.res, "aspect", max_side=48).in_bucket(BUCKETS[0])
+        transform = Phrased(crop, SLOTS["regions"], context.model.length, context.tokenizer(), False)
+        source = sources.open_source("scenes/tiny", "val", context.data.directory(), features=("image", "objects"))
         call = compiled(context.blueprint, scores)
 
         def evaluate(params):
             right = []
             for batch in loader.eval_batches(source, transform, context.batch):
-                cosine, there = call(params, loader.to_device(batch, batch_sharding(context.mesh)))
-                cosine, there = np.asarray(cosine), np.asarray(there)
+                cosine, there = map(np.asarray, call(params, loader.to_device(batch, batch_sharding(context.mesh))))
                 right += list(cosine[there][:, there].argmax(axis=0) == np.arange(there.sum()))
             yield "accuracy", float(np.mean(right))
 
@@ -144,20 +134,18 @@ class Grounding:
 
 
 def test_it_trains_resumes_and_is_evaluated(tiny, tmp_path, one_device, capsys):
-    towers = {"encoder": "w16d1h2m32/16", "res": 32, "pool": "mean", "text": "w16d1h2m32", "vocab": 128, "length": 12}
+    towers = {"encoder": "w16d1h2m32/16", "res": 32, "text": "w16d1h2m32", "vocab": 128, "length": 12}
     values = tiny(steps=4, objective={"name": "test_toy_objective:Phrases"}, model=towers | {"dtype": "float32"})
     values |= {"evals": {"grounding": {"type": "test_toy_objective:Grounding"}}, "checkpoint": {"every": 2}}
     values["data"] |= {"name": "pairs=scenes/tiny + regions=scenes/tiny"}
     recipe = recipes.resolve(values)
     train.run(recipe, str(tmp_path / "whole"))
-    out = capsys.readouterr().out
-    assert "32 x 32" in out and "32 x 48" in out, out  # Each size of images is a compilation, which is said.
+    said = capsys.readouterr().out
+    assert all(f"{bucket}" in said for bucket in BUCKETS)  # A compilation each, which is said.
     train.run(dataclasses.replace(recipe, steps=2), str(tmp_path / "part"))
     (tmp_path / "part/config.json").write_text((tmp_path / "whole/config.json").read_text())
     train.run(recipe, str(tmp_path / "part"))
     (a, _), (b, _) = (Checkpointer(str(tmp_path / name)).read_all() for name in ("whole", "part"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
-    trained = next(line["grounding/accuracy"] for line in lines if "grounding/accuracy" in line)
-    assert evaluation.evaluate(str(tmp_path / "whole"), trust=True)["grounding/accuracy"] == trained
-    assert ROOT
+    assert evaluation.evaluate(str(tmp_path / "whole"), trust=True).items() <= lines[-1].items()
