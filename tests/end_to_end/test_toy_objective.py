@@ -1,7 +1,6 @@
-"""A paper that isn't there: image-text pairs and regions in one step, images of several sizes, an evaluator of its own.
+"""A paper that isn't there: pairs and regions in one step, images of several sizes, an evaluator of its own.
 
-Nothing in capvl/ knows it. A region's feature is the mean of its tokens, a pair is an image with one region that is
-all of it, and both are aligned with their phrases by one contrastive loss.
+Nothing in capvl/ knows it. Means of a region's tokens are aligned with its phrase; a pair is one region, all of the image.
 """
 
 import dataclasses
@@ -105,9 +104,9 @@ class Phrases:
             logits = jnp.where(there_R[None], model.scale() * cosine_RR, -1e9)
             return -(jnp.diagonal(jax.nn.log_softmax(logits)) * there_R).sum() / jnp.maximum(there_R.sum(), 1)
 
-        regions = one(batch["regions"])
-        loss = one(batch["pairs"]) + self.weight * regions
-        return loss, {"loss": loss, "regions": regions}
+        regional = one(batch["regions"])
+        loss = one(batch["pairs"]) + self.weight * regional
+        return loss, {"loss": loss, "regions": regional}
 
     def flops(self, model_options):
         return 3 * 1.5 * model_options.encoder_flops()
