@@ -1,6 +1,6 @@
 """A paper that isn't there: pairs and regions in one step, images of several sizes, an evaluator of its own.
 
-Nothing in capvl/ knows it. Means of a region's tokens are aligned with its phrase; a pair is one region, all of the image.
+Nothing in capvl/ knows it. Means of a region's tokens are aligned with its phrase; a pair is one region, all of it.
 """
 
 import dataclasses
