@@ -17,6 +17,7 @@ import jax
 
 from capvl import config, objectives, storage
 from capvl.config import Trust
+from capvl.data.images.buckets import Bucket
 from capvl.data.options import DataOptions
 from capvl.data.reading.loader import KindsLoader, TrainLoader
 from capvl.data.text import tokenizers
@@ -117,9 +118,19 @@ class Recipe:
         self.objective.check(self.model, each, self.micro_batches)
         return each
 
-    def batch_spec(self, sharding=None) -> Any:
-        """Shapes and dtypes of what a step takes, {key: …} or {kind: {key: …}}, with a sharding where one is given."""
-        spec = self.objective.batch_spec(self.model, self.batch_size)
+    def buckets(self) -> tuple[Bucket | None, ...]:
+        """The buckets that batches come in: see `capvl.objectives.buckets`."""
+        return objectives.buckets(self.objective, self.model)
+
+    def batch_spec(self, sharding=None, bucket: Bucket | None = None, batch: int = 0) -> Any:
+        """Shapes and dtypes of what a step takes, {key: …} or {kind: {key: …}}.
+
+        Args:
+          sharding: of all of it, where one is given.
+          bucket: which of `buckets`; None for the model's own size.
+          batch: examples; 0 for `batch_size`.
+        """
+        spec = self.objective.batch_spec(self.model, batch or self.batch_size, *([bucket] if bucket else ()))
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), spec)
 
     def transforms(self) -> dict[str, Any]:

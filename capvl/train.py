@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 
 import jax
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from capvl import evals, goodput, lock, metrics, recipes, reporting, storage, terminal, trackers, workdirs
 from capvl.checkpoint import Checkpointer
 from capvl.convert.load import initial_state
+from capvl.data.images.buckets import buckets_in
 from capvl.data.options import DataOptions
 from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
@@ -109,6 +111,25 @@ class Run:
     watchdog: "Watchdog"
     check_held: Callable[[], None]
     trained_on: dict | None
+    compiled: set = dataclasses.field(default_factory=set)
+
+    @contextlib.contextmanager
+    def compiling(self, step: int, batch):
+        """Counts the block as compilation where it is the first with images of these sizes, and says so where there
+        are several."""
+        sizes = buckets_in(batch)
+        if sizes in self.compiled:
+            yield
+            return
+        self.compiled.add(sizes)
+        begin = time.monotonic()
+        with self.ledger.spend("compile"):
+            yield
+        count = len(self.recipe.buckets())
+        if count > 1:
+            seconds = time.monotonic() - begin
+            of = f"{len(self.compiled)} of {count} sizes"
+            say(f"step {step}: compiling for images of {' and '.join(map(str, sizes))} took {seconds:.1f} s ({of})")
 
     def log(self, step: int, values: dict[str, jax.Array]) -> None:
         """Reads a finished step's metrics; stops the run after too many skipped steps in a row."""
@@ -224,7 +245,7 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
             training.watchdog.beat()
             with ledger.spend("data_wait"):
                 host_batch = next(training.loader)
-            with profiled(training, step):
+            with profiled(training, step), training.compiling(step, host_batch):
                 state, values = training.update(state, loader.to_device(host_batch, sharding))
             if previous is not None:
                 training.log(step - 1, previous)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from capvl.data.images.buckets import Bucket
 from capvl.errors import UserError
 
 Batch = dict[str, jax.Array]
@@ -76,11 +77,21 @@ def kinds(objective: "Objective") -> dict[str, Kind]:
     return dict(features) if isinstance(features, dict) else {"": Kind(tuple(features))}
 
 
+def buckets(objective: "Objective", model_options: Any) -> tuple[Bucket | None, ...]:
+    """The buckets that a step's batches come in, a compilation each: (None,) for the model's own size alone."""
+    found = getattr(objective, "buckets", None)
+    return tuple(found(model_options)) if found else (None,)
+
+
 class Objective(Protocol):
     """The interface of an objective.
 
     One whose step takes several kinds of batch gives a dict by kind from `features`, `transform` and `batch_spec`; its
     `prepare` and `loss` get such a dict. `config.data.name` says what each kind is made of.
+
+    One whose images have other sizes than the model's own also has `buckets(model_options)`, which gives them
+    (`capvl.data.images.buckets`). Batches go through them in turn: its training transform is a `Bucketed` one, and its
+    `batch_spec` takes a bucket as third argument; None stands for the model's size. A step is compiled once for each.
     """
 
     Model: ClassVar[type]

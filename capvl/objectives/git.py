@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capvl.data.examples.tasks import TaskText, check_tasks
+from capvl.data.images.buckets import Bucket, Bucketed, square
 from capvl.data.images.crops import Crop
 from capvl.data.reading.texts import FEATURES
 from capvl.data.text import tokenizers
@@ -40,7 +41,7 @@ class Git:
       kind: "causal" (language modelling) or "masked" (masked language modelling).
       mask_ratio, mask_id: masked only: share of the tokens that are hidden, and the id that hides them.
       smoothing: label smoothing.
-      sides: image sides that batches go through in turn; () for model.res alone.
+      sides: image sides that batches go through in turn (section 4.1); () for model.res alone.
       texts: 0 for one text of an image; else so many, which share the image's encoding.
       locked: the encoder is not trained.
       blind: images are made grey: what the texts alone teach.
@@ -100,6 +101,10 @@ class Git:
         """An image or the frames of a clip, where there are any, and what any task needs."""
         return ("image?", "frames?", *(FEATURES[task] + "?" for task in dict.fromkeys(self.tasks)))
 
+    def buckets(self, model_options: GitOptions) -> tuple[Bucket, ...]:
+        """Squares: `sides`, or the model's own, which images that keep their aspect are padded to."""
+        return tuple(map(square, self.sides)) or (Bucket(*model_options.image_shape()[-3:-1]),)
+
     def transform(self, model_options: GitOptions, data, *, train: bool):
         """Draws a task and makes its tokens."""
         tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
@@ -109,15 +114,19 @@ class Git:
         crop = Crop.of_model(data, model_options, train=train)
         prompts, length = model_options.prompts(tokenizer, dict(self.prompts)), model_options.length
         made = TaskText(crop, self.tasks, prompts, tokenizer, length, data.flip and train, self.texts)
-        return BySides(made, self.sides) if self.sides and train else made
+        return Bucketed(made, self.buckets(model_options)) if train else made
 
-    def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(
+        self, model_options: GitOptions, batch: int, bucket: Bucket | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
         """image uint8 (B, …) (see `GitOptions.image_shape`), flip and has_image bool (B,); text int32 (B, L),
         or (B, T, L) with `texts`, prompt int32: how many of its tokens aren't predicted, and cut bool: its prompt was
         too long."""
         several = (batch, self.texts) if self.texts else (batch,)
+        *frames, height, width, channels = model_options.image_shape()
+        image = (*frames, *(bucket or (height, width)), channels)
         return {
-            "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
+            "image": jax.ShapeDtypeStruct((batch, *image), jnp.uint8),
             "flip": jax.ShapeDtypeStruct((batch,), jnp.bool_),
             "has_image": jax.ShapeDtypeStruct((batch,), jnp.bool_),
             "text": jax.ShapeDtypeStruct((*several, model_options.length), jnp.int32),
@@ -191,9 +200,11 @@ class Git:
         return jnp.where(count_B > 0, jnp.maximum(jnp.round(self.mask_ratio * count_B), 1.0), 0.0)
 
     def flops(self, model_options: GitOptions) -> float:
-        """Matmul FLOPs of training on one example: a locked encoder has no backward pass."""
-        encoder = (1 if self.locked else 3) * model_options.encoder_flops()
-        return encoder + 3 * model_options.decoder_flops(max(1, self.texts))
+        """Matmul FLOPs of training on one example, of the mean one with `sides`: a locked encoder has no backward
+        pass."""
+        models = [dataclasses.replace(model_options, res=side) for side in self.sides] or [model_options]
+        encoders = (1 if self.locked else 3) * sum(model.encoder_flops() for model in models)
+        return (encoders + 3 * sum(model.decoder_flops(max(1, self.texts)) for model in models)) / len(models)
 
 
 def smoothed_entropy(smoothing: float, vocab: int) -> float:
@@ -201,25 +212,3 @@ def smoothed_entropy(smoothing: float, vocab: int) -> float:
     if not smoothing:
         return 0.0
     return -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class BySides:
-    """A transform whose image side goes through `sides`, batch by batch, the same on all hosts (section 4.1)."""
-
-    made: TaskText
-    sides: tuple[int, ...]
-
-    @property
-    def tokenizer(self):
-        """The texts' tokenizer."""
-        return self.made.tokenizer
-
-    def for_batch(self, number: int) -> TaskText:
-        """The transform of batch `number` of the run."""
-        side = self.sides[number % len(self.sides)]
-        return dataclasses.replace(self.made, crop=dataclasses.replace(self.made.crop, res=side))
-
-    def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
-        """An example at the model's own side."""
-        return self.made(example, uniforms)

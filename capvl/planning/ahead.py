@@ -11,6 +11,7 @@ import time
 import jax
 from jax.experimental import topologies
 
+from capvl.data.images.buckets import Bucket
 from capvl.errors import UserError
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
@@ -85,8 +86,8 @@ def devices(topology: Topology) -> tuple:
     return tuple(described.devices)
 
 
-def compile_step(recipe, topology: Topology) -> Compiled:
-    """Compiles the recipe's train step, the very one that `capvl.train` runs.
+def compile_step(recipe, topology: Topology, bucket: Bucket | None = None) -> Compiled:
+    """Compiles the recipe's train step, the very one that `capvl.train` runs, for batches in one of its buckets.
 
     Raises:
       DoesNotFitError: the program needs more HBM than a chip has.
@@ -96,7 +97,7 @@ def compile_step(recipe, topology: Topology) -> Compiled:
     recipe.check(mesh)
     step = recipe.train_step()
     sharding = batch_sharding(mesh)
-    batch = recipe.batch_spec(sharding)
+    batch = recipe.batch_spec(sharding, bucket)
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.jit(mesh).lower(step.abstract_state(mesh), batch)

@@ -7,6 +7,7 @@ import math
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
+from capvl.data.images.buckets import Bucket
 from capvl.parallel.rules import MESH_AXES, fsdp_advice
 from capvl.planning import ahead
 from capvl.planning.roofline import Roofline, roofline
@@ -25,10 +26,13 @@ class Plan:
       batch: examples over all chips.
       remat, micro_batches: as in the recipe.
       analytic_flops: matmul FLOPs of the objective's own formula, nothing recomputed.
-      cost: counted work.
-      arguments, temporaries, total: bytes of HBM; on paper without what the compiler needs in between.
-      xla_bytes: XLA's own count of bytes, loop bodies once, views of memory as if they were copies; 0 on paper.
-      seconds: of the compilation; 0 on paper.
+      buckets: that batches come in, as often each as the others, a compilation each; None for the model's own size.
+      costs: counted work of a step in each bucket.
+      arguments, temporaries, total: bytes of HBM, in the bucket that needs most; on paper without what the compiler
+        needs in between.
+      xla_bytes: XLA's own count of bytes, loop bodies once, views of memory as if they were copies, mean over the
+        buckets; 0 on paper.
+      seconds: of all compilations; 0 on paper.
       advice: a sentence where the mesh leaves weights whole, or "".
     """
 
@@ -39,7 +43,8 @@ class Plan:
     remat: str
     micro_batches: int
     analytic_flops: float
-    cost: Cost
+    buckets: tuple[Bucket | None, ...]
+    costs: tuple[Cost, ...]
     arguments: float
     temporaries: float
     total: float
@@ -48,9 +53,23 @@ class Plan:
     advice: str = ""
 
     @property
+    def cost(self) -> Cost:
+        """Counted work, mean over the buckets."""
+        mean = Cost()
+        for cost in self.costs:
+            mean.add(cost, 1 / len(self.costs))
+        return mean
+
+    @property
     def times(self) -> Roofline:
-        """Roofline of the counted work."""
+        """Roofline of the counted work, mean over the buckets."""
         return roofline(self.cost, self.topology.chip)
+
+    @property
+    def step_seconds(self) -> tuple[float, float]:
+        """A step where everything overlaps, and where nothing does; mean over the buckets."""
+        found = [roofline(cost, self.topology.chip) for cost in self.costs]
+        return sum(times.least for times in found) / len(found), sum(times.most for times in found) / len(found)
 
     @property
     def fits(self) -> bool:
@@ -60,17 +79,19 @@ class Plan:
     @property
     def images_per_second(self) -> tuple[float, float]:
         """Of all chips: nothing overlaps, everything does."""
-        return self.batch / self.times.most, self.batch / self.times.least
+        least, most = self.step_seconds
+        return self.batch / most, self.batch / least
 
     @property
     def mfu(self) -> tuple[float, float]:
         """Analytic FLOPs over the peak's, at those two speeds."""
         ideal = self.analytic_flops / self.topology.chip.flops
-        return ideal / self.times.most, ideal / self.times.least
+        least, most = self.step_seconds
+        return ideal / most, ideal / least
 
     def values(self) -> dict:
         """Everything as plain values, for JSON."""
-        chip, times = self.topology.chip, self.times
+        chip, times, (least, most) = self.topology.chip, self.times, self.step_seconds
         return {
             "topology": self.topology.name,
             "source": self.source,
@@ -94,7 +115,7 @@ class Plan:
             "hbm_bytes": self.cost.hbm_bytes,
             "xla_bytes": self.xla_bytes,
             "compiler_cycles": self.cost.cycles,
-            "seconds": dataclasses.asdict(times) | {"least": times.least, "most": times.most},
+            "seconds": dataclasses.asdict(times) | {"least": least, "most": most},
             "binds": times.binds,
             "images_per_second": list(self.images_per_second),
             "images_per_second_per_host": [rate / self.topology.hosts for rate in self.images_per_second],
@@ -106,6 +127,8 @@ class Plan:
                 )
             ],
             "hbm_bytes_by_operation": dict(self.cost.by_operation.most_common(20)),
+            "compilations": len(self.buckets),
+            "buckets": [list(bucket) for bucket in self.buckets if bucket],
             "compile_seconds": self.seconds,
             "advice": self.advice,
         }
@@ -122,29 +145,37 @@ def _plan(recipe, topology: Topology, **found) -> Plan:
         remat=recipe.model.remat,
         micro_batches=recipe.micro_batches,
         analytic_flops=recipe.objective.flops(recipe.model) * recipe.batch_size / topology.size,
+        buckets=recipe.buckets(),
         **found,
     )
 
 
 def compiled_plan(recipe, topology: Topology) -> Plan:
-    """Compiles the step for the topology and counts its work.
+    """Compiles the step of every bucket for the topology and counts its work.
 
     Raises:
       ahead.DoesNotFitError: the compiler found no place for it.
       UserError: mesh or batch don't fit the topology, or libtpu is missing.
     """
-    compiled = ahead.compile_step(recipe, topology)
-    program = Program(compiled.text, topology.size // topology.slices, topology.slices)
+    found, too_large = [], []
+    for bucket in recipe.buckets():
+        try:
+            found.append(ahead.compile_step(recipe, topology, bucket))
+        except ahead.DoesNotFitError as e:
+            too_large.append(e)
+    if too_large:
+        raise max(too_large, key=lambda e: e.needed)
+    largest = max(found, key=lambda compiled: compiled.total)
     return _plan(
         recipe,
         topology,
         source="compiled",
-        cost=program.cost,
-        arguments=compiled.arguments,
-        temporaries=compiled.temporaries,
-        total=compiled.total,
-        xla_bytes=compiled.xla_bytes,
-        seconds=compiled.seconds,
+        costs=tuple(Program(c.text, topology.size // topology.slices, topology.slices).cost for c in found),
+        arguments=largest.arguments,
+        temporaries=largest.temporaries,
+        total=largest.total,
+        xla_bytes=sum(compiled.xla_bytes for compiled in found) / len(found),
+        seconds=sum(compiled.seconds for compiled in found),
     )
 
 
@@ -152,7 +183,8 @@ def paper_plan(recipe, topology: Topology) -> Plan:
     """What can be said without a compiler.
 
     Arguments are exact. Temporaries are the gradients and the activations that the backward pass
-    keeps; HBM bytes are one write and one read of those and of the state: both are lower bounds.
+    keeps; HBM bytes are one write and one read of those and of the state: both are lower bounds. FLOPs are those of the
+    mean bucket.
     """
     mesh = AbstractMesh(recipe.mesh.shape(topology.size, topology.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     step = recipe.train_step()
@@ -164,23 +196,23 @@ def paper_plan(recipe, topology: Topology) -> Plan:
 
     arguments = sum(jax.tree.leaves(jax.tree.map(on_chip, shapes, shardings)))
     gradients = sum(on_chip(shapes.params[k], shardings.params[k]) for k in step.trainable)
-    saved = _saved_bytes(recipe, step, each)
+    saved = [_saved_bytes(recipe, step, each, bucket) for bucket in recipe.buckets()]
     collectives = _gradient_collectives(recipe, step, mesh, topology)
-    moved = 2.0 * (saved * recipe.micro_batches + gradients + arguments)
+    moved = [2.0 * (kept * recipe.micro_batches + gradients + arguments) for kept in saved]
     flops = recipe.objective.flops(recipe.model) * recipe.batch_size / topology.size
     return _plan(
         recipe,
         topology,
         source="paper",
-        cost=Cost(flops=flops, bytes=moved, hbm_bytes=moved, collectives=collectives),
+        costs=tuple(Cost(flops=flops, bytes=m, hbm_bytes=m, collectives=collectives) for m in moved),
         arguments=arguments,
-        temporaries=gradients + saved,
-        total=arguments + gradients + saved,
+        temporaries=gradients + max(saved),
+        total=arguments + gradients + max(saved),
     )
 
 
-def _saved_bytes(recipe, step, batch: int) -> int:
-    """Bytes that the backward pass of `batch` examples keeps, but for the parameters themselves."""
+def _saved_bytes(recipe, step, batch: int, bucket: Bucket | None) -> int:
+    """Bytes that the backward pass of `batch` examples in a bucket keeps, but for the parameters themselves."""
 
     def pullback(params, batch):
         def loss(params):
@@ -190,7 +222,7 @@ def _saved_bytes(recipe, step, batch: int) -> int:
         return jax.vjp(loss, params, has_aux=True)[1]
 
     params = {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in step.blueprint.shapes.items()}
-    kept = jax.eval_shape(pullback, params, recipe.objective.batch_spec(recipe.model, batch))
+    kept = jax.eval_shape(pullback, params, recipe.batch_spec(bucket=bucket, batch=batch))
     sizes = {(s.shape, s.dtype) for s in params.values()}
     return sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -86,7 +86,6 @@ def _numbers(text: str) -> list[int]:
 
 
 def _policies(text: str) -> list[str]:
-
     for policy in text.split(","):
         if policy not in LADDER:
             raise UserError(f"--remats={text}: unknown policy {policy!r}." + nearest(policy, LADDER))
@@ -95,9 +94,7 @@ def _policies(text: str) -> list[str]:
 
 def show(plan, title: str) -> None:
     """Prints a plan as a table."""
-    # None
-
-    chip, times = plan.topology.chip, plan.times
+    chip, times, (least, most) = plan.topology.chip, plan.times, plan.step_seconds
     how = "compiled ahead of time" if plan.source == "compiled" else "on paper: memory and bytes are lower bounds"
     table = Table(title=f"{title} on {plan.topology.name} ({how})", title_justify="left", show_header=False)
     each = plan.batch / plan.topology.size
@@ -117,7 +114,7 @@ def show(plan, title: str) -> None:
         "HBM time": f"{times.hbm * 1e3:.1f} ms",
         "network time": f"{times.ici * 1e3:.1f} ms in a slice, {times.dcn * 1e3:.1f} ms between slices",
         "binds": times.binds,
-        "step": f"{times.least * 1e3:.0f} to {times.most * 1e3:.0f} ms",
+        "step": f"{least * 1e3:.0f} to {most * 1e3:.0f} ms",
         "images/s": f"{low:,.0f} to {high:,.0f} ({low / plan.topology.size:,.0f} to {high / plan.topology.size:,.0f} a "
         f"chip, {high / plan.topology.hosts:,.0f} a host at most)",
         "MFU": f"{plan.mfu[0]:.0%} to {plan.mfu[1]:.0%}",
@@ -126,6 +123,9 @@ def show(plan, title: str) -> None:
         if moved * count >= 1e6:
             where = " across slices" if crosses else ""
             rows[f"{kind} over {group}{where}, {moved / 1e6:,.1f} MB"] = f"{count:g} times"
+    if len(plan.buckets) > 1:
+        rows["compilations"] = f"{len(plan.buckets)}, for images of {', '.join(map(str, plan.buckets))}"
+        rows["of these"] = "memory is the largest, work and times are the mean"
     if plan.seconds:
         rows["compiled in"] = f"{plan.seconds:.0f} s"
     for name, value in rows.items():

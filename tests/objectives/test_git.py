@@ -1,5 +1,7 @@
 """GIT's objective and decoder: what shares an image, what is hidden, what is cut, what is drawn; layouts and caches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,13 @@ from handmade import Letters
 
 from capvl import recipes
 from capvl.data.examples.tasks import TaskText
+from capvl.data.images.buckets import Bucketed
 from capvl.data.reading.loader import TrainLoader
 from capvl.decoding.generate import Decoding, generate
 from capvl.errors import UserError
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
-from capvl.objectives.git import BySides, Git
+from capvl.objectives.git import Git
 from capvl.objectives.scst import Scst
 
 TINY = dict(
@@ -265,7 +268,9 @@ def test_sides_go_round_batch_by_batch(data_dir):
     recipe = git_recipe(data_dir, objective={"name": "git", "sides": [8, 16, 24]}, model=TINY | {"vocab": 300})
     recipe.objective.check(recipe.model, 8, 1)
     transform = recipe.objective.transform(recipe.model, recipe.data, train=True)
-    assert isinstance(transform, BySides)
+    assert isinstance(transform, Bucketed)
+    assert recipe.buckets() == ((8, 8), (16, 16), (24, 24))
+    assert recipe.batch_spec(bucket=recipe.buckets()[2])["image"].shape == (8, 24, 24, 3)
     options = dict(batch=4, seed=0)
 
     def sides(position):
@@ -276,6 +281,12 @@ def test_sides_go_round_batch_by_batch(data_dir):
     assert sides(8) == [24, 8, 16, 24]  # As the uninterrupted run would.
     evaluation = recipe.objective.transform(recipe.model, recipe.data, train=False)
     assert isinstance(evaluation, TaskText)
+
+
+def test_the_work_of_an_example_is_the_mean_over_the_sides():
+    options = GitOptions(**TINY)
+    each = [Git().flops(dataclasses.replace(options, res=side)) for side in (8, 24)]
+    assert Git(sides=(8, 24)).flops(options) == sum(each) / 2 != Git().flops(options)
 
 
 def test_other_sides_in_one_step(data_dir):

@@ -7,6 +7,7 @@ its number alone, so it is the same on all hosts and after every restart, and ex
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -30,10 +31,10 @@ def bucket_of(buckets: tuple[Bucket, ...], number: int) -> Bucket:
     return buckets[number % len(buckets)]
 
 
-def buckets_in(batch: dict) -> tuple[Bucket, ...]:
-    """Sizes of the images in a batch, or in its specs: what is uint8 of shape (…, H, W, 3 or 4); () for none."""
-    images = (x.shape for _, x in sorted(batch.items()) if x.dtype == np.uint8 and len(x.shape) >= 4)
-    return tuple(Bucket(*shape[-3:-1]) for shape in images if shape[-1] in (3, 4))
+def buckets_in(batch: Any) -> tuple[Bucket, ...]:
+    """Sizes of the images in a batch, or in several kinds of one: of what is uint8 of shape (…, H, W, 3 or 4)."""
+    shapes = [x.shape for x in jax.tree.leaves(batch) if x.dtype == np.uint8 and len(x.shape) >= 4]
+    return tuple(Bucket(*shape[-3:-1]) for shape in shapes if shape[-1] in (3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Bucketed:
 
     @property
     def tokenizer(self) -> Any:
-        """The texts' tokenizer; None where there is none."""
-        return getattr(self.transform, "tokenizer", None)
+        """The texts' tokenizer, where the transform has one."""
+        return self.transform.tokenizer
 
     def for_batch(self, number: int) -> Any:
         """The transform of batch `number` of the run."""
