@@ -102,7 +102,7 @@ class Phrases:
         def one(rows):
             cosine_RR, there_R = scores(model, rows)
             logits = jnp.where(there_R[None], model.scale() * cosine_RR, -1e9)
-            return -(jnp.diagonal(jax.nn.log_softmax(logits)) * there_R).sum() / jnp.maximum(there_R.sum(), 1)
+            return -jnp.diagonal(jax.nn.log_softmax(logits)).mean(where=there_R)
 
         regional = one(batch["regions"])
         loss = one(batch["pairs"]) + self.weight * regional

@@ -61,14 +61,13 @@ class Order:
     """Example number -> (which source, which record): a fresh permutation of each source every epoch."""
 
     def __init__(self, sizes: list[int], weights: list[float], seed: int):
-        parts = [
-            grain.MapDataset.range(size).seed(seed + i).shuffle().repeat().map(functools.partial(_tag, i))
-            for i, size in enumerate(sizes)
-        ]
-        self._order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=weights)
+        parts = [grain.MapDataset.range(size).seed(seed + i).shuffle().repeat() for i, size in enumerate(sizes)]
+        self._alone = len(parts) == 1
+        tagged = [part.map(functools.partial(_tag, i)) for i, part in enumerate(parts)]
+        self._order = parts[0] if self._alone else grain.MapDataset.mix(tagged, weights=weights)
 
     def __getitem__(self, n: int) -> tuple[int, int]:
-        return self._order[n]
+        return (0, int(self._order[n])) if self._alone else self._order[n]
 
 
 def _tag(source: int, record: int) -> tuple[int, int]:
