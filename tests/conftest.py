@@ -173,6 +173,21 @@ def tiny_values(data_dir: str) -> dict:
     }
 
 
+class _Object(io.BytesIO):
+    """What is written to a bucket: it is there, whole, when it is closed."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = path
+
+    def close(self):
+        if not self.closed:
+            with open(f"{self._path}.{id(self)}", "wb") as file:
+                file.write(self.getvalue())
+            os.replace(file.name, self._path)
+        super().close()
+
+
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """gs://bucket/…, as files below tmp_path that can't be appended to or renamed; and how many were written."""
@@ -196,6 +211,8 @@ def bucket(tmp_path, monkeypatch):
         def open(self, path, mode="rb", **options):
             assert "a" not in mode and "+" not in mode
             written.extend([path] if "w" in mode and path.startswith("gs://") else [])
+            if mode == "wb":
+                return _Object(self._strip_protocol(path))
             return super().open(self._strip_protocol(path), mode, **options)
 
         def rename(self, *_, **__):
