@@ -36,7 +36,9 @@ def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     specs = recipe.batch_spec()
     if isinstance(next(iter(specs.values())), dict):
-        return {kind: _example_batch(spec, recipe.model.vocab, tokens, rng) for kind, spec in specs.items()}
+        return {
+            kind: _example_batch(spec, getattr(recipe.model, "vocab", 0), tokens, rng) for kind, spec in specs.items()
+        }
     return _example_batch(specs, getattr(recipe.model, "vocab", 0), tokens, rng)
 
 
