@@ -14,7 +14,11 @@ from capvl.command import config_arguments, run
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Cache the embeddings of a locked image tower.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.embeddings",
+        description="Cache the embeddings of a locked image tower.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="a contrastive recipe with a locked image tower")
     parser.add_argument("--out", required=True, help="name of the new data set")
     parser.add_argument("--views", type=int, default=1, help="crops of each image")

@@ -13,7 +13,9 @@ from capvl.command import config_arguments, run
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Evaluate a checkpoint.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.evaluate", description="Evaluate a checkpoint.", allow_abbrev=False
+    )
     parser.add_argument("workdir", help="of a run, or a converted folder")
     parser.add_argument("--only", action="append", default=[], help="name of an evaluator; may be given again")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")

@@ -12,7 +12,7 @@ from capvl.command import config_arguments, run
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Train a recipe.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m capvl.main", description="Train a recipe.", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:variant=value,…")
     parser.add_argument("--workdir", default="", help="checkpoints, metrics and report; default: runs/NAME")
     parser.add_argument("--new_data", action="store_true", help="resume although the data is not what it was")

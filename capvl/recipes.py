@@ -135,9 +135,10 @@ class Recipe:
 
     def transforms(self) -> dict[str, Any]:
         """The objective's training transform of each kind of batch."""
-        data = self.data.of_kinds(objectives.kinds(self.objective))
-        found = self.objective.transform(self.model, next(iter(data.values())), train=True)
-        return found if isinstance(found, dict) else {name: found for name in data}
+        kinds = self.data.of_kinds(objectives.kinds(self.objective))
+        # Of all kinds, as evaluators have it: there is one tokenizer.
+        found = self.objective.transform(self.model, self.data, train=True)
+        return found if isinstance(found, dict) else {name: found for name in kinds}
 
     def train_loader(self, transforms: dict[str, Any], position: int = 0) -> TrainLoader | KindsLoader:
         """Endless batches of this host from example `position` on.

@@ -10,7 +10,9 @@ from capvl.command import run
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Draw one or several runs into one HTML page.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.report", description="Draw one or several runs into one HTML page.", allow_abbrev=False
+    )
     parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", default="report.html")
     args = parser.parse_args(argv)

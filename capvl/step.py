@@ -242,9 +242,9 @@ def check_batch(batch: int, micro_batches: int, mesh, kind: str = "") -> int:
         parts = data_groups() * micro_batches
     if batch < 1 or batch % parts:
         near = max(1, round(batch / parts)) * parts
-        of = f"Of the kind of batch {kind!r}: " if kind else ""
+        wrong = f"{batch} examples of {kind!r} a step don't" if kind else f"batch_size={batch} doesn't"
         raise UserError(
-            f"{of}batch_size={batch} doesn't divide over {parts // micro_batches} data-parallel devices and "
+            f"{wrong} divide over {parts // micro_batches} data-parallel devices and "
             f"micro_batches={micro_batches}; the nearest that does is {near}."
         )
     return batch // parts

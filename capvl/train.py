@@ -129,7 +129,8 @@ class Run:
         if count > 1:
             seconds = time.monotonic() - begin
             of = f"{len(self.compiled)} of {count} sizes"
-            say(f"step {step}: compiling for images of {' and '.join(map(str, sizes))} took {seconds:.1f} s ({of})")
+            shown = " and ".join(map(str, dict.fromkeys(sizes)))  # Kinds of batch may have the same.
+            say(f"step {step}: compiling for images of {shown} took {seconds:.1f} s ({of})")
 
     def log(self, step: int, values: dict[str, jax.Array]) -> None:
         """Reads a finished step's metrics; stops the run after too many skipped steps in a row."""

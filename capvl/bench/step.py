@@ -36,7 +36,9 @@ def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     specs = recipe.batch_spec()
     if isinstance(next(iter(specs.values())), dict):
-        return {kind: _example_batch(spec, recipe.model.vocab, tokens, rng) for kind, spec in specs.items()}
+        return {
+            kind: _example_batch(spec, getattr(recipe.model, "vocab", 0), tokens, rng) for kind, spec in specs.items()
+        }
     return _example_batch(specs, getattr(recipe.model, "vocab", 0), tokens, rng)
 
 
@@ -46,7 +48,7 @@ def _example_batch(specs, vocab: int, tokens: int, rng: np.random.Generator) -> 
         if spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape, np.uint8)
         elif spec.dtype == np.bool_:
-            batch[name] = np.full(spec.shape, name in ("mask", "has_image"))
+            batch[name] = np.full(spec.shape, name not in ("flip", "cut"))  # Masks: all is there.
         elif name != "text":  # Lengths of prompts, labels: none, and the first.
             batch[name] = np.zeros(spec.shape, spec.dtype)
         else:

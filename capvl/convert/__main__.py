@@ -15,7 +15,7 @@ from capvl.convert import formats
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Convert weights.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m capvl.convert", description="Convert weights.", allow_abbrev=False)
     parser.add_argument("--from", dest="source", required=True, choices=formats.SOURCES)
     parser.add_argument("--to", dest="target", required=True, choices=formats.TARGETS)
     parser.add_argument("src", help="a file or folder; for capvl: a workdir or a converted folder")

@@ -10,7 +10,9 @@ from capvl.command import run
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Count n-grams of captions.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.data.frequencies", description="Count n-grams of captions.", allow_abbrev=False
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="train")
     parser.add_argument("--data_dir", default="")

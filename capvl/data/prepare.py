@@ -76,7 +76,9 @@ def _filters(args: argparse.Namespace) -> filters.Filters:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Prepare a data set for capvl.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.data.prepare", description="Prepare a data set for capvl.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("scenes", "tars", "annotated", "tfds"):
         sub = commands.add_parser(command, allow_abbrev=False)

@@ -11,7 +11,9 @@ from capvl.command import run
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Train a tokenizer from a data set's captions.")
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.data.tokenizer", description="Train a tokenizer from a data set's captions."
+    )
     parser.add_argument(
         "--kind", choices=("unigram", "wordpiece"), default="unigram", help="SentencePiece's, or BERT's word pieces"
     )

@@ -11,7 +11,9 @@ from capvl.data.reading.tsv import write_index
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Index a TSV file.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m capvl.data.tsv", description="Index a TSV file.", allow_abbrev=False
+    )
     parser.add_argument("command", choices=("index",))
     parser.add_argument("files", nargs="+")
     args = parser.parse_args(argv)

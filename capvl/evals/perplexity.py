@@ -82,7 +82,7 @@ UNIGRAM_EXAMPLES = 20_000
 def unigram(context: Context) -> np.ndarray:
     """Log-frequency of each token id in the training captions, (V,) float64."""
     data, counts = context.data, np.ones(context.model.vocab)
-    if data.name.startswith("stream:"):
+    if data.first().name.startswith("stream:"):
         return np.log(counts / counts.sum())
     tokenizer = context.tokenizer()
     for name, _ in data.parts():

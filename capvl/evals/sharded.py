@@ -183,8 +183,9 @@ def _take(mesh: Mesh, rows, index_B) -> Any:
             batch, place = index_B // (devices * x_SC.shape[1]), index_B % (devices * x_SC.shape[1])
             here_B = place // x_SC.shape[1] == device
             found = x_SC[batch, place % x_SC.shape[1]]
-            found = jnp.where(here_B.reshape(-1, *(1,) * (found.ndim - 1)), found, 0)
-            return jax.lax.psum_scatter(found, AXES, tiled=True)
+            found = jnp.where(here_B.reshape(-1, *(1,) * (found.ndim - 1)), found, jnp.zeros((), found.dtype))
+            summed = found.astype(jnp.uint8) if found.dtype == jnp.bool_ else found
+            return jax.lax.psum_scatter(summed, AXES, tiled=True).astype(x_SC.dtype)
 
         return jax.tree.map(one, rows)
 

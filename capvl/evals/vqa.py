@@ -169,7 +169,7 @@ def means(metric: str, name: str, rows: list[Row], texts: list[str], known: list
 
 def commonest(source, feature: str):
     """A function from a `Row` to the commonest answer to its words, else to its kind, else of all: what can be known
-    without looking."""
+    without looking. "" where nobody answered anything."""
     counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
     for row in read_rows(source, feature):
         for key in (("question", row.question), ("kind", row.kind), ("", "")):
@@ -177,7 +177,7 @@ def commonest(source, feature: str):
 
     def answer(row: Row) -> str:
         keys = (("question", row.question), ("kind", row.kind), ("", ""))
-        return next(counts[key].most_common(1)[0][0] for key in keys if key in counts)
+        return next((counts[key].most_common(1)[0][0] for key in keys if counts.get(key)), "")
 
     return answer
 

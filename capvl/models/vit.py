@@ -291,7 +291,13 @@ class ViT(nnx.Module):
         return x, place_BN, jnp.take_along_axis(valid_BN, place_BN, axis=1)
 
     def levels(self, image_BHWC, *, dtype=jnp.float32, key: jax.Array | None = None) -> tuple[Level, ...]:
-        """Encoded images as levels, of which a ViT has one; a `key` means training and turns patch dropout on."""
+        """Encoded images as levels, of which a ViT has one.
+
+        Args:
+          image_BHWC: as `normalize` gives them.
+          dtype: of the activations.
+          key: means training and turns patch dropout on.
+        """
         x, place, valid = self._patches(image_BHWC, dtype)
         if self.patch_dropout and key is not None:
             kept = _kept_patches(*x.shape[:2], self.patch_dropout, key)

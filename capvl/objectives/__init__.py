@@ -65,9 +65,13 @@ class Kind:
         Raises:
           UserError: that is no whole number.
         """
-        exact = fractions.Fraction(self.share).limit_denominator(10_000) * examples
-        if exact.denominator != 1 or not exact:
-            raise UserError(f"batch_size={examples} times the share {self.share:g} of {name!r} is no whole batch.")
+        share = fractions.Fraction(self.share).limit_denominator(10_000)
+        exact = share * examples
+        if exact.denominator != 1 or exact < 1:
+            raise UserError(
+                f"batch_size={examples} times the share {self.share:g} of {name!r} is no whole batch; take a multiple "
+                f"of {share.denominator}."
+            )
         return int(exact)
 
 
@@ -91,7 +95,8 @@ class Objective(Protocol):
 
     One whose images have other sizes than the model's own also has `buckets(model_options)`, which gives them
     (`capvl.data.images.buckets`). Batches go through them in turn: its training transform is a `Bucketed` one, and its
-    `batch_spec` takes a bucket as third argument; None stands for the model's size. A step is compiled once for each.
+    `batch_spec` takes a bucket as third argument, by default None, which stands for the model's size. A step is
+    compiled once for each.
     """
 
     Model: ClassVar[type]

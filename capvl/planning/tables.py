@@ -25,7 +25,7 @@ def plan_all(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None
       overrides: config keys to change.
 
     Raises:
-      UserError: the recipe fits one of the topologies not.
+      UserError: the recipe doesn't fit one of the topologies.
     """
     recipe = recipes.load(args.config, overrides)
     places = [topologies.parse(text, args.slices) for text in args.topology]

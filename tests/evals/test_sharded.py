@@ -78,10 +78,12 @@ def test_best_candidates_equal_those_on_one_host(meshes, k):
 def test_rows_by_their_numbers(meshes):
     """Each device gets its share of a batch of rows, whichever device has them; of several arrays, each."""
     rows = {"a": np.arange(21 * 6, dtype=np.uint8).reshape(21, 3, 2), "b": np.linspace(-1, 1, 21, dtype=np.float32)}
+    rows["c"] = np.arange(21) % 3 == 0
     held = ShardedRows.of_host(meshes, rows, 8)
     index = np.array([20, 0, 7, 8, 8, 15, 3, 20])
     found = held.take(index)
     for name, values in rows.items():
+        assert found[name].dtype == values.dtype
         np.testing.assert_array_equal(np.asarray(found[name]), values[index])
     share = 8 // (meshes.shape["replica"] * meshes.shape["fsdp"])
     assert {s.data.shape[0] for s in found["a"].addressable_shards} == {share}

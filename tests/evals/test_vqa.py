@@ -62,3 +62,8 @@ def test_answers_without_looking():
     prior = vqa.commonest(Source(), "questions")
     asked = [vqa.Row(0, "", "", q, k, ()) for q, k in (("q", "k"), ("r", "l"), ("new", "l"), ("new", "m"))]
     assert [prior(row) for row in asked] == ["yes", "no", "no", "no"]
+    # A question of the test server's split has no answers, and says nothing.
+    rows[:] = [{"question": ["q", "r"], "answers": ["[]", '["no"]'], "kind": ["k", "l"]}]
+    assert vqa.commonest(Source(), "questions")(asked[0]) == "no"
+    rows[:] = [{"question": ["q"], "answers": ["[]"], "kind": ["k"]}]
+    assert vqa.commonest(Source(), "questions")(asked[0]) == ""

@@ -1,6 +1,7 @@
 """Steps that take several kinds of batch, each with its own data, order and share."""
 
 import dataclasses
+import types
 from typing import ClassVar
 
 import jax
@@ -10,11 +11,14 @@ from conftest import assert_close
 
 from capvl import recipes, train
 from capvl.checkpoint import Checkpointer
+from capvl.data.options import DataOptions
 from capvl.data.reading.loader import TrainLoader
 from capvl.errors import UserError
+from capvl.evals import perplexity
 from capvl.models.captioner import CaptionerOptions
 from capvl.objectives import Kind
 from capvl.objectives.cappa import CapPa
+from capvl.parallel.mesh import make_mesh
 
 NAME = "test_kinds:TwoTasks"
 DATA = "long=scenes/tiny + short=scenes/tiny"
@@ -128,8 +132,33 @@ def test_one_kind_takes_none(tiny, tmp_path):
 
 
 def test_a_share_that_is_no_whole_batch(recipe, tmp_path):
-    with pytest.raises(UserError, match="batch_size=16 times the share 0.3 of 'short' is no whole batch"):
+    with pytest.raises(
+        UserError, match="batch_size=16 times the share 0.3 of 'short' is no whole batch; take a multiple of 10"
+    ):
         train.run(recipe(objective={"name": NAME, "share": 0.3}), str(tmp_path / "run"))
+
+
+def test_one_tokenizer_whatever_the_order_of_the_kinds(recipe, data_dir):
+    """Training and evaluators take that of the first data set that is named."""
+    r = recipe(data__name="short=stream:/a/0.tar + long=scenes/tiny")
+    with pytest.raises(UserError, match="a stream has none of its own"):
+        r.tokenizer()
+    with pytest.raises(UserError, match="a stream has none of its own"):
+        r.transforms()
+    r = recipe(data__name="short=scenes/tiny + long=stream:/a/0.tar")
+    assert {t.tokenizer.path for t in r.transforms().values()} == {r.tokenizer().path}
+
+
+def test_unigrams_of_a_stream_among_kinds_are_even():
+    data = DataOptions(name="pairs=stream:/a/0.tar + regions=scenes/tiny")
+    context = types.SimpleNamespace(data=data, model=types.SimpleNamespace(vocab=4))
+    np.testing.assert_allclose(perplexity.unigram(context), np.log(0.25))
+
+
+def test_the_check_of_kinds_says_which(recipe):
+    r = recipe(batch_size=8)
+    with pytest.raises(UserError, match="4 examples of 'short' a step don't divide over 8 .* nearest that does is 8"):
+        r.check(make_mesh(r.mesh))
 
 
 def test_a_stream_beside_a_mixture(tmp_path, recipe):

@@ -40,14 +40,17 @@ def fill(
       blank: what stands in an empty slot, by key.
 
     Raises:
-      ValueError: more rows than slots, or of another shape.
+      ValueError: more rows than slots, or of another shape, or fractions for a slot of whole numbers.
     """
     if len(rows) > slots:
         raise ValueError(f"{len(rows)} rows for {slots} slots")
     out = {key: np.repeat(np.asarray(value)[None], slots, axis=0) for key, value in blank.items()}
     for i, row in enumerate(rows):
         for key, filled in out.items():
-            if np.shape(row[key]) != filled.shape[1:]:
-                raise ValueError(f"{key!r} of shape {np.shape(row[key])} in a slot of {filled.shape[1:]}")
-            filled[i] = row[key]
+            value = np.asarray(row[key])
+            if value.shape != filled.shape[1:]:
+                raise ValueError(f"{key!r} of shape {value.shape} in a slot of {filled.shape[1:]}")
+            if not np.can_cast(value.dtype, filled.dtype, "same_kind"):
+                raise ValueError(f"{key!r} of {value.dtype} in a slot of {filled.dtype}")
+            filled[i] = value
     return out | {"slots": np.arange(slots) < len(rows)}

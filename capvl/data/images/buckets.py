@@ -1,7 +1,8 @@
 """Buckets: the few sizes of images that batches come in. A program is compiled once for each.
 
 All images of a batch are of one bucket, and batches go through the buckets in turn: which one a batch has depends on
-its number alone, so it is the same on all hosts and after every restart, and examples keep their order.
+its number alone, so it is the same on all hosts and after every restart, and examples keep their order. (With another
+batch size the numbers are others: the same examples come, some of them in another size.)
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ def crop_around(uniforms: Uniforms, size: Size, box: Box) -> Box:
 
     X-VLM (arXiv 2111.08276) crops so around one of an image's regions. Ends at whole pixels: nothing is cut off.
     """
-    (height, width), (x0, y0, x1, y1) = size, map(float, box)
+    (height, width), (x0, y0, x1, y1) = size, (min(max(float(side), 0.0), 1.0) for side in box)
     left, top = x0 * uniforms(), y0 * uniforms()
     right, bottom = x1 + (1 - x1) * uniforms(), y1 + (1 - y1) * uniforms()
     return left, top, min(1.0, math.ceil(right * width) / width), min(1.0, math.ceil(bottom * height) / height)
@@ -172,7 +172,8 @@ class Crop:
           example: with the image or the frames.
           uniforms: of the frames, in training.
           geometry: what `draw` gave.
-          flip_on_device: nothing is flipped here; see `capvl.objectives.images.unit_range`.
+          flip_on_device: nothing is flipped here; see `capvl.objectives.images.unit_range`, which moves padding to the
+            left, where `Geometry` doesn't have it: not for boxes in images of kind "aspect".
 
         Raises:
           BadImageError: the image can't be used.

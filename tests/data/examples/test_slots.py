@@ -52,6 +52,8 @@ def test_what_does_not_fit_is_refused():
         fill([row(0)] * 3, 2, BLANK)
     with pytest.raises(ValueError, match=r"'text' of shape \(4,\) in a slot of \(3,\)"):
         fill([row(0) | {"text": np.zeros(4, np.int32)}], 2, BLANK)
+    with pytest.raises(ValueError, match="'text' of float32 in a slot of int32"):
+        fill([row(0) | {"text": np.full(3, 0.5, np.float32)}], 2, BLANK)
 
 
 def test_references_are_drawn_as_ever():

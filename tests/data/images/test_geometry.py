@@ -140,6 +140,8 @@ def test_a_crop_around_a_box_keeps_it_whole():
         lefts.append(geometry.box[0] / x)
     assert 0.4 < np.mean(lefts) < 0.6 and min(lefts) < 0.05 and max(lefts) > 0.95
     assert crop_around(Uniforms(0, 0), (9, 9), (0.0, 0.0, 1.0, 1.0)) == (0.0, 0.0, 1.0, 1.0)
+    # What an annotation has beyond the image's edges isn't there.
+    assert crop_around(Uniforms(0, 0), (9, 9), (-0.2, -0.1, 1.1, 1.3)) == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_the_largest_square_of_a_bucket_that_images_keep_their_aspect_in():
