@@ -1,6 +1,7 @@
 """The house has floors: imports go down only (DESIGN §1, docs/concepts.md), those inside functions too."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -46,7 +47,8 @@ def place(module: str) -> str:
     return ".".join(module.split(".")[: 2 if module.startswith("data.") else 1])
 
 
-def imports(module: str):
+@functools.cache
+def imports(module: str) -> tuple[tuple[str, int, bool], ...]:
     """(imported name, its line, whether it is inside a function) of every import in a module."""
 
     def below(node, inside):
@@ -61,7 +63,7 @@ def imports(module: str):
                 )
             yield from below(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
-    yield from below(ast.parse(MODULES[module].read_text()), False)
+    return tuple(below(ast.parse(MODULES[module].read_text()), False))
 
 
 def arrows(module: str) -> set[str]:
