@@ -75,9 +75,16 @@ def fill_disk(fleet: Fleet, rng: random.Random) -> None:
     """The disk is full: the run has to end with code 2 and one sentence."""
     ballast = fleet.workdir / "ballast"
     try:
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"\0" * 4096)
+        # It stands still meanwhile: a short run would be over before the disk is full.
+        for process in range(fleet.size):
+            fleet.signal(signal.SIGSTOP, process)
+        with ballast.open("wb", buffering=0) as file:
+            for size in (2**20, 4096):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"\0" * size)
+        for process in range(fleet.size):
+            fleet.signal(signal.SIGCONT, process)
         codes = fleet.wait()
     finally:
         ballast.unlink(missing_ok=True)
