@@ -34,12 +34,10 @@ def matmul_rate(seconds: float = 1.0) -> float:
 def example_batch(recipe, tokens: int, seed: int = 0) -> dict[str, Any]:
     """Random images, and texts of `tokens` tokens on average (uniform in half to one and a half times that)."""
     rng = np.random.default_rng(seed)
-    specs = recipe.batch_spec()
+    specs, vocab = recipe.batch_spec(), getattr(recipe.model, "vocab", 0)
     if isinstance(next(iter(specs.values())), dict):
-        return {
-            kind: _example_batch(spec, getattr(recipe.model, "vocab", 0), tokens, rng) for kind, spec in specs.items()
-        }
-    return _example_batch(specs, getattr(recipe.model, "vocab", 0), tokens, rng)
+        return {kind: _example_batch(spec, vocab, tokens, rng) for kind, spec in specs.items()}
+    return _example_batch(specs, vocab, tokens, rng)
 
 
 def _example_batch(specs, vocab: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

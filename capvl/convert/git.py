@@ -6,10 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import pixels, rules, tokens
-from capvl.convert.assembling import assemble
+from capvl.convert import rules
 from capvl.convert.files import Source, Target
-from capvl.convert.hugging_face import ACTIVATIONS, CLIP_FORM, check_form, clip_image, section, size_name, write_files
+from capvl.convert.hugging_face import (
+    ACTIVATIONS,
+    CLIP_FORM,
+    assemble_folder,
+    check_form,
+    clip_image,
+    section,
+    size_name,
+    write_files,
+)
 from capvl.convert.rules import Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -249,14 +257,7 @@ def fits(options: Any) -> bool:
 def read(source: Source) -> Weights:
     """A GIT with the pixels of its processor, by itself CLIP's, and its tokenizer."""
     options, params = read_hugging_face(source.arrays, source.config)
-    return assemble(
-        source,
-        options,
-        params,
-        resize="hugging_face",
-        pixels=pixels.of_hugging_face(source.folder, "CLIP", options.res),
-        tokenizer=tokens.find(source.path),
-    )
+    return assemble_folder(source, options, params, "CLIP")
 
 
 def write(weights: Weights, target: Target) -> None:

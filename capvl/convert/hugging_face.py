@@ -224,19 +224,19 @@ def fits(options: Any) -> bool:
 def read(source: Source) -> Weights:
     """A CLIP, or its image tower, with the pixels of its processor and its tokenizer."""
     options, params = read_clip(source.arrays, source.config)
-    return assemble(
-        source,
-        options,
-        params,
-        resize="hugging_face",
-        pixels=pixels.of_hugging_face(source.folder, "CLIP", options.res),
-        tokenizer=tokens.find(source.path),
-    )
+    return assemble_folder(source, options, params, "CLIP")
 
 
 def write(weights: Weights, target: Target) -> None:
     """Writes a folder for CLIPModel."""
     write_files(weights, target, *write_clip(weights.options, weights.params))
+
+
+def assemble_folder(source: Source, options: Any, params: dict[str, np.ndarray], processor: str) -> Weights:
+    """Weights of a folder with its tokenizer and the pixels of its processor (`pixels.of_hugging_face`)."""
+    how = pixels.of_hugging_face(source.folder, processor, options.res)
+    tokenizer = tokens.find(source.path)
+    return assemble(source, options, params, resize="hugging_face", pixels=how, tokenizer=tokenizer)
 
 
 def write_files(weights: Weights, target: Target, state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:

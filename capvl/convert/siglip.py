@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import pixels, rules, tokens
-from capvl.convert.assembling import assemble
+from capvl.convert import rules, tokens
 from capvl.convert.files import Source, Target
 from capvl.convert.hugging_face import (
     PLAIN_FORM,
+    assemble_folder,
     check_form,
     heads_of,
     image_options,
@@ -198,14 +198,7 @@ def read(source: Source) -> Weights:
     """A SigLIP, or its image tower, with the pixels of its processor, its tokenizer and the padding that it reads."""
     tokenizer = tokens.find(source.path)
     options, params = read_siglip(source.arrays, source.config, tokens.padding(tokenizer))
-    return assemble(
-        source,
-        options,
-        params,
-        resize="hugging_face",
-        pixels=pixels.of_hugging_face(source.folder, "Siglip", options.res),
-        tokenizer=tokenizer,
-    )
+    return assemble_folder(source, options, params, "Siglip")
 
 
 def write(weights: Weights, target: Target) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import pixels, rules, tokens
-from capvl.convert.assembling import assemble
+from capvl.convert import rules
 from capvl.convert.files import Source
-from capvl.convert.hugging_face import image_options
+from capvl.convert.hugging_face import assemble_folder, image_options
 from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
 from capvl.models.vit import ViTOptions
 from capvl.weights import Weights
@@ -67,11 +66,4 @@ def read_vit(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
 def read(source: Source) -> Weights:
     """A ViT with the pixels of its processor."""
     options, params = read_vit(source.arrays, source.config)
-    return assemble(
-        source,
-        options,
-        params,
-        resize="hugging_face",
-        pixels=pixels.of_hugging_face(source.folder, "ViT", options.res),
-        tokenizer=tokens.find(source.path),
-    )
+    return assemble_folder(source, options, params, "ViT")

@@ -12,6 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from capvl.nn import splash, weights
 from capvl.nn.layers import Dense, drop
 
+_LEAST_ODD = 64
+"""Queries from which odd lengths go to cuDNN."""
+
 
 def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Array:
     """Scaled dot-product attention.
@@ -24,7 +27,10 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
     Returns:
       (B, T, H, K) in the queries' dtype.
     """
-    if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None:
+    even = q_BTHK.shape[1] % 2 == k_BSHK.shape[1] % 2 == 0
+    # A place more copies keys and values: it paid with 77 queries, and would not for the one of a written token.
+    pays = even or q_BTHK.shape[1] >= _LEAST_ODD
+    if jax.default_backend() == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and mask is None and pays:
         return _cudnn_attention(q_BTHK, k_BSHK, v_BSHK, causal)
     if mask is None and splash.pays(q_BTHK, k_BSHK):
         return splash.attend(q_BTHK, k_BSHK, v_BSHK, causal=causal)
