@@ -25,6 +25,8 @@ OBJECTIVES = {
     "git": "capvl.objectives.git:Git",
     "scst": "capvl.objectives.scst:Scst",
     "probe": "capvl.objectives.probe:Probe",
+    "judge": "capvl.objectives.judge:Judge",
+    "text_assignment": "capvl.objectives.judge:TextAssignment",
 }
 
 
