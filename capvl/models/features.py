@@ -2,10 +2,12 @@
 
 A ViT has one level; hierarchical encoders (Swin, feature pyramids) have several, whose strides double.
 
-Letters: B images, H and W pixels, N tokens, P places of a grid row by row, R boxes of an image, D width.
+Letters: B images, H and W pixels, N tokens, P places of a grid row by row, R boxes of an image, D width; Q groups of
+G images each, and S regions of a group.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +94,80 @@ def pool_regions(tokens_BND, inside_BRN) -> jax.Array:
     )
     count_BR1 = inside_BRN.sum(axis=-1, keepdims=True).astype(jnp.float32)
     return (total_BRD / jnp.maximum(count_BR1, 1.0)).astype(tokens_BND.dtype)
+
+
+class Regions(NamedTuple):
+    """Images, and regions of them that are encoded as X-VLM has them (arXiv 2111.08276, section 3.1).
+
+    Attributes:
+      whole: the images' level, whose prefix is a summary ([CLS]).
+      tokens_RND: of each of the Q S regions, one group after another: its summary, then a token of each place of its
+        whole image.
+      inside_RN: which of them are the region's, bool; True for the summary.
+    """
+
+    whole: Level
+    tokens_RND: jax.Array
+    inside_RN: jax.Array
+
+
+def with_summary(level: Level) -> Level:
+    """The level with a summary of the image as its prefix: the class token, or where it has none the mean of the
+    tokens that aren't padding."""
+    if level.prefix:
+        return level
+    mean = mean_of_tokens(level)[:, None]
+    valid = level.valid_BN
+    if valid is not None:
+        valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
+    tokens = jnp.concatenate([mean, level.tokens_BND], axis=1)
+    return dataclasses.replace(level, tokens_BND=tokens, prefix=1, valid_BN=valid)
+
+
+def mean_of_tokens(level: Level) -> jax.Array:
+    """Mean (B, D) of the tokens of places that aren't padding, summed in float32."""
+    places = level.tokens_BND[:, level.prefix :]
+    inside = jnp.ones(places.shape[:2], bool) if level.valid_BN is None else level.valid_BN[:, level.prefix :]
+    return pool_regions(places, inside[:, None])[:, 0]
+
+
+def of_owners(rows_B, owner_QS) -> jax.Array:
+    """Rows (B, …) of images for the regions of them, (Q S, …): a product with ones and zeros, which is exact, divides
+    over devices by groups, and is as fast backward.
+
+    Args:
+      rows_B: float rows; images of a group stand together.
+      owner_QS: int32 number of each region's image in its group, 0 to B / Q - 1.
+    """
+    groups, regions = owner_QS.shape
+    per_group = len(rows_B) // groups
+    chosen_QSG = jax.nn.one_hot(owner_QS, per_group, dtype=rows_B.dtype)
+    flat_QGX = rows_B.reshape(groups, per_group, -1)
+    return jnp.einsum("qsg,qgx->qsx", chosen_QSG, flat_QGX).reshape(groups * regions, *rows_B.shape[1:])
+
+
+def pooled_regions(level: Level, box_QS4, owner_QS) -> Regions:
+    """Regions whose tokens are their image's and whose summary is the mean of those inside (X-VLM on Swin).
+
+    Args:
+      level: of the images.
+      box_QS4: boxes of the regions (`Level.in_boxes`).
+      owner_QS: whose they are (`of_owners`).
+    """
+    whole = with_summary(level)
+    inside_RN = inside_of(whole, box_QS4, owner_QS)
+    tokens_RND = of_owners(whole.tokens_BND, owner_QS)
+    summary_R1D = pool_regions(tokens_RND[:, 1:], inside_RN[:, None, 1:])
+    return Regions(whole, jnp.concatenate([summary_R1D, tokens_RND[:, 1:]], axis=1), inside_RN)
+
+
+def inside_of(whole: Level, box_QS4, owner_QS) -> jax.Array:
+    """Which tokens of its image each region has, bool (Q S, N): the prefix always, none of the padding."""
+    inside_RP = places_in_boxes(box_QS4.reshape(-1, 1, 4), whole.grid)[:, 0]
+    if whole.place_BP is not None:
+        place_RP = of_owners(whole.place_BP.astype(jnp.float32), owner_QS).astype(jnp.int32)
+        inside_RP = jnp.take_along_axis(inside_RP, place_RP, axis=1)
+    inside_RN = jnp.pad(inside_RP, ((0, 0), (whole.prefix, 0)), constant_values=True)
+    if whole.valid_BN is None:
+        return inside_RN
+    return inside_RN & (of_owners(whole.valid_BN.astype(jnp.float32), owner_QS) > 0)

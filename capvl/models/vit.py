@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from capvl.errors import UserError, nearest
 from capvl.models import flops, sizes, stem
 from capvl.models.abilities import Ability
-from capvl.models.features import Level
+from capvl.models.features import Level, Regions, pooled_regions
 from capvl.models.sizes import Size
 from capvl.nn import positions, weights
 from capvl.nn.attention import CrossAttention, SelfAttention, input_projection
@@ -126,6 +126,25 @@ class ViTOptions:
         """Rows and columns of patches of an image of `res`."""
         side = self.res // sizes.parse(self.encoder)[1]
         return side, side
+
+    @property
+    def encoder_width(self) -> int:
+        """Width of the encoder's tokens."""
+        return sizes.parse(self.encoder)[0].width
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens that come out of the encoder."""
+        return self.grid
+
+    def check_local_layers(self, count: int) -> None:
+        """Raises UserError where so many last layers can't see regions alone (`ViT.regions`)."""
+        depth = sizes.parse(self.encoder)[0].depth
+        if not 0 <= count < depth or (count and self.pool != "cls"):
+            raise UserError(
+                f"model.local_layers={count} should be less than the encoder's {depth} layers, and needs "
+                f"model.pool='cls'."
+            )
 
     def kept_patches(self) -> int:
         """Patches of an image that the blocks see in training."""
@@ -323,6 +342,23 @@ class ViT(nnx.Module):
             x = jnp.concatenate([x[:, :first], x[:, first + self.registers_count :]], axis=1)
             valid = valid if valid is None else valid[:, self.registers_count :]
         return (Level(self.norm(x), self.grid_of(image_BHWC), self.patch, first, valid, place),)
+
+    def regions(
+        self, image_BHWC, box_QS4, owner_QS, *, dtype=jnp.float32, key: jax.Array | None = None, local: int = 0
+    ) -> Regions:
+        """Images and regions of them (X-VLM, arXiv 2111.08276, official code).
+
+        Args:
+          image_BHWC: as `normalize` gives them, Q groups of B / Q.
+          box_QS4: (x0, y0, x1, y1) in fractions of the image.
+          owner_QS: each region's image in its group.
+          dtype, key: as for `levels`.
+          local: last layers in which the tokens of regions, copies of their image's, see only the class token and those
+            inside; 0: they are the image's own, and their mean is the summary.
+        """
+        if not local:
+            return pooled_regions(self.levels(image_BHWC, dtype=dtype, key=key)[-1], box_QS4, owner_QS)
+        raise NotImplementedError
 
     def __call__(self, image_BHWC, *, dtype=jnp.float32, key: jax.Array | None = None) -> jax.Array | Level:
         """Tokens (B, N, D) of images as `levels` encodes them; of padded ones their level, which knows the padding."""
