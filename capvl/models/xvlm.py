@@ -22,6 +22,7 @@ from capvl.models.fusion import FusionBert
 from capvl.models.two_towers import normalize
 from capvl.models.vit import ViTOptions
 from capvl.nn import weights
+from capvl.nn.boxes import corners
 from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm
 from capvl.nn.padding import lengths
 from capvl.nn.weights import weight
@@ -259,9 +260,3 @@ def _clamp_backward(value, gradient):
 
 
 _clamp.defvjp(lambda value: (_clamp(value), value), _clamp_backward)
-
-
-def corners(box_B4) -> jax.Array:
-    """(x, y of the centre, width, height) -> (x0, y0, x1, y1)."""
-    centre, half = box_B4[..., :2], box_B4[..., 2:] / 2
-    return jnp.concatenate([centre - half, centre + half], axis=-1)
