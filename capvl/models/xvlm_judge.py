@@ -78,8 +78,7 @@ class XVlmJudge(nnx.Module):
         width, classes, init = sizes.parse_size(options.text).width, len(options.classes), weights.normal(0.02)
         self.dtype, self.reads_end, self.images = jnp.dtype(options.dtype), options.reads_end, options.images
         self.encoder = options.make_encoder(rngs)
-        lower = options.bert_options(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
-        lower = dataclasses.replace(lower, heads="none")
+        lower = options.bert_options("none", dtype=options.dtype, remat=options.remat, unroll=options.unroll)
         block = BLOCKS[options.images]
         self.text = FusionBert(lower, options.cross_layers, options.encoder_width, block, rngs=rngs)
         if options.head == "mlp":
