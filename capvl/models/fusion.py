@@ -77,8 +77,8 @@ class TwoImageBlock(nnx.Module):
     def __call__(self, x_BLD, images, *, mask=None, image_mask=None, causal: bool = False, key=None) -> jax.Array:
         """As `FusionBlock`, with a pair of image tokens, and of masks of them where these aren't None."""
         masks, keys = image_mask or (None, None), split_key(key, 2)
-        for block, image_BNC, seen, key in zip((self.first, self.second), images, masks, keys, strict=True):
-            x_BLD = block(x_BLD, image_BNC, mask=mask, image_mask=seen, causal=causal, key=key)
+        for block, image_BNC, seen, own_key in zip((self.first, self.second), images, masks, keys, strict=True):
+            x_BLD = block(x_BLD, image_BNC, mask=mask, image_mask=seen, causal=causal, key=own_key)
         return x_BLD
 
 
@@ -122,9 +122,7 @@ class FusionBert(Bert):
           key: means training.
         """
         mask = real(text_BL)[:, None, None]
-        image_mask = jax.tree.map(
-            lambda m: jnp.repeat(m, len(text_BL) // len(m), axis=0)[:, None, None], image_mask_BN
-        )
+        image_mask = jax.tree.map(lambda m: jnp.repeat(m, len(text_BL) // len(m), axis=0)[:, None, None], image_mask_BN)
 
         def body(block, h, key):
             return block(h, image_BNC, mask=mask, image_mask=image_mask, causal=causal, key=key)

@@ -15,7 +15,7 @@ from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError
 from capvl.data.images.geometry import names_sides
 from capvl.data.randomness import Uniforms
-from capvl.data.reading.texts import Question, questions
+from capvl.data.reading.texts import questions
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
 
@@ -73,8 +73,8 @@ class Statements:
         for question in chosen:
             # Of a pair that is flipped nothing names a side.
             text = geometry.text(question.question) if self.images == 1 else question.question
-            row = {"text": self.tokenizer(text, self.length), "label": np.int32(label_of(question, self.classes))}
-            rows.append(row)
+            label = class_of(question.answers[0], self.classes)
+            rows.append({"text": self.tokenizer(text, self.length), "label": np.int32(label)})
         blank = {"text": np.zeros(self.length, np.int32), "label": np.int32(0)}
         return {"image": np.stack(pixels), "flip": np.array(flips)} | fill(rows, self.texts, blank)
 
@@ -97,14 +97,13 @@ def images_of(example: dict, count: int) -> list[bytes]:
     return found
 
 
-def label_of(question: Question, classes: Sequence[str]) -> int:
-    """The number of the class that a statement's answer names, its first one where there are several.
+def class_of(answer: str, classes: Sequence[str]) -> int:
+    """The number of the class that an answer names.
 
     Raises:
       UserError: it names none.
     """
     folded = [name.casefold() for name in classes]
-    answer = question.answers[0]
     if answer.casefold() not in folded:
         raise UserError(f"The data has the answer {answer!r}, which is none of model.classes={tuple(classes)}.")
     return folded.index(answer.casefold())

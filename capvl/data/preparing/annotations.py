@@ -211,8 +211,8 @@ class _Line(Row):
 
 
 def lines(split: str, left: Rejected, path: str) -> Items:
-    """JSON lines of our own: {"image" (or "images", two of them, or "video"), "id", "text": [...], "class_name", "split",
-    "questions": [{"id", "question", "answers": [...], "kind"}]}; all but the first may be left out.
+    """JSON lines of our own: {"image" (or "images", two of them, or "video"), "id", "text": [...], "class_name",
+    "split", "questions": [{"id", "question", "answers": [...], "kind"}]}; all but the first may be left out.
 
     A row whose texts or questions are all unusable is left out.
     """

@@ -73,8 +73,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         text, image = tfds.features.Text, tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
         if self.builder_config.stated:
             asked = {name: text() for name in ("id", "kind", "question", "answer")}
-            pictures = {"images": tfds.features.Sequence(image)} if self.builder_config.stated == 2 else {"image": image}
-            features = pictures | {"questions": tfds.features.Sequence(asked), "index": np.int64}
+            features = {"questions": tfds.features.Sequence(asked), "index": np.int64}
+            pair = self.builder_config.stated == 2
+            features |= {"images": tfds.features.Sequence(image)} if pair else {"image": image}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
         things = {name: text() for name in ("phrase", "shape", "color", "size", "texture", "word")}
         features = {

@@ -1,4 +1,4 @@
-"""Statements about one scene, or about two side by side, that hold or don't: what SNLI-VE and NLVR2 ask, with known truth.
+"""Statements about one scene, or about two side by side, that hold or don't, as SNLI-VE's and NLVR2's do.
 
 Words give nothing away: each statement about two scenes comes with two pairs of which it holds and two of which it
 doesn't, as NLVR2's do, and what is said falsely of one scene is said as often truly of others.
