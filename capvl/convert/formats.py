@@ -43,6 +43,7 @@ FORMATS = (
     Format("big_vision", "", "big_vision"),
     # The first that fits a model writes it.
     Format("huggingface", "bert", "bert"),
+    Format("huggingface", "roberta", "roberta"),
     Format("huggingface", "git", "git"),
     Format("huggingface", "clip", "hugging_face"),
     Format("huggingface", "siglip", "siglip"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, git
+from capvl.convert import bert, git, xvlm_parts
 from capvl.data.examples.tasks import TASKS
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -48,7 +48,14 @@ KINDS = {
     ),
     # Evaluated as a probe whose classifier nobody asks.
     "encoder": Kind(EncoderOptions, {"name": "probe"}, model={"probe_pool": "encoder"}),
-    "xvlm": Kind(XVlmOptions),
+    "xvlm": Kind(
+        XVlmOptions,
+        adapters={
+            "bert": xvlm_parts.text_of_bert,
+            "two_towers": xvlm_parts.image_encoder,
+            "xvlm": xvlm_parts.with_fewer_heads,
+        },
+    ),
     "bert": Kind(BertOptions),
 }
 

@@ -65,7 +65,7 @@ def load_parameters(
 # What a tower does with its parameters, and no shape tells.
 _COMPUTED = {
     "encoder/": ("activation", "eps", "pixels"),
-    "text/": ("text_activation", "text_eps", "text_norm", "text_causal"),
+    "text/": ("text_activation", "text_eps", "text_norm", "text_causal", "first_position"),
     "decoder/": ("norm", "text_activation", "text_eps", "embedding_eps"),
 }
 
