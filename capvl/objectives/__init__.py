@@ -24,6 +24,9 @@ OBJECTIVES = {
     "transfer": "capvl.objectives.transfer:Transfer",
     "git": "capvl.objectives.git:Git",
     "scst": "capvl.objectives.scst:Scst",
+    "xvlm_caption": "capvl.objectives.xvlm_caption:XVlmCaption",
+    "xvlm_scst": "capvl.objectives.xvlm_caption:XVlmScst",
+    "xvlm_answers": "capvl.objectives.xvlm_answers:XVlmAnswering",
     "probe": "capvl.objectives.probe:Probe",
 }
 
