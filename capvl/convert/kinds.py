@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, git
+from capvl.convert import bert, git, xvlm_writing
 from capvl.data.examples.tasks import TASKS
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -14,6 +14,8 @@ from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
+from capvl.models.xvlm_answers import XVlmAnswersOptions
+from capvl.models.xvlm_captioner import XVlmCaptionerOptions
 from capvl.weights import Weights
 
 Adapter = Callable[[Weights, Any, str], dict[str, np.ndarray]]
@@ -49,6 +51,10 @@ KINDS = {
     # Evaluated as a probe whose classifier nobody asks.
     "encoder": Kind(EncoderOptions, {"name": "probe"}, model={"probe_pool": "encoder"}),
     "xvlm": Kind(XVlmOptions),
+    "xvlm_captioner": Kind(
+        XVlmCaptionerOptions, {"name": "xvlm_caption"}, adapters={"xvlm": xvlm_writing.captioner_of_xvlm}
+    ),
+    "xvlm_answers": Kind(XVlmAnswersOptions, {"name": "xvlm_answers"}, adapters={"xvlm": xvlm_writing.answers_of_xvlm}),
     "bert": Kind(BertOptions),
 }
 

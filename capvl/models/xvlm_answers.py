@@ -114,11 +114,11 @@ class XVlmAnswers(nnx.Module):
         self.dtype, self.reads_end = jnp.dtype(options.dtype), options.reads_end
         self.start, self.end = options.start, options.end
         self.encoder = options.make_encoder(rngs)
-        bert = options.bert_options(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
+        how = dict(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
+        reading, writing = options.bert_options("none", **how), options.bert_options("words", **how)
         width = sizes.parse_size(options.text).width
-        without_words = dataclasses.replace(bert, heads="none")
-        self.text = FusionBert(without_words, options.cross_layers, options.encoder_width, rngs=rngs)
-        self.answers = FusionBert(bert, options.answer_layers, width, lower=0, rngs=rngs)
+        self.text = FusionBert(reading, options.cross_layers, options.encoder_width, rngs=rngs)
+        self.answers = FusionBert(writing, options.answer_layers, width, lower=0, rngs=rngs)
 
     @property
     def decoder(self) -> FusionDecoder:

@@ -105,7 +105,8 @@ class XVlmCaptioner(nnx.Module):
         self.dtype, self.start = jnp.dtype(options.dtype), options.start
         self.encoder = options.make_encoder(rngs)
         how = dict(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
-        self.text = FusionBert(options.bert_options(**how), options.cross_layers, options.encoder_width, rngs=rngs)
+        bert = options.bert_options("words", **how)
+        self.text = FusionBert(bert, options.cross_layers, options.encoder_width, rngs=rngs)
 
     @property
     def decoder(self) -> FusionDecoder:
