@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import bert, rules, xvlm, xvlm_names
-from capvl.convert.hugging_face import check_form
 from capvl.convert.rules import Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -86,7 +85,7 @@ def write_official(options: Any, params: Mapping[str, np.ndarray]) -> dict[str, 
     if not captioner and options.text_pad:
         raise UserError("The official X-VLM answers questions with a BERT only.")
     xvlm.check_image(options)
-    check_form(options, xvlm.text_form(options), "X-VLM")
+    xvlm.check_text(options)
     table = captioner_table(options) if captioner else answers_table(options)
     state = rules.write(xvlm_names.without_fixed(options, params), table, "X-VLM")
     state |= {copy: state[original] for copy, original in xvlm_names.ties(WORDS, bool(options.text_pad)).items()}

@@ -142,6 +142,13 @@ class XVlmOptions(TextOptions, ViTOptions):
         size = sizes.parse_size(self.text)
         return fusion.fusion_flops(size, self.cross_layers, self.length, self.image_tokens(), self.encoder_width)
 
+    def region_flops(self) -> float:
+        """Forward matmul FLOPs of one region beside its image: the layers that run anew for it."""
+        if not self.local_layers:
+            return 0.0
+        size, _ = sizes.parse(self.encoder)
+        return self.local_layers * flops.layer(self.image_tokens(), size)
+
     def make(self, rngs: nnx.Rngs) -> "XVlm":
         """Builds the model."""
         return XVlm(self, rngs=rngs)
