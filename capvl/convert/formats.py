@@ -49,7 +49,7 @@ FORMATS = (
     Format("huggingface", "siglip", "siglip"),
     Format("huggingface", "vit", "vit", writes=False),
     Format("git", "", "git_official", writes=False),
-    Format("xvlm", "", "xvlm"),
+    Format("xvlm", "", "xvlm_official"),
     Format("open_clip", "", "open_clip", writes=False),
     Format("timm", "", "timm"),
     Format("stablehlo", "", "stablehlo", reads=False),

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 
+<<<<<<< HEAD
 from capvl.convert import bert, git, xvlm_parts
+=======
+from capvl.convert import bert, git, xvlm_writing
+>>>>>>> language
 from capvl.data.examples.tasks import TASKS
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -14,6 +18,8 @@ from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
+from capvl.models.xvlm_answers import XVlmAnswersOptions
+from capvl.models.xvlm_captioner import XVlmCaptionerOptions
 from capvl.weights import Weights
 
 Adapter = Callable[[Weights, Any, str], dict[str, np.ndarray]]
@@ -48,6 +54,7 @@ KINDS = {
     ),
     # Evaluated as a probe whose classifier nobody asks.
     "encoder": Kind(EncoderOptions, {"name": "probe"}, model={"probe_pool": "encoder"}),
+<<<<<<< HEAD
     "xvlm": Kind(
         XVlmOptions,
         adapters={
@@ -56,6 +63,13 @@ KINDS = {
             "xvlm": xvlm_parts.with_fewer_heads,
         },
     ),
+=======
+    "xvlm": Kind(XVlmOptions),
+    "xvlm_captioner": Kind(
+        XVlmCaptionerOptions, {"name": "xvlm_caption"}, adapters={"xvlm": xvlm_writing.captioner_of_xvlm}
+    ),
+    "xvlm_answers": Kind(XVlmAnswersOptions, {"name": "xvlm_answers"}, adapters={"xvlm": xvlm_writing.answers_of_xvlm}),
+>>>>>>> language
     "bert": Kind(BertOptions),
 }
 

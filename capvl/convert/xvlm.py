@@ -15,7 +15,7 @@ from capvl.convert.rules import Rule
 from capvl.convert.xvlm_names import IMAGE
 from capvl.errors import UserError
 from capvl.models import sizes
-from capvl.models.xvlm import HEADS, XVlmOptions
+from capvl.models.xvlm import HEADS, TextOptions, XVlmOptions
 from capvl.weights import Weights
 
 TEXT = "text_encoder."
@@ -151,12 +151,17 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
       UserError: the model is not of a form that the official code has.
     """
     check_image(options)
-    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
+    check_text(options)
     state = rules.write(xvlm_names.without_fixed(options, params), table(options), "X-VLM")
     words, roberta = "mlm" in options.heads, bool(options.text_pad)
     if words:
         state |= {copy: state[original] for copy, original in xvlm_names.ties(TEXT, roberta).items()}
     return state | xvlm_names.image_buffers(options) | xvlm_names.text_buffers(state)
+
+
+def check_text(options: TextOptions) -> None:
+    """Raises UserError where a text model is not of a form that the official code has."""
+    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
 
 
 def check_image(options: Any) -> None:

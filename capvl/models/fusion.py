@@ -67,16 +67,25 @@ class FusionBlock(BertBlock):
 class FusionBert(Bert):
     """A BERT of the lower layers, and the upper ones, which look at images."""
 
-    def __init__(self, options: BertOptions, cross_layers: int, image_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        options: BertOptions,
+        cross_layers: int,
+        image_width: int,
+        *,
+        lower: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         """Makes it.
 
         Args:
           options: of the lower layers.
           cross_layers: how many there are above them.
           image_width: C.
+          lower: number of lower layers where it isn't that of `options`; 0 for none.
           rngs: of the weights.
         """
-        super().__init__(options, rngs=rngs)
+        super().__init__(options, depth=lower, rngs=rngs)
         size = parse_size(options.text)
         kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
         self.cross = stack(lambda r: FusionBlock(size, image_width, r, **kind), cross_layers, rngs)

@@ -25,6 +25,9 @@ OBJECTIVES = {
     "git": "capvl.objectives.git:Git",
     "scst": "capvl.objectives.scst:Scst",
     "xvlm": "capvl.objectives.xvlm:XVlm",
+    "xvlm_caption": "capvl.objectives.xvlm_caption:XVlmCaption",
+    "xvlm_scst": "capvl.objectives.xvlm_caption:XVlmScst",
+    "xvlm_answers": "capvl.objectives.xvlm_answers:XVlmAnswering",
     "probe": "capvl.objectives.probe:Probe",
 }
 
