@@ -33,10 +33,11 @@ class Form:
     write: Callable
 
 
+_WRITE = xvlm_writing.write_official
 # The first whose names are there reads.
 FORMS = (
-    Form(("text_encoder.", "text_decoder."), XVlmAnswersOptions, xvlm_writing.read_answers, xvlm_writing.write_official),
-    Form(("text_decoder.",), XVlmCaptionerOptions, xvlm_writing.read_captioner, xvlm_writing.write_official),
+    Form(("text_encoder.", "text_decoder."), XVlmAnswersOptions, xvlm_writing.read_answers, _WRITE),
+    Form(("text_decoder.",), XVlmCaptionerOptions, xvlm_writing.read_captioner, _WRITE),
     Form(("text_encoder.",), XVlmOptions, xvlm.read_official, xvlm.write_official),
 )
 

@@ -7,8 +7,15 @@ import numpy as np
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.parameters import Blueprint
-from capvl.models.xvlm import TextOptions
+from capvl.models.xvlm import TextOptions, XVlmOptions
 from capvl.weights import Weights
+
+
+def objective_of(options: XVlmOptions) -> dict[str, Any]:
+    """The section of a recipe that evaluates an X-VLM: losses for the heads that it has."""
+    losses = {"itc": ("itc",), "itm": ("itm",), "mlm": ("mlm",), "box": ("l1", "giou")}
+    has = {loss: float(head in options.heads) for head, names in losses.items() for loss in names}
+    return {"name": "xvlm", "kinds": ["pairs", "regions"] if "box" in options.heads else ["pairs"]} | has
 
 
 def image_encoder(weights: Weights, options: Any, path: str) -> dict[str, np.ndarray]:
