@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import bert, hugging_face, rules, timm
+from capvl.convert import roberta as _roberta
 from capvl.convert.rules import CONV, KV, ROW, Q, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -87,13 +88,7 @@ def words(ours: str, theirs: str, roberta: bool) -> list[Rule]:
       theirs: prefix of the whole text model, such as "text_encoder.".
       roberta: whether it is a RoBERTa.
     """
-    if not roberta:
-        return bert.words(ours, f"{theirs}cls.predictions.")
-    return [
-        *rules.dense(f"{ours}transform", f"{theirs}lm_head.dense"),
-        *rules.norm(f"{ours}transform_norm", f"{theirs}lm_head.layer_norm"),
-        Rule(f"{ours}word_bias", (f"{theirs}lm_head.bias",)),
-    ]
+    return _roberta.words(ours, f"{theirs}lm_head.") if roberta else bert.words(ours, f"{theirs}cls.predictions.")
 
 
 def head(ours: str, theirs: str) -> list[Rule]:

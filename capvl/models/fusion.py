@@ -86,7 +86,14 @@ class FusionBert(Bert):
     """A BERT of the lower layers, and the upper ones, which look at images."""
 
     def __init__(
-        self, options: BertOptions, cross_layers: int, image_width: int, block: type = FusionBlock, *, rngs: nnx.Rngs
+        self,
+        options: BertOptions,
+        cross_layers: int,
+        image_width: int,
+        block: type = FusionBlock,
+        *,
+        lower: int | None = None,
+        rngs: nnx.Rngs,
     ):
         """Makes it.
 
@@ -95,9 +102,10 @@ class FusionBert(Bert):
           cross_layers: how many there are above them.
           image_width: C.
           block: the class of these; with `TwoImageBlock` each of them is two, and `fuse` takes pairs of images.
+          lower: number of lower layers where it isn't that of `options`; 0 for none.
           rngs: of the weights.
         """
-        super().__init__(options, rngs=rngs)
+        super().__init__(options, depth=lower, rngs=rngs)
         size = parse_size(options.text)
         kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
         self.cross = stack(lambda r: block(size, image_width, r, **kind), cross_layers, rngs)
