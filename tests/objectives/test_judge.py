@@ -131,7 +131,7 @@ WORDS = {"vocab": 300}
 
 
 def test_both_stages_on_scenes(tiny, tmp_path, one_device):
-    """Text assignment, then pairs from its parameters, judged; the projection by which images are drawn doesn't train."""
+    """Text assignment, then pairs from its parameters, judged; the projection that draws images doesn't train."""
     first, begin = stage(tiny, tmp_path / "a", {"name": "text_assignment", "among": 8}, ASSIGN | WORDS, "scenes/tiny")
     start = jax.device_get(first.train_step().init_from_seed().params)
     assert_close(begin["image_head/kernel"], start["image_head/kernel"], 1e-6)
@@ -142,8 +142,10 @@ def test_both_stages_on_scenes(tiny, tmp_path, one_device):
     assert "image_head/kernel" not in params
     found = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[-1])
     assert found["judge/count"] == 16 and found["judge/majority"] == 0.5 and found["judge/blind"] == 0.5
-    assert found["judge/consistency"] <= found["judge/accuracy"] == np.mean(
-        [found["judge/accuracy/True"], found["judge/accuracy/False"]]
+    assert (
+        found["judge/consistency"]
+        <= found["judge/accuracy"]
+        == np.mean([found["judge/accuracy/True"], found["judge/accuracy/False"]])
     )
     only = evaluation.evaluate(str(tmp_path / "b"), [("evals", "{'few': {'type': 'judge', 'limit': 3}}")])
     assert only["few/count"] == 3
