@@ -30,7 +30,7 @@ class BertOptions:
       text: its size (`capvl.models.sizes`).
       vocab, length, types: number of token ids, text positions, and segment ids.
       heads: what stands behind the states: "pretraining" (pooler and both heads), "pooler", or "none".
-      activation, eps, dtype, remat, unroll: as in `capvl.models.vit.ViTOptions`.
+      activation, eps, dtype, remat, unroll: as in `capvl.models.vision.ImageOptions`.
     """
 
     text: str = "B"
