@@ -142,8 +142,10 @@ def test_both_stages_on_scenes(tiny, tmp_path, one_device):
     assert "image_head/kernel" not in params
     found = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[-1])
     assert found["judge/count"] == 16 and found["judge/majority"] == 0.5 and found["judge/blind"] == 0.5
-    assert found["judge/consistency"] <= found["judge/accuracy"] == np.mean(
-        [found["judge/accuracy/True"], found["judge/accuracy/False"]]
+    assert (
+        found["judge/consistency"]
+        <= found["judge/accuracy"]
+        == np.mean([found["judge/accuracy/True"], found["judge/accuracy/False"]])
     )
     only = evaluation.evaluate(str(tmp_path / "b"), [("evals", "{'few': {'type': 'judge', 'limit': 3}}")])
     assert only["few/count"] == 3
