@@ -59,9 +59,7 @@ FUSION = dict(text="w16d2h2m32", cross_layers=1, vocab=30, length=8, text_positi
 MODELS |= {
     "xvlm": XVlmOptions(**CLIP_IMAGE, **FUSION, projection=20, local_layers=1, reads_end=False),
     "xvlm captioner": XVlmCaptionerOptions(**CLIP_IMAGE, **FUSION, start=28),
-    "xvlm answers": XVlmAnswersOptions(
-        **CLIP_IMAGE, **FUSION | {"length": 5}, question_length=8, answer_layers=2, start=28, end=29
-    ),
+    "xvlm answers": XVlmAnswersOptions(**CLIP_IMAGE, **FUSION, question_length=8, answer_layers=2, start=28, end=29),
     "judge": JudgeOptions(**CLIP_IMAGE, **FUSION, images=2, classes=("False", "True")),
 }
 MODELS["untied git"] = dataclasses.replace(MODELS["git"], tied=False)
