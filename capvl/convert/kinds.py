@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, git, xvlm_parts, xvlm_writing
+from capvl.convert import bert, git, xvlm_judge, xvlm_parts, xvlm_writing
 from capvl.data.examples.tasks import TASKS
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -16,6 +16,7 @@ from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
 from capvl.models.xvlm_answers import XVlmAnswersOptions
 from capvl.models.xvlm_captioner import XVlmCaptionerOptions
+from capvl.models.xvlm_judge import JudgeOptions
 from capvl.weights import Weights
 
 Adapter = Callable[[Weights, Any, str], dict[str, np.ndarray]]
@@ -68,6 +69,7 @@ KINDS = {
         XVlmCaptionerOptions, {"name": "xvlm_caption"}, adapters={"xvlm": xvlm_writing.captioner_of_xvlm}
     ),
     "xvlm_answers": Kind(XVlmAnswersOptions, {"name": "xvlm_answers"}, adapters={"xvlm": xvlm_writing.answers_of_xvlm}),
+    "judge": Kind(JudgeOptions, {"name": "judge"}, adapters={"xvlm": xvlm_judge.of_xvlm, "judge": xvlm_judge.of_judge}),
     "bert": Kind(BertOptions),
 }
 

@@ -51,15 +51,16 @@ def cross_attention(ours: str, theirs: str) -> list[Rule]:
     return [*table, *rules.norm(f"{ours}/cross_norm", f"{theirs}.output.LayerNorm")]
 
 
-def fusion_layers(ours: str, theirs: str, layers: Iterable[int]) -> list[Rule]:
+def fusion_layers(ours: str, theirs: str, layers: Iterable[int], part: str = "") -> list[Rule]:
     """Layers of theirs with cross-attention as a stack of ours.
 
     Args:
       ours: name of the stack.
       theirs: prefix of their encoder, such as "text_encoder.bert.".
       layers: numbers of these layers.
+      part: what their names have in ours behind the layer, where a layer has several parts, such as "/first".
     """
-    block, layer = f"{ours}/{{i}}", f"{theirs}encoder.layer.{{i}}"
+    block, layer = f"{ours}/{{i}}{part}", f"{theirs}encoder.layer.{{i}}"
     table = [*bert.layer(block, layer), *cross_attention(block, f"{layer}.crossattention")]
     return rules.of_layers(table, tuple(layers))
 

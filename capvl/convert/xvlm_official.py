@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from capvl.convert import files, tokens, xvlm, xvlm_writing
+from capvl.convert import files, tokens, xvlm, xvlm_judge, xvlm_writing
 from capvl.convert.assembling import assemble
 from capvl.convert.files import Source, Target
 from capvl.convert.pixels import Pixels
@@ -14,6 +14,7 @@ from capvl.models import sizes
 from capvl.models.xvlm import XVlmOptions
 from capvl.models.xvlm_answers import XVlmAnswersOptions
 from capvl.models.xvlm_captioner import XVlmCaptionerOptions
+from capvl.models.xvlm_judge import JudgeOptions
 from capvl.weights import Weights
 
 
@@ -38,6 +39,8 @@ _WRITE = xvlm_writing.write_official
 FORMS = (
     Form(("text_encoder.", "text_decoder."), XVlmAnswersOptions, xvlm_writing.read_answers, _WRITE),
     Form(("text_decoder.",), XVlmCaptionerOptions, xvlm_writing.read_captioner, _WRITE),
+    Form(("text_encoder.", "cls_head."), JudgeOptions, xvlm_judge.read_official, xvlm_judge.write_official),
+    Form(("text_encoder.", "ta_head."), JudgeOptions, xvlm_judge.read_official, xvlm_judge.write_official),
     Form(("text_encoder.",), XVlmOptions, xvlm.read_official, xvlm.write_official),
 )
 
