@@ -1,7 +1,6 @@
 """X-VLMs that write, by the names of the official repository: its captioner, and its model of questions and answers;
 and what they begin with where they are given a pre-trained X-VLM."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
