@@ -26,10 +26,18 @@ def read_captioner(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, te
     """
     theirs = _parameters(theirs)
     text = xvlm.text_options(theirs, text_heads, WORDS)
-    options = XVlmCaptionerOptions(**xvlm.image_options(theirs, image_heads), **text)
+    start, _ = ends(text)
+    options = XVlmCaptionerOptions(**xvlm.image_options(theirs, image_heads), **text, start=start)
     theirs = xvlm_names.untied(theirs, xvlm_names.ties(WORDS, bool(options.text_pad)))
     params = rules.read(theirs, captioner_table(options), xvlm.heads_of(options), "X-VLM")
     return options, params | xvlm_names.fixed(options)
+
+
+def ends(text: Mapping[str, Any]) -> tuple[int, int]:
+    """Ids before and behind a text, of a model with these options: those of the released vocabularies, BERT's [CLS] and
+    [SEP] or RoBERTa's; the last two of a vocabulary that is smaller."""
+    start, end = (0, 2) if text["text_pad"] else (101, 102)
+    return (start, end) if end < text["vocab"] else (text["vocab"] - 2, text["vocab"] - 1)
 
 
 def captioner_table(options: XVlmCaptionerOptions) -> list[Rule]:
@@ -51,12 +59,13 @@ def read_answers(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, text
     """
     theirs = _parameters(theirs)
     text = xvlm.text_options(theirs, text_heads)
+    start, end = ends(text)
     named = dict(
-        length=XVlmAnswersOptions.length, answer_layers=xvlm_names.depth(theirs, f"{WORDS}bert.encoder.layer.")
+        length=min(XVlmAnswersOptions.length, text["length"]),
+        question_length=text["length"],
+        answer_layers=xvlm_names.depth(theirs, f"{WORDS}bert.encoder.layer."),
     )
-    options = XVlmAnswersOptions(
-        **xvlm.image_options(theirs, image_heads), **text | named, question_length=text["length"]
-    )
+    options = XVlmAnswersOptions(**xvlm.image_options(theirs, image_heads), **text | named, start=start, end=end)
     theirs = xvlm_names.untied(theirs, xvlm_names.ties(WORDS, False))
     params = rules.read(theirs, answers_table(options), xvlm.heads_of(options), "X-VLM")
     return options, params | xvlm_names.fixed(options)

@@ -21,6 +21,7 @@ class Ability(enum.StrEnum):
       MATCHES: `match(encode(images), tokens)`: a score of each pair that looks at both sides at once.
       BOXES: `locate(encode(images), tokens)`: where texts are in images.
       CLASSIFIERS: the heads of a probe.
+      JUDGES: `judge(images, tokens)`: which of `options.classes` what texts say of `options.images` images is.
     """
 
     IMAGES = "an image tower"
@@ -33,6 +34,7 @@ class Ability(enum.StrEnum):
     MATCHES = "a matching head"
     BOXES = "boxes"
     CLASSIFIERS = "classifiers"
+    JUDGES = "a class head for images with texts"
 
 
 def abilities(options: Any) -> frozenset[Ability]:

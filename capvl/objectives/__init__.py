@@ -29,6 +29,8 @@ OBJECTIVES = {
     "xvlm_scst": "capvl.objectives.xvlm_caption:XVlmScst",
     "xvlm_answers": "capvl.objectives.xvlm_answers:XVlmAnswering",
     "probe": "capvl.objectives.probe:Probe",
+    "judge": "capvl.objectives.judge:Judge",
+    "text_assignment": "capvl.objectives.judge:TextAssignment",
 }
 
 
