@@ -36,7 +36,7 @@ class BertOptions:
       first_position: row of the position table of a text's first token; padding has the row before it where that is not
         0 (RoBERTa: 2).
       dropout: in training: of attention weights, and of what attention and MLP add.
-      activation, eps, dtype, remat, unroll: as in `capvl.models.vit.ViTOptions`.
+      activation, eps, dtype, remat, unroll: as in `capvl.models.vision.ImageOptions`.
     """
 
     text: str = "B"

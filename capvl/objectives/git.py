@@ -21,7 +21,7 @@ from capvl.data.reading.texts import FEATURES
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
-from capvl.models import git, sizes
+from capvl.models import git
 from capvl.models.git import GitOptions
 from capvl.models.prompts import check_task
 from capvl.models.text_decoder import shift_right
@@ -76,9 +76,7 @@ class Git:
     def check(self, model_options: GitOptions, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other."""
         for side in self.sides:
-            patch = sizes.parse(model_options.encoder)[1]
-            if side < patch or side % patch:
-                raise UserError(f"objective.sides: {side} is not a multiple of the patch {patch}.")
+            model_options.check_side(side, "objective.sides: ")
         if self.sides and (model_options.max_side or model_options.positions != "learned"):
             raise UserError("objective.sides goes with square images and learned positions only.")
         if self.kind == "masked" and not 0 <= self.mask_id < model_options.vocab:
