@@ -152,8 +152,9 @@ class DataOptions:
     def tokenizer_path(self) -> str:
         """Path of the SentencePiece model."""
         if self.tokenizer:
-            if self.tokenizer == "{data_dir}/scenes/wordpiece.txt":
-                return making.scenes_tokenizer(self.directory(), "wordpiece")
+            for kind in ("wordpiece", "statements"):
+                if self.tokenizer == f"{{data_dir}}/scenes/{making.TOKENIZERS[kind]}":
+                    return making.scenes_tokenizer(self.directory(), kind)
             return os.path.expanduser(self.tokenizer.replace("{data_dir}", self.directory()))
         if self.first().name.startswith("stream:"):
             raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")

@@ -29,6 +29,7 @@ EVALUATORS = {
     "retrieval": "capvl.evals.retrieval:Retrieval",
     "compositionality": "capvl.evals.compositionality:Compositionality",
     "entailment": "capvl.evals.entailment:Entailment",
+    "judge": "capvl.evals.judge:Judged",
     "probe": "capvl.evals.probe:ProbeAccuracy",
     "linear_probe": "capvl.evals.linear_probe:LinearProbe",
     "hallucination": "capvl.evals.hallucination:Hallucination",

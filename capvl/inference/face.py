@@ -6,7 +6,7 @@
 Functions are compiled once for each power of two of rows (`capvl.inference.compiled`).
 """
 
-from capvl.inference import classifying, matching, scoring, writing
+from capvl.inference import classifying, judging, matching, scoring, writing
 from capvl.inference.loaded import Loaded
 
 
@@ -25,6 +25,7 @@ class LoadedModel(Loaded):
 
     score = scoring.score
     classify = classifying.classify
+    judge = judging.judge
 
     caption = writing.caption
     answer = writing.answer

@@ -224,10 +224,7 @@ class XVlm(nnx.Module):
 
     def read(self, text_BL) -> jax.Array:
         """The tokens that the model reads of texts, which end with their end: without it, if `reads_end` is False."""
-        if self.reads_end:
-            return text_BL
-        place_1L = jnp.arange(text_BL.shape[1], dtype=jnp.int32)[None]
-        return jnp.where(place_1L < lengths(text_BL)[:, None] - 1, text_BL, 0)
+        return text_BL if self.reads_end else without_end(text_BL)
 
     def states(self, text_BL, *, key=None) -> jax.Array:
         """Texts by themselves, (B, L, D)."""
@@ -252,6 +249,12 @@ class XVlm(nnx.Module):
     def temperature(self) -> jax.Array:
         """The learned temperature, a float32 scalar; its gradient ends where it would leave its range."""
         return _clamp(self.temp[...].astype(jnp.float32)[0])
+
+
+def without_end(text_BL) -> jax.Array:
+    """Texts, which end with their end, without it."""
+    place_1L = jnp.arange(text_BL.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(place_1L < lengths(text_BL)[:, None] - 1, text_BL, 0)
 
 
 @jax.custom_vjp
