@@ -22,13 +22,13 @@ from capvl.models.fusion_decoder import FusionDecoder
 from capvl.models.git_decoder import ImageKeys
 from capvl.models.prompts import check_task
 from capvl.models.sizes import Size
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.models.xvlm import TextOptions
 from capvl.nn.padding import lengths, real
 
 
 @dataclasses.dataclass(frozen=True)
-class XVlmAnswersOptions(TextOptions, ViTOptions):
+class XVlmAnswersOptions(TextOptions, ImageOptions):
     """What it is made of; `config.model` of a recipe.
 
     Attributes:
@@ -88,7 +88,7 @@ class XVlmAnswersOptions(TextOptions, ViTOptions):
 
     def image_tokens(self) -> int:
         """Tokens of an image that questions look at: a summary, and one a place."""
-        rows, columns = self.token_grid
+        rows, columns = self.grid
         return rows * columns + 1
 
     def question_flops(self) -> float:

@@ -17,12 +17,12 @@ from capvl.models.fusion import FusionBert
 from capvl.models.fusion_decoder import FusionDecoder
 from capvl.models.prompts import TextPrompts, check_task
 from capvl.models.sizes import Size
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.models.xvlm import TextOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class XVlmCaptionerOptions(TextOptions, ViTOptions):
+class XVlmCaptionerOptions(TextOptions, ImageOptions):
     """What the captioner is made of; `config.model` of a recipe.
 
     Attributes:
@@ -75,7 +75,7 @@ class XVlmCaptionerOptions(TextOptions, ViTOptions):
 
     def image_tokens(self) -> int:
         """Tokens of an image that texts look at: a summary, and one a place."""
-        rows, columns = self.token_grid
+        rows, columns = self.grid
         return rows * columns + 1
 
     def image_kv_flops(self) -> float:
