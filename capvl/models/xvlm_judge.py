@@ -18,7 +18,7 @@ from capvl.models.abilities import Ability
 from capvl.models.features import with_summary
 from capvl.models.fusion import FusionBert, FusionBlock, TwoImageBlock
 from capvl.models.two_towers import normalize
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.models.xvlm import Head, TextOptions, without_end
 from capvl.nn import weights
 from capvl.nn.layers import Dense
@@ -27,7 +27,7 @@ BLOCKS = {1: FusionBlock, 2: TwoImageBlock}
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeOptions(TextOptions, ViTOptions):
+class JudgeOptions(TextOptions, ImageOptions):
     """What the model is made of; `config.model` of a recipe.
 
     Attributes:
@@ -85,9 +85,8 @@ class XVlmJudge(nnx.Module):
             self.head = Head(width, classes, rngs=rngs)
         else:
             self.head = Dense((width, classes), ("embed", None), init, bias=(classes,), rngs=rngs)
-        joint = (options.projection,)
-        self.image_head = None
         if options.projection:
+            joint = (options.projection,)
             self.image_head = Dense((options.encoder_width, *joint), ("embed", None), init, bias=joint, rngs=rngs)
 
     def encode(self, image_IHWC, *, key=None) -> jax.Array:
