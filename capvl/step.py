@@ -156,8 +156,8 @@ class TrainStep:
         norm = optax.global_norm(grads)
         ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & ~self._is_spike(state, norm)
 
-        updates, opt_state = self.transformation.update(grads, state.opt_state, trainable)
         multiplier = self.learning_rate(state.step)
+        updates, opt_state = self.transformation.update(grads, state.opt_state, trainable, multiplier=multiplier)
         updated = apply(trainable, updates, multiplier)
         decay = self.optimizer.ema
         ema = {k: decay * state.ema[k] + (1 - decay) * updated[k] for k in state.ema}
