@@ -228,7 +228,7 @@ def candidates(boxes_D4, size: Size, grid: Size, slots: int = 0) -> dict[str, np
     boxes = np.asarray(boxes_D4, np.float64).reshape(-1, 4)
     (height, width), count, slots = size, len(boxes), slots or len(boxes)
     # What was cut out of pixels comes back to them, whatever dividing by the size did to its last bits.
-    pixels = boxes * np.array([[width, height, width, height]]) + 1e-6
+    pixels = boxes * np.array([[width, height, width, height]]) + 1e-3
     x0, y0, x1, y1 = np.clip(pixels.astype(int), 0, np.array([[width, height, width, height]])).T
     up = [np.pad(bicubic(g, n).cumsum(axis=0), ((1, 0), (0, 0))) for g, n in zip(grid, size, strict=True)]
     area = (boxes[:, 2] - boxes[:, 0]) * width * (boxes[:, 3] - boxes[:, 1]) * height
@@ -294,7 +294,6 @@ def ground(
         longer than the model reads.
     """
     method = method_of(self.options, method)
-    matches = Ability.MATCHES in abilities(self.options)
     several = images if isinstance(images, list | tuple) else [images]
     texts = as_list(phrases)
     if not several or len(several) not in (1, len(texts)):
@@ -308,20 +307,13 @@ def ground(
     if boxes is not None:
         rows |= _given(boxes, geometries, self.options.token_grid, len(texts))
     how = dict(layer=layer, given=boxes is not None)
-    found = self.run(("ground", method, *how.values()), locator(self.options, method, **how), rows)
-    scores, heat = [None] * len(texts), found.get("heat")
-    if matches:
-        pairs = {"image": rows["image"], "text": rows["text"]}
-        number = layer_of_map(self.options, layer)
-        function = functools.partial(_match_and_heat, layer=number, grid=self.options.token_grid)
-        scores, heat = self.run(("heat", number), function, pairs)
+    found = self.run(("ground", method, *how.values()), _with_score(self.options, method, how), rows)
     groundings = []
     for i, phrase in enumerate(texts):
-        box = geometries[i // repeats].upright_boxes(found["box"][i])[0]
-        score = None if scores[i] is None else float(scores[i])
-        groundings.append(
-            Grounding(phrase, tuple(map(float, box)), score, None if heat is None else heat[i, 0], data[i // repeats])
-        )
+        own = i // repeats
+        box = tuple(map(float, geometries[own].upright_boxes(found["box"][i])[0]))
+        score, heat = (found[key][i, 0] if key in found else None for key in ("match", "heat"))
+        groundings.append(Grounding(phrase, box, None if score is None else float(score), heat, data[own]))
     single = isinstance(phrases, str) and not isinstance(images, list | tuple)
     return groundings[0] if single else groundings
 
@@ -350,6 +342,16 @@ def _given(boxes: Any, geometries: list, grid: Size, count: int) -> dict[str, np
     return {key: np.repeat(value[None], count, axis=0) for key, value in one.items()}
 
 
-def _match_and_heat(model, rows, *, layer: int, grid: Size) -> tuple[jax.Array, jax.Array]:
-    score = model.match(model.encode(rows["image"]), rows["text"][:, 0])
-    return score, heat_maps(model, rows["image"], rows["text"], layer=layer, grid=grid)
+def _with_score(options, method: str, how: dict[str, Any]) -> Function:
+    """What a method finds, and where there is a matching head its score, `match` (B, S), and the heat map."""
+    find = locator(options, method, **how)
+    if Ability.MATCHES not in abilities(options):
+        return find
+    map_of = functools.partial(heat_maps, layer=layer_of_map(options, how["layer"]), grid=options.token_grid)
+
+    def function(model, rows):
+        text_BSL, found = rows["text"], find(model, rows)
+        score_R = model.match(model.encode(rows["image"]), text_BSL.reshape(-1, text_BSL.shape[-1]))
+        return {"heat": map_of(model, rows["image"], text_BSL), **found, "match": score_R.reshape(text_BSL.shape[:2])}
+
+    return function
