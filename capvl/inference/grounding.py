@@ -3,8 +3,8 @@
 X-VLM (arXiv 2111.08276, sections 3.2 and 4.4): the cross-modal encoder's box head; or, where no box was trained, the
 cross-attention of one of its layers weighed by its gradient (Grad-CAM, 1610.02391, as ALBEF has it, 2107.07651).
 
-Letters: B images, S phrases of each, L tokens, D candidate boxes of an image, Y and X rows and columns of a map, N image
-tokens, H heads.
+Letters: B images, S phrases of each, L tokens, D candidate boxes of an image, Y and X rows and columns of a map, N
+image tokens, H heads, R rows of phrases.
 """
 
 import dataclasses
