@@ -24,8 +24,8 @@ def read(path: str) -> lookup.Names:
     for name, rows in values.items():
         if not isinstance(rows, list) or not rows or not all(_is_box(row) for row in rows):
             raise UserError(
-                f"The detections {path!r} of image {name!r} should be one or more [x, y, width, height] in pixels, with a "
-                "width and height above 0."
+                f"The detections {path!r} of image {name!r} should be one or more [x, y, width, height] in pixels, "
+                "with a width and height above 0."
             )
         boxes = np.array([row[:4] for row in rows], np.float64)
         found.add(name, boxes)

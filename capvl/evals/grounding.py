@@ -72,7 +72,7 @@ class Grounding:
         method = method_of(context.model, self.method)
         how = dict(layer=self.layer, cells=self.cells, given=bool(self.detections))
         find = compiled(context.blueprint, locator(context.model, method, **how))
-        name = self.name or context.data.parts()[-1][0]
+        name = self.name or list(context.data.kinds().values())[-1].parts()[0][0]
         file = context.path(self.detections)
         found = detections.read(file) if file else None
         parts = {split: self._asked(context, name, split, found, file) for split in self.split.split(",")}
@@ -187,7 +187,11 @@ class Asked:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         own = self.parts[number]
-        return {"image": self.source[self.rows[own[0]].image]["image"], "rows": own}
+        return {"image": self.image(self.rows[own[0]]), "rows": own}
+
+    def image(self, row: Row) -> bytes:
+        """The encoded image of a phrase."""
+        return self.source.read(row.image, ("image",))["image"]
 
     def transform(self, example: dict[str, Any], uniforms: Uniforms) -> dict[str, np.ndarray]:
         """image, text (S, L), row int32 (S,) of each (-1 where none is), size (2,) of the image, and with detections
@@ -269,7 +273,7 @@ def pictures(asked: Asked, box_N4: np.ndarray, heats: list[np.ndarray], title: s
     """The first SHOWN phrases, drawn."""
     drawn, captions = [], []
     for number, row in enumerate(asked.rows[:SHOWN]):
-        pixels = decode(asked.source[row.image]["image"])
+        pixels = decode(asked.image(row))
         heat = heats[number] if number < len(heats) else None
         drawn.append(picture(pixels, "", box_N4[number], true=row.boxes, heat=heat))
         captions.append(f"{row.phrase}: IoU {best_ious([row], box_N4[number : number + 1])[0]:.2f}")

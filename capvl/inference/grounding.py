@@ -155,7 +155,7 @@ def heat_maps(model, image_BRRC, text_BSL, *, layer: int, grid: Size) -> jax.Arr
     text_RL = text_BSL.reshape(-1, length)
     weights_RHLN, score = model.opened_match(model.encode(image_BRRC), text_RL, layer)
     gradient_RHLN = jax.grad(lambda weights: score(weights).sum())(weights_RHLN)
-    heat_RHLN = weights_RHLN * jnp.maximum(gradient_RHLN, 0.0) * real(text_RL)[:, None, :, None]
+    heat_RHLN = jnp.where(real(text_RL)[:, None, :, None], weights_RHLN * jnp.maximum(gradient_RHLN, 0.0), 0.0)
     return heat_RHLN.mean(axis=(1, 2))[:, 1:].reshape(batch, phrases, height, width)
 
 
@@ -193,22 +193,28 @@ def rectangles(rows: int, columns: int) -> np.ndarray:
 
 def best_rectangles(map_BYX) -> tuple[jax.Array, jax.Array]:
     """Of all rectangles of a map's places the one with the most in it: its sum over the root of its area, which is in
-    places. An exact search: an integral image, then all pairs of rows with all pairs of columns.
+    places. An exact search: an integral image, then all pairs of columns (P of them) with each pair of rows.
 
     Returns:
       Boxes (B, 4) in fractions and those values (B,).
     """
     rows, columns = map_BYX.shape[1:]
     (top, bottom), (left, right) = (np.triu_indices(count + 1, 1) for count in (rows, columns))
+    integral = jnp.pad(map_BYX.cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
+    across_BYP = integral[:, :, right] - integral[:, :, left]
+
+    def step(carry, pair):
+        best_B, value_B = carry
+        number, first, last, root_P = pair
+        value_BP = (across_BYP[:, last] - across_BYP[:, first]) / root_P[None]
+        found_B = number * len(left) + value_BP.argmax(axis=1)
+        better = value_BP.max(axis=1) > value_B
+        return (jnp.where(better, found_B, best_B), jnp.where(better, value_BP.max(axis=1), value_B)), None
+
     root = np.sqrt(np.outer(bottom - top, right - left)).astype(np.float32)
-
-    def search(map_YX):
-        integral = jnp.pad(map_YX.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-        across = integral[:, right] - integral[:, left]
-        value = ((across[bottom] - across[top]) / root).reshape(-1)
-        return value.argmax(), value.max()
-
-    best_B, value_B = jax.lax.map(search, map_BYX)
+    pairs = (jnp.arange(len(top)), top, bottom, root)
+    nothing = jnp.zeros(len(map_BYX), jnp.int32), jnp.full(len(map_BYX), -jnp.inf)
+    (best_B, value_B), _ = jax.lax.scan(step, nothing, jax.tree.map(jnp.asarray, pairs))
     return jnp.asarray(rectangles(rows, columns))[best_B], value_B
 
 
