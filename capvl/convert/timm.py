@@ -19,7 +19,7 @@ from capvl.nn.layers import ACTIVATIONS
 from capvl.weights import Weights
 
 
-def _vit(options: ViTOptions) -> list[Rule]:
+def vit(options: ViTOptions) -> list[Rule]:
     """Rules of an encoder of these options."""
     block, layer = "encoder/blocks/{i}", "blocks.{i}"
     table = [
@@ -134,7 +134,7 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
         theirs["patch_embed.proj.bias"] = np.zeros(width, np.float32)
     for i in range(depth):  # Without biases of queries, keys and values; zeros are the same.
         theirs.setdefault(f"blocks.{i}.attn.qkv.bias", np.zeros(3 * width, np.float32))
-    return options, rules.read(theirs, _vit(options), lambda _: heads, "timm ViT", _CLASSIFIER)
+    return options, rules.read(theirs, vit(options), lambda _: heads, "timm ViT", _CLASSIFIER)
 
 
 def _activation(name: Any) -> str:
@@ -219,7 +219,7 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
             "classifier": "head",
         },
     }
-    return rules.write(params, _vit(options), "timm ViT"), config
+    return rules.write(params, vit(options), "timm ViT"), config
 
 
 def read(source: Source) -> Weights:

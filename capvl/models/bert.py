@@ -128,9 +128,8 @@ class Bert(nnx.Module):
         kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
         self.blocks = stack(lambda r: BertBlock(size, r, **kind), size.depth, rngs)
         square = dict(init=init, bias=(width,), rngs=rngs)
-        self.pooler = None
-        if options.heads in ("pretraining", "pooler"):
-            self.pooler = Dense((width, width), ("embed", None), **square)
+        pooled = options.heads in ("pretraining", "pooler")
+        self.pooler = Dense((width, width), ("embed", None), **square) if pooled else None
         if options.heads not in ("pretraining", "words"):
             return
         self.transform = Dense((width, width), ("embed", None), **square)

@@ -74,13 +74,13 @@ class TextOptions:
             )
         self.bert_options()
 
-    def bert_options(self, **how) -> BertOptions:
-        """Options of the lower layers: a BERT."""
+    def bert_options(self, heads: str = "words", **how) -> BertOptions:
+        """Options of the lower layers: a BERT with these heads (`BertOptions`)."""
         size = sizes.parse_size(self.text)
         depth = size.depth - self.cross_layers
         text = f"w{size.width}d{depth}h{size.heads}m{size.mlp}"
         named = dict(pad=self.text_pad, first_position=self.first_position, dropout=self.dropout)
-        kind = dict(activation=self.text_activation, eps=self.text_eps, heads="words")
+        kind = dict(activation=self.text_activation, eps=self.text_eps, heads=heads)
         return BertOptions(text, self.vocab, self.text_positions, self.text_types, **named, **kind, **how)
 
     def text_flops(self) -> float:
@@ -143,6 +143,13 @@ class XVlmOptions(TextOptions, ViTOptions):
         size = sizes.parse_size(self.text)
         return fusion.fusion_flops(size, self.cross_layers, self.length, self.image_tokens(), self.encoder_width)
 
+    def region_flops(self) -> float:
+        """Forward matmul FLOPs of one region beside its image: the layers that run anew for it."""
+        if not self.local_layers:
+            return 0.0
+        size, _ = sizes.parse(self.encoder)
+        return self.local_layers * flops.layer(self.image_tokens(), size)
+
     def make(self, rngs: nnx.Rngs) -> "XVlm":
         """Builds the model."""
         return XVlm(self, rngs=rngs)
@@ -170,8 +177,9 @@ class XVlm(nnx.Module):
         self.local_layers = options.local_layers
         self.encoder = options.make_encoder(rngs)
         how = dict(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
-        self.text = FusionBert(options.bert_options(**how), options.cross_layers, options.encoder_width, rngs=rngs)
         joint, heads = (options.projection,), options.heads
+        bert = options.bert_options("words" if "mlm" in heads else "none", **how)
+        self.text = FusionBert(bert, options.cross_layers, options.encoder_width, rngs=rngs)
         if "itc" in heads:
             self.image_head = Dense((options.encoder_width, *joint), ("embed", None), init, bias=joint, rngs=rngs)
             self.text_head = Dense((text_width, *joint), ("embed", None), init, bias=joint, rngs=rngs)
