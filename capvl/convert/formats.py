@@ -43,11 +43,13 @@ FORMATS = (
     Format("big_vision", "", "big_vision"),
     # The first that fits a model writes it.
     Format("huggingface", "bert", "bert"),
+    Format("huggingface", "swin", "swin"),
     Format("huggingface", "git", "git"),
     Format("huggingface", "clip", "hugging_face"),
     Format("huggingface", "siglip", "siglip"),
     Format("huggingface", "vit", "vit", writes=False),
     Format("git", "", "git_official", writes=False),
+    Format("swin", "", "swin_original", writes=False),
     Format("open_clip", "", "open_clip", writes=False),
     Format("timm", "", "timm"),
     Format("stablehlo", "", "stablehlo", reads=False),
