@@ -18,7 +18,7 @@ from capvl.models.abilities import Ability
 from capvl.models.features import with_summary
 from capvl.models.fusion import FusionBert, FusionBlock, TwoImageBlock
 from capvl.models.two_towers import normalize
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.models.xvlm import Head, TextOptions, without_end
 from capvl.nn import weights
 from capvl.nn.layers import Dense
@@ -27,7 +27,7 @@ BLOCKS = {1: FusionBlock, 2: TwoImageBlock}
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeOptions(TextOptions, ViTOptions):
+class JudgeOptions(TextOptions, ImageOptions):
     """What the model is made of; `config.model` of a recipe.
 
     Attributes:
@@ -61,7 +61,7 @@ class JudgeOptions(TextOptions, ViTOptions):
     def judge_flops(self) -> float:
         """Forward matmul FLOPs of one text with its encoded images, the text encoder's left out."""
         size = sizes.parse_size(self.text)
-        rows, columns = self.token_grid
+        rows, columns = self.grid
         tokens = rows * columns + 1
         fused = fusion.fusion_flops(size, self.cross_layers, self.length, tokens, self.encoder_width)
         return self.images * fused + flops.dense(1, size.width, len(self.classes))
