@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from golden_xvlm import FEATURES, close, load
 
-from capvl.convert import xvlm
-from capvl.errors import UserError
+from capvl.convert import xvlm_official
+from capvl.models.features import with_summary
 
-PRETRAINED = ("pretrain_clip",)
+PRETRAINED = ("pretrain_clip", "pretrain_swin")
 
 
 @pytest.fixture(scope="module", params=PRETRAINED)
@@ -39,19 +39,71 @@ def test_a_pretrained_model_computes_the_same(case):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["vit_clip", "vit_deit"])
+@pytest.mark.parametrize("name", ["vit_clip", "vit_deit", "swin"])
 def test_image_encoders_compute_the_same(name):
     case = load(name)
-    close(case.compute(lambda model: model.encode(case.image())), case.out("full"), FEATURES)
+
+    def run(model):
+        return with_summary(model.encoder.levels(case.image())[-1]).tokens_BND
+
+    close(case.compute(run), case.out("full"), FEATURES)
+
+
+FILES = (
+    *("pretrain_clip", "pretrain_swin", "task_bbox", "task_retrieval", "task_gradcam"),
+    *("task_nlvr", "task_nlvr_pretrain", "task_vqa", "task_caption"),
+)
 
 
 @pytest.mark.golden
-def test_round_trips_are_exact(case):
-    """All arrays, those that are tied and the constants too, by their names, shapes and bits."""
+@pytest.mark.parametrize("name", FILES)
+def test_round_trips_are_exact(name):
+    """All arrays, those that are tied and the constants too, by their names, types, shapes and bits."""
+    case = load(name)
     options = dataclasses.replace(case.options, pixels="clip")
-    back = xvlm.write_official(options, case.params)
+    back = xvlm_official.form_of(case.theirs).write(options, case.params)
     theirs = case.theirs | case.buffers
     assert back.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert back[name].dtype == value.dtype
-        np.testing.assert_array_equal(back[name], value, err_msg=name)
+    for key, value in theirs.items():
+        assert back[key].dtype == value.dtype, key
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
+    size = case.config.get("image_res")
+    assert options.res == size and options.window == case.config.get("window_size", options.window)
+
+
+@pytest.mark.golden
+def test_a_model_of_boxes_computes_the_same():
+    case = load("task_bbox")
+    ids = case.ids("in.text_ids")
+    found = case.compute(lambda m: m.box_of(m.fuse(m.states(ids), ids, m.encode(case.image()))))
+    close(found, case.out("coord"), FEATURES)
+
+
+@pytest.mark.golden
+def test_nlvr2_computes_the_same():
+    """The first half of the images are the first of each text."""
+    case = load("task_nlvr")
+    ids = case.ids("in.text_ids")
+    image = case.image()
+    pairs = jnp.stack([image[: len(ids)], image[len(ids) :]], axis=1)
+    found = case.compute(lambda m: m.judge(pairs, ids[:, None])[:, 0])
+    close(found, case.out("logits"), FEATURES)
+
+
+@pytest.mark.golden
+def test_questions_and_captions_compute_the_same():
+    case = load("task_vqa")
+    ids = case.ids("in.q_ids")
+    close(
+        case.compute(lambda m: m.states(m.encode(case.image()), ids)),
+        case.out("question_states"),
+        FEATURES,
+    )
+    captions = load("task_caption")
+    ids, image = captions.ids("in.text_ids"), captions.image()
+
+    def logits(model):
+        text, tokens = model.text, model.encode(image)
+        return text.word_logits(text.fuse(text.states(ids, causal=True), ids, tokens, causal=True))
+
+    close(captions.compute(logits), captions.out("logits"), FEATURES)
