@@ -18,34 +18,47 @@ from capvl.terminal import say
 from capvl.weights import Weights
 
 
+def embeddings(ours: str, theirs: str) -> list[Rule]:
+    """What is read before the layers, whose names begin with a prefix each, ours and theirs."""
+    table = [Rule(n, (f"{kind}_embeddings.weight",)) for n, kind in _TABLES.items()]
+    return rules.under(ours, theirs, [*table, *rules.norm("norm", "LayerNorm")])
+
+
+_TABLES = {"tokens": "word", "positions": "position", "types": "token_type"}
+
+
+def layer(ours: str, theirs: str) -> list[Rule]:
+    """A layer of theirs as a block of ours, without cross-attention."""
+    return [
+        *rules.attention(
+            f"{ours}/attn",
+            *(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")),
+            f"{theirs}.attention.output.dense",
+        ),
+        *rules.norm(f"{ours}/norm1", f"{theirs}.attention.output.LayerNorm"),
+        *rules.dense(f"{ours}/mlp/up", f"{theirs}.intermediate.dense"),
+        *rules.dense(f"{ours}/mlp/down", f"{theirs}.output.dense"),
+        *rules.norm(f"{ours}/norm2", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def words(ours: str, theirs: str) -> list[Rule]:
+    """The masked-language-model head, whose output layer is the token table."""
+    return [
+        *rules.dense(f"{ours}transform", f"{theirs}transform.dense"),
+        *rules.norm(f"{ours}transform_norm", f"{theirs}transform.LayerNorm"),
+        Rule(f"{ours}word_bias", (f"{theirs}bias",)),
+    ]
+
+
 def _table(heads: str) -> list[Rule]:
     """Rules of a BERT with these heads (`BertOptions.heads`); only one for pre-training has the prefix."""
     prefix = "bert." if heads == "pretraining" else ""
-    layer = f"{prefix}encoder.layer.{{i}}"
-    table = [
-        Rule("tokens", (f"{prefix}embeddings.word_embeddings.weight",)),
-        Rule("positions", (f"{prefix}embeddings.position_embeddings.weight",)),
-        Rule("types", (f"{prefix}embeddings.token_type_embeddings.weight",)),
-        *rules.norm("norm", f"{prefix}embeddings.LayerNorm"),
-        *rules.attention(
-            "blocks/{i}/attn",
-            *(f"{layer}.attention.self.{part}" for part in ("query", "key", "value")),
-            f"{layer}.attention.output.dense",
-        ),
-        *rules.norm("blocks/{i}/norm1", f"{layer}.attention.output.LayerNorm"),
-        *rules.dense("blocks/{i}/mlp/up", f"{layer}.intermediate.dense"),
-        *rules.dense("blocks/{i}/mlp/down", f"{layer}.output.dense"),
-        *rules.norm("blocks/{i}/norm2", f"{layer}.output.LayerNorm"),
-    ]
+    table = [*embeddings("", f"{prefix}embeddings."), *layer("blocks/{i}", f"{prefix}encoder.layer.{{i}}")]
     if heads != "none":
         table += rules.dense("pooler", f"{prefix}pooler.dense")
     if heads == "pretraining":
-        table += [
-            *rules.dense("transform", "cls.predictions.transform.dense"),
-            *rules.norm("transform_norm", "cls.predictions.transform.LayerNorm"),
-            Rule("word_bias", ("cls.predictions.bias",)),
-            *rules.dense("next_sentence", "cls.seq_relationship"),
-        ]
+        table += [*words("", "cls.predictions."), *rules.dense("next_sentence", "cls.seq_relationship")]
     return table
 
 

@@ -50,6 +50,7 @@ FORMATS = (
     Format("huggingface", "vit", "vit", writes=False),
     Format("git", "", "git_official", writes=False),
     Format("swin", "", "swin_original", writes=False),
+    Format("xvlm", "", "xvlm"),
     Format("open_clip", "", "open_clip", writes=False),
     Format("timm", "", "timm"),
     Format("stablehlo", "", "stablehlo", reads=False),

@@ -13,6 +13,7 @@ from capvl.models.captioner import CaptionerOptions
 from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
 from capvl.models.two_towers import TwoTowersOptions
+from capvl.models.xvlm import XVlmOptions
 from capvl.weights import Weights
 
 Adapter = Callable[[Weights, Any, str], dict[str, np.ndarray]]
@@ -47,6 +48,7 @@ KINDS = {
     ),
     # Evaluated as a probe whose classifier nobody asks.
     "encoder": Kind(EncoderOptions, {"name": "probe"}, model={"probe_pool": "encoder"}),
+    "xvlm": Kind(XVlmOptions),
     "bert": Kind(BertOptions),
 }
 

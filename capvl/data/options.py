@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection
 
+from capvl.data.images import randaugment
 from capvl.data.images.decode import PILLOW
 from capvl.data.reading import sources
 from capvl.data.reading.patterns import expand
@@ -39,6 +40,8 @@ class DataOptions:
       crop_scale, crop_ratio: area and aspect ranges of random crops.
       interpolation: "fast", or Pillow's "bicubic" (CLIP, GIT, SigLIP) or "bilinear".
       flip: flip half of the images (captions that name sides become wrong).
+      randaugment: "photometric" (colours only), "all" (boxes follow what is moved) or "" (none), in training; see
+        `capvl.data.images.randaugment`.
       threads: batches that are made at once.
       workers: processes that make batches; 0 for threads of this one.
       prefetch: batches that are made ahead.
@@ -59,6 +62,7 @@ class DataOptions:
     crop_fraction: float = 1.0
     interpolation: str = "fast"
     flip: bool = False
+    randaugment: str = ""
     threads: int = 2
     workers: int = 0
     prefetch: int = 4
@@ -67,7 +71,8 @@ class DataOptions:
     window: int = 10_000
 
     def __post_init__(self):
-        for name, known in (("crop", CROPS), ("interpolation", ("fast", *PILLOW))):
+        known_values = {"crop": CROPS, "interpolation": ("fast", *PILLOW), "randaugment": randaugment.KINDS}
+        for name, known in known_values.items():
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"data.{name}={value!r} is unknown." + nearest(value, known))

@@ -16,8 +16,9 @@ class Ability(enum.StrEnum):
         [`vocab`, `length`, `text_positions`, `prompt(tokenizer, task, text)`].
       PARALLEL: `decoder.parallel`: all tokens at once from the image alone (Pa).
       CLIPS: images are clips of `options.frames` frames.
-      REGIONS: boxes given, features or scores of the regions that they hold.
-      BOXES: boxes found.
+      REGIONS: `regions(images, boxes, owners)`: boxes given, tokens of the regions that they hold.
+      MATCHES: `match(encode(images), tokens)`: a score of each pair that looks at both sides at once.
+      BOXES: `locate(encode(images), tokens)`: where texts are in images.
       CLASSIFIERS: the heads of a probe.
     """
 
@@ -27,6 +28,7 @@ class Ability(enum.StrEnum):
     PARALLEL = "parallel prediction (mode 'pa')"
     CLIPS = "clips"
     REGIONS = "regions"
+    MATCHES = "a matching head"
     BOXES = "boxes"
     CLASSIFIERS = "classifiers"
 

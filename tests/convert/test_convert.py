@@ -29,6 +29,7 @@ from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
+from capvl.models.xvlm import XVlmOptions
 from capvl.weights import Weights
 
 IMAGE = dict(encoder="w16d2h2m32/8", res=24, dtype="float32")
@@ -47,6 +48,11 @@ MODELS = {
     "git": GitOptions(
         **IMAGE, text="w16d2h2m32", vocab=30, start=1, length=8, text_positions=8, frames=2, embedding_eps=1e-12,
     ),
+    "xvlm": XVlmOptions(
+        **IMAGE, pool="cls", pre_norm=True, class_position=True, pixels="clip", activation="quick_gelu", eps=1e-5,
+        text="w16d2h2m32", cross_layers=1, vocab=30, length=8, text_positions=8, projection=20, local_layers=1,
+        reads_end=False,
+    ),
 }  # fmt: skip
 MODELS["untied git"] = dataclasses.replace(MODELS["git"], tied=False)
 
@@ -59,7 +65,7 @@ def random_params(options, seed=0):
 def weights_of(name):
     options = MODELS[name]
     params = random_params(options)
-    if name in ("clip", "git", "untied git"):  # CLIP has no place for these.
+    if name in ("clip", "git", "untied git", "xvlm"):  # CLIP has no place for these.
         params |= {"encoder/stem/bias": np.zeros(16, np.float32)}
     if name == "clip":
         params |= {"bias": np.zeros(1, np.float32)}
@@ -91,6 +97,7 @@ WAYS = [
     ("encoder", "timm"),
     ("map encoder", "timm"),
     ("class token", "timm"),
+    ("xvlm", "xvlm"),
 ]
 
 
@@ -106,7 +113,7 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
     again = folder.read_model(str(tmp_path / "again"))
     assert_same(again.params, weights.params)
     assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
-    if framework == "huggingface" and name in ("clip", "lit", "git", "untied git"):
+    if name in ("clip", "lit", "git", "untied git", "xvlm") and framework in ("huggingface", "xvlm"):
         assert again.options == weights.options
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from capvl.data.images import randaugment
 from capvl.data.images.buckets import Bucket, square
 from capvl.data.images.decode import (
     BadImageError,
@@ -15,7 +16,7 @@ from capvl.data.images.decode import (
     middle_square,
     resize,
 )
-from capvl.data.images.geometry import Box, Geometry, Size
+from capvl.data.images.geometry import Box, Geometry, Size, mirrored
 from capvl.data.randomness import Uniforms
 from capvl.errors import UserError
 
@@ -81,6 +82,7 @@ class Crop:
       frames: 0 for images; else frames of a clip, all cropped alike.
       train: frames are drawn, one of each part of the clip; else the middle of each part.
       bucket: kind "aspect" only: what images are padded to, by default the square of `max_side`.
+      randaugment: of `capvl.data.images.randaugment.KINDS`.
     """
 
     res: int
@@ -93,14 +95,15 @@ class Crop:
     frames: int = 0
     train: bool = False
     bucket: Bucket | None = None
+    randaugment: str = ""
 
     @classmethod
     def from_options(cls, data, *, res: int, train: bool, max_side: int = 0, frames: int = 0) -> "Crop":
         """From `config.data` (`capvl.data.options.DataOptions`)."""
         kind = data.crop if train or data.crop != "random" else "center"
         kind = "aspect" if max_side else kind
-        interpolation, fraction = data.interpolation, data.crop_fraction
-        return cls(res, kind, data.crop_scale, data.crop_ratio, interpolation, fraction, max_side, frames, train)
+        how = kind, data.crop_scale, data.crop_ratio, data.interpolation, data.crop_fraction, max_side, frames, train
+        return cls(res, *how, randaugment=data.randaugment if train else "")
 
     @classmethod
     def of_model(cls, data, model_options, *, train: bool) -> "Crop":
@@ -134,7 +137,7 @@ class Crop:
 
         Args:
           example: only its size is read here.
-          uniforms: of the box, where the kind is "random".
+          uniforms: of the box, where the kind is "random"; then of RandAugment.
           flip: whether it is to be mirrored.
           around: kind "random" only: a box that stays whole (`crop_around`); `scale` and `ratio` then say nothing.
 
@@ -144,7 +147,15 @@ class Crop:
         """
         if self.frames and len(example["frames"]) < self.frames:
             raise UserError(f"A clip has {len(example['frames'])} frames, and the model reads {self.frames}.")
-        size = image_size(example["frames"][0] if self.frames else example["image"])
+        geometry = self._placed(
+            image_size(example["frames"][0] if self.frames else example["image"]), uniforms, flip, around
+        )
+        if not self.randaugment:
+            return geometry
+        tones, warp = randaugment.draw(self.randaugment, geometry.resized, uniforms)
+        return dataclasses.replace(geometry, tones=tones, warp=warp)
+
+    def _placed(self, size: Size, uniforms: Uniforms, flip: bool, around: Box | None) -> Geometry:
         if self.kind == "aspect":
             padded = self.bucket or square(self.max_side)
             whole = fitted_size(size, self.res, padded)
@@ -226,7 +237,10 @@ class Crop:
             if geometry.whole is not None:
                 pixels = resize(pixels, *geometry.whole, self.interpolation)
             pixels = resize(pixels[geometry.cut(pixels.shape[:2])], *geometry.resized, self.interpolation)
-        pixels = pixels[:, ::-1] if flip else pixels
+        pixels, warp = (pixels[:, ::-1] if flip else pixels), geometry.warp
+        if warp is not None and geometry.flip and not flip:  # It is flipped later.
+            warp = mirrored(warp, geometry.resized[1])
+        pixels = randaugment.apply(pixels, geometry.tones, warp)
         if self.kind != "aspect":
             return pixels
         out, (height, width) = np.zeros((*geometry.padded, 4), np.uint8), geometry.resized

@@ -1,7 +1,8 @@
 """What happens to an image on its way to the model, said once: its pixels, boxes, points and words all follow.
 
-An image is made upright, a box of it is kept, perhaps mirrored, resized, and padded at the right and below. Boxes are
-(x0, y0, x1, y1) and points (x, y), in fractions of the upright image in an Example and of the model's image after it.
+An image is made upright, a box of it is kept, perhaps mirrored, resized, perhaps warped (RandAugment), and padded at
+the right and below. Boxes are (x0, y0, x1, y1) and points (x, y), in fractions of the upright image in an Example and
+of the model's image after it.
 """
 
 import dataclasses
@@ -11,6 +12,9 @@ import numpy as np
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
+Warp = tuple[float, float, float, float, float, float]
+"""(a, b, c, d, e, f) of the map (x, y) -> (a x + b y + c, d x + e y + f), in pixels whose first one has its middle at
+0.5."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 """The whole image."""
@@ -60,6 +64,8 @@ class Geometry:
       flip: whether it is mirrored, left to right; what is padded stays at the right.
       whole: (height, width) that the whole image is resized to before the box is cut out of it; None where the box is
         cut out first, at whole pixels.
+      warp: where the resized (and mirrored) image's pixels go, in an image of its size; None: they stay.
+      tones: operations that change colours only, with their strengths (`capvl.data.images.randaugment`).
     """
 
     upright: Size
@@ -68,6 +74,8 @@ class Geometry:
     padded: Size
     flip: bool = False
     whole: Size | None = None
+    warp: Warp | None = None
+    tones: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def cut_first(cls, upright: Size, box: Box, resized: Size, flip: bool = False) -> "Geometry":
@@ -121,8 +129,26 @@ class Geometry:
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         x0, y0, x1, y1 = self._cut_box()
         inside = np.clip(boxes, np.array([[x0, y0, x0, y0]]), np.array([[x1, y1, x1, y1]]))
-        there = _area(inside) > share * _area(boxes)
-        return np.where(there[:, None], self._moved(inside, *self._scale()), 0.0).astype(np.float32), there
+        moved, left = self._moved(inside, *self._scale()), np.ones(len(boxes))
+        if self.warp is not None:
+            moved, left = self._warped(moved)
+        there = _area(inside) * left > share * _area(boxes)
+        return np.where(there[:, None], moved, 0.0).astype(np.float32), there
+
+    def _warped(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes around the warped corners of boxes of the model's image, cut at the resized image, and the share of
+        each that is left (N,)."""
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+        warped = self._warp_points(corners, self.warp).reshape(-1, 4, 2)
+        hull = np.concatenate([warped.min(axis=1), warped.max(axis=1)], axis=1)
+        right, bottom = self.resized[1] / self.padded[1], self.resized[0] / self.padded[0]
+        cut = np.clip(hull, 0.0, np.array([[right, bottom, right, bottom]]))
+        return cut, _area(cut) / np.maximum(_area(hull), 1e-12)
+
+    def _warp_points(self, points: np.ndarray, warp: Warp) -> np.ndarray:
+        a, b, c, d, e, f = warp
+        sides = np.array([[self.padded[1], self.padded[0]]], np.float64)
+        return (points * sides @ np.array([[a, d], [b, e]]) + np.array([[c, f]])) / sides
 
     def points(self, points) -> tuple[np.ndarray, np.ndarray]:
         """Points (N, 2) of the upright image in the model's image: float32 (N, 2), and bool (N,): which are still
@@ -131,7 +157,12 @@ class Geometry:
         x0, y0, x1, y1 = self._cut_box()
         there = ((points >= np.array([[x0, y0]])) & (points <= np.array([[x1, y1]]))).all(axis=1)
         factor, shift = self._scale()
-        return np.where(there[:, None], points * factor + shift, 0.0).astype(np.float32), there
+        moved = points * factor + shift
+        if self.warp is not None:
+            moved = self._warp_points(moved, self.warp)
+            limit = np.array([[self.resized[1] / self.padded[1], self.resized[0] / self.padded[0]]])
+            there &= ((moved >= 0) & (moved <= limit)).all(axis=1)
+        return np.where(there[:, None], moved, 0.0).astype(np.float32), there
 
     def text(self, text: str | bytes) -> str | bytes:
         """A text about the image, of the model's image: see `swap_sides`."""
@@ -140,13 +171,38 @@ class Geometry:
     def upright_boxes(self, boxes) -> np.ndarray:
         """The way back: boxes (N, 4) of the model's image in the upright image, float32 (N, 4), cut at its edges."""
         factor, shift = self._scale()
-        back = self._moved(np.asarray(boxes, np.float64).reshape(-1, 4), 1 / factor, -shift / factor)
+        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+        if self.warp is not None:
+            corners = self._warp_points(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2), inverse(self.warp))
+            corners = corners.reshape(-1, 4, 2)
+            boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        back = self._moved(boxes, 1 / factor, -shift / factor)
         return np.clip(back, 0.0, 1.0).astype(np.float32)
 
     def _moved(self, boxes, factor, shift) -> np.ndarray:
         """Scaled and shifted boxes, the smaller x first again."""
         corners = np.concatenate([boxes[:, :2] * factor + shift, boxes[:, 2:] * factor + shift], axis=1)
         return corners[:, [2, 1, 0, 3]] if self.flip else corners
+
+
+def after(first: Warp, second: Warp) -> Warp:
+    """The second warp of what the first one gave."""
+    a, b, c, d, e, f = first
+    g, h, i, j, k, m = second
+    return g * a + h * d, g * b + h * e, g * c + h * f + i, j * a + k * d, j * b + k * e, j * c + k * f + m
+
+
+def inverse(warp: Warp) -> Warp:
+    """The way back."""
+    a, b, c, d, e, f = warp
+    size = a * e - b * d
+    return e / size, -b / size, (b * f - c * e) / size, -d / size, a / size, (c * d - a * f) / size
+
+
+def mirrored(warp: Warp, width: int) -> Warp:
+    """The warp that, done to a mirrored image, gives the mirror image of what the warp gives."""
+    mirror = (-1.0, 0.0, float(width), 0.0, 1.0, 0.0)
+    return after(after(mirror, warp), mirror)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

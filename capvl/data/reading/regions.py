@@ -1,10 +1,18 @@
-"""What regions an Example has: boxes with their phrases, classes, or both."""
+"""What regions an Example has: boxes with their phrases, classes and attributes, and where its captions name them."""
 
 import collections
 import dataclasses
+import re
 from typing import Any
 
 from capvl.data.reading.sources import as_text
+
+FEATURES = ("objects?", "boxes?", "phrases?", "attributes?")
+"""Features that `regions` reads, in the form of `Source`'s: those that a data set has. With "text" beside them, the
+captions' words of shards become characters."""
+
+Span = tuple[int, int, int]
+"""(caption, first character, end): what a caption has there names a region."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,37 +23,99 @@ class Region:
       box: (x0, y0, x1, y1) in fractions of the upright image.
       phrases: what it is called, by one phrase or several.
       label, category: its class, by number and by name; -1 and "" where it has none.
+      attributes: what it is like: "red", "striped".
+      spans: where the captions name it, in order; () where that isn't known. Characters of the caption as text.
     """
 
     box: tuple[float, float, float, float]
     phrases: tuple[str, ...] = ()
     label: int = -1
     category: str = ""
+    attributes: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 def regions(example: dict[str, Any]) -> list[Region]:
-    """The regions of an Example, in its order; [] where it has none.
+    """The regions of an Example, in its order; [] where it has none. Crowds are none.
 
     They stand in `objects`, with a phrase each (scenes) or a label (data sets of tfds), or in `boxes`, where phrases of
-    `phrases` belong to the boxes of their chain (`capvl.data.preparing.shards`). tfds gives boxes as (y0, x0, y1, x1);
-    here x comes first.
+    `phrases` and attributes of `attributes` belong to the boxes of their chain (`capvl.data.preparing.regional` and
+    `shards`). tfds gives boxes as (y0, x0, y1, x1); here x comes first.
     """
     rows = example.get("objects", example.get("boxes"))
     if rows is None:
         return []
-    said = collections.defaultdict(list)
-    if "objects" not in example:
-        named = example.get("phrases", {"chain": (), "phrase": ()})
-        for chain, phrase in zip(named["chain"], named["phrase"], strict=True):
-            said[as_text(chain)].append(as_text(phrase))
+    if "objects" in example:
+        return _objects(rows)
+    phrases, spans, attributes = _phrases(example), _spans(example), collections.defaultdict(list)
+    told = example.get("attributes", {"chain": (), "attribute": ()})
+    for chain, attribute in zip(told["chain"], told["attribute"], strict=True):
+        attributes[as_text(chain)].append(as_text(attribute))
+    found = []
+    for bbox, chain, *named in zip(rows["bbox"], _texts(rows, "chain"), *_classes(rows), strict=True):
+        found.append(Region(_box(bbox), _once(phrases[chain]), *named, _once(attributes[chain]), _once(spans[chain])))
+    return found
+
+
+def categories(source: Any) -> list[str]:
+    """Names of the classes that boxes of a prepared data set have, by label; [] where there is no closed list.
+
+    Args:
+      source: of `capvl.data.reading.sources.open_source`.
+    """
+    for name in ("boxes", "objects"):
+        rows = source.info.features.get(name)
+        label = getattr(rows, "feature", {}).get("label") if rows is not None else None
+        if getattr(label, "names", None):
+            return list(label.names)
+    return []
+
+
+def _objects(rows: dict[str, Any]) -> list[Region]:
     count = len(rows["bbox"])
-    phrases = [(as_text(p),) for p in rows["phrase"]] if "phrase" in rows else None
-    if phrases is None:
-        phrases = [tuple(dict.fromkeys(said[as_text(chain)])) for chain in rows.get("chain", [""] * count)]
-    labels = [int(label) for label in rows.get("label", [-1] * count)]
-    categories = [as_text(category) for category in rows.get("category", [""] * count)]
-    found = zip(rows["bbox"], phrases, labels, categories, strict=True)
-    return [Region(_box(bbox), *of) for bbox, *of in found]
+    phrases = [(as_text(p),) for p in rows["phrase"]] if "phrase" in rows else [()] * count
+    crowds = rows.get("is_crowd", [False] * count)
+    found = zip(rows["bbox"], phrases, *_classes(rows), crowds, strict=True)
+    return [Region(_box(bbox), *named) for bbox, *named, crowd in found if not crowd]
+
+
+def _classes(rows: dict[str, Any]) -> tuple[list[int], list[str]]:
+    return [int(label) for label in rows.get("label", [-1] * len(rows["bbox"]))], _texts(rows, "category")
+
+
+def _texts(rows: dict[str, Any], name: str) -> list[str]:
+    return [as_text(value) for value in rows.get(name, [""] * len(rows["bbox"]))]
+
+
+def _once(values: list) -> tuple:
+    return tuple(dict.fromkeys(values))
+
+
+def _phrases(example: dict[str, Any]) -> dict[str, list[str]]:
+    """chain -> its phrases."""
+    said = collections.defaultdict(list)
+    named = example.get("phrases", {"chain": (), "phrase": ()})
+    for chain, phrase in zip(named["chain"], named["phrase"], strict=True):
+        said[as_text(chain)].append(as_text(phrase))
+    return said
+
+
+def _spans(example: dict[str, Any]) -> dict[str, list[Span]]:
+    """chain -> where captions name it. Shards count words, as `str.split` has them."""
+    found = collections.defaultdict(list)
+    rows = example.get("phrases", {})
+    if "start" in rows:
+        for chain, sentence, *ends in zip(*(rows[k] for k in ("chain", "sentence", "start", "end")), strict=True):
+            if sentence >= 0:
+                found[as_text(chain)].append((int(sentence), *map(int, ends)))
+    elif "first_word" in rows and "text" in example:
+        words = [[m.span() for m in re.finditer(r"\S+", as_text(caption))] for caption in example["text"]]
+        keys = ("chain", "sentence", "first_word", "num_words")
+        for chain, sentence, first, count in zip(*(rows[k] for k in keys), strict=True):
+            if count and sentence < len(words) and first + count <= len(words[sentence]):
+                own = words[sentence]
+                found[as_text(chain)].append((int(sentence), own[first][0], own[first + count - 1][1]))
+    return found
 
 
 def _box(bbox) -> tuple[float, float, float, float]:

@@ -46,13 +46,36 @@ def lower(text: str) -> str:
     return text.lower()
 
 
+_XVLM_DROPPED = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~") | dict.fromkeys("-/", " "))
+
+
+def xvlm_question(text: str) -> str:
+    """A question as X-VLM's code (arXiv 2111.08276) cleans it: letters small, without the signs ,.'!?"()*#:;~ and with
+    blanks for - and /; blanks at the end are dropped, others stay as they are."""
+    return text.lower().translate(_XVLM_DROPPED).rstrip(" ")
+
+
+def xvlm_caption(text: str) -> str:
+    """A caption or phrase as X-VLM's code cleans it: as `xvlm_question`, with `person` for `<person>`, blanks single.
+
+    Nothing may be left of it: X-VLM leaves such a text out.
+    """
+    return re.sub(r"\s{2,}", " ", xvlm_question(text).replace("<person>", "person")).rstrip("\n").strip(" ")
+
+
+def first_words(text: str, most: int) -> str:
+    """A text of at most so many words, split at single blanks as X-VLM's code does it."""
+    words = text.split(" ")
+    return " ".join(words[:most]) if len(words) > most else text
+
+
 def unchanged(text: str) -> str:
     """The text as it is."""
     return text
 
 
-# By the key "clean" of tokenizer_config.json, which conversion writes: open_clip's names.
-CLEANERS = {"": unchanged, "lower": clean, "canonicalize": canonicalize}
+# By the key "clean" of tokenizer_config.json, which conversion writes: open_clip's names, and X-VLM's rule.
+CLEANERS = {"": unchanged, "lower": clean, "canonicalize": canonicalize, "xvlm": xvlm_caption}
 
 
 def settings(path: str | os.PathLike) -> dict[str, Any]:

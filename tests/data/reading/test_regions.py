@@ -38,12 +38,40 @@ def test_regions_of_prepared_sets(tmp_path):
     found = {record["key"]: regions(record) for record in (source.read(i, features) for i in range(3))}
     dogs, cats, none = (found[key] for key in sorted(found))
     assert [r.phrases for r in dogs] == [("red dog", "one dog")] * 2 + [()]
+    assert dogs[0].spans == ()  # Words are counted in captions, which were not asked for.
+    index = next(i for i in range(3) if source.read(i, features)["key"] == sorted(found)[0])
+    spans = [r.spans for r in regions(source.read(index, ("text", *features)))]
+    assert spans == [((0, 2, 9), (1, 0, 7))] * 2 + [()]
     np.testing.assert_allclose(dogs[0].box, (4 / 24, 3 / 20, 20 / 24, 15 / 20), rtol=1e-6)
     assert cats == [Region((0.0, 0.0, 1.0, 1.0), (), 17, "cat")]
     assert none == [] and dogs[0].label == -1
 
 
 def test_regions_of_tfds():
-    record = {"objects": {"bbox": np.array([[0.1, 0.2, 0.3, 0.4]]), "label": np.array([3]), "is_crowd": [False]}}
+    boxes = np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]])
+    record = {"objects": {"bbox": boxes, "label": np.array([3, 4]), "is_crowd": [False, True]}}
     assert regions(record) == [Region((0.2, 0.1, 0.4, 0.3), (), 3)]
     assert regions({"image": b""}) == []
+
+
+def test_regions_with_attributes_and_places_in_captions():
+    record = {
+        "boxes": {
+            "bbox": np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]),
+            "chain": [b"a", b"b"],
+            "label": np.array([3, -1]),
+            "category": [b"dog", b""],
+        },
+        "phrases": {
+            "phrase": [b"a dog", b"it", b"a dog", b"all"],
+            "chain": [b"a", b"a", b"a", b"b"],
+            "sentence": np.array([0, 0, 2, -1]),
+            "start": np.array([0, 10, 4, -1]),
+            "end": np.array([5, 12, 9, -1]),
+        },
+        "attributes": {"attribute": [b"red", b"old"], "chain": [b"a", b"a"]},
+    }
+    dog, other = regions(record)
+    spans = ((0, 0, 5), (0, 10, 12), (2, 4, 9))
+    assert dog == Region((0.2, 0.1, 0.4, 0.3), ("a dog", "it"), 3, "dog", ("red", "old"), spans)
+    assert other == Region((0.0, 0.0, 1.0, 1.0), ("all",))
