@@ -166,12 +166,12 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
 
 def check_text(options: TextOptions) -> None:
     """Raises UserError where a text model is not of a form that the official code has."""
-    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
+    form = _ROBERTA if options.text_pad else _BERT
+    check_form(options, form, "X-VLM", kind=options.encoder_kind.called)
 
 
 def check_image(options: Any) -> None:
     """Raises UserError where an image encoder is not of a form that the official code has."""
-    form = _CLIP if options.pre_norm else _DEIT
-    if isinstance(options.encoder_kind, SwinKind):
-        form = _SWIN
-    check_form(options, form | dict(pixels="clip"), "X-VLM")
+    kind, form = options.encoder_kind, _CLIP if options.pre_norm else _DEIT
+    form = _SWIN if isinstance(kind, SwinKind) else form
+    check_form(options, form | dict(pixels="clip"), "X-VLM", kind=kind.called)
