@@ -31,7 +31,7 @@ def load_parameters(
 
     Args:
       path: see `capvl.convert.folder.read_model`; several with + between them, the later ones adding what they have. A
-        converted BERT gives the decoder of a GIT, or the text tower of two towers.
+        converted BERT gives the decoder of a GIT, the text tower of two towers, or an X-VLM's texts' encoders.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
       tokenizer: path of the one that the model's texts go through; "" for any.

@@ -164,7 +164,8 @@ def test_the_file_of_the_official_code(tmp_path):
     with pytest.raises(UserError, match="is a pickle, which can run any code"):
         formats.read("xvlm", path, heads=2)
     again = formats.read("xvlm", path, heads=2, allow_pickle=True)
-    assert (again.options, again.crop, again.resize) == (weights.options, "squash", "hugging_face")
+    assert again.options == weights.options
+    assert (again.crop, again.interpolation, again.resize, again.clean) == ("squash", "bicubic", "hugging_face", "xvlm")
     assert again.params.keys() == weights.params.keys()
     for name, value in weights.params.items():
         np.testing.assert_array_equal(again.params[name], value, err_msg=name)
