@@ -1,5 +1,6 @@
 """Parameters to begin with: from a run, a converted folder or an .npz, positions resized where need be."""
 
+import math
 import os
 import re
 
@@ -16,6 +17,7 @@ from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize_grid
+from capvl.nn.relative_positions import resize_offsets
 from capvl.recipes import own_code
 from capvl.terminal import say
 from capvl.weights import Weights
@@ -65,7 +67,7 @@ def load_parameters(
 # What a tower does with its parameters, and no shape tells.
 _COMPUTED = {
     "encoder/": ("activation", "eps", "pixels"),
-    "text/": ("text_activation", "text_eps", "text_norm", "text_causal"),
+    "text/": ("text_activation", "text_eps", "text_norm", "text_causal", "first_position"),
     "decoder/": ("norm", "text_activation", "text_eps", "embedding_eps"),
 }
 
@@ -98,12 +100,24 @@ def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
     """Parameters by the names of the model that they are for; its encoder's positions resized."""
-    params = adapted(weights, model_options, path)
-    name = "encoder/positions"
-    if name in params and name in shapes and params[name].shape != shapes[name].shape:
-        first = int(getattr(weights.options, "class_position", False))
-        params = params | {name: resize_grid(params[name], shapes[name].shape[0], weights.resize, first)}
+    params = dict(adapted(weights, model_options, path))
+    for name in params.keys() & shapes.keys():
+        if params[name].shape == shapes[name].shape:
+            continue
+        if name == "encoder/positions":
+            first = int(getattr(weights.options, "class_position", False))
+            params[name] = resize_grid(params[name], shapes[name].shape[0], weights.resize, first)
+        elif re.fullmatch(r"encoder/stages/\d+/offsets", name):
+            params[name] = _resized_offsets(params[name], shapes[name].shape, name, path)
     return params
+
+
+def _resized_offsets(table_LOH: np.ndarray, shape: tuple[int, ...], name: str, path: str) -> np.ndarray:
+    """A Swin's tables for windows of another size; of other layers or heads they are left to `check_leaves`."""
+    old, new = ((math.isqrt(rows) + 1) // 2 for rows in (table_LOH.shape[1], shape[1]))
+    if min(old, new) < 2:
+        raise UserError(f"init_from: {name} of {path!r} is of windows of {old}, which can't become windows of {new}.")
+    return np.stack([resize_offsets(table_OH, (old,) * 2, (new,) * 2) for table_OH in table_LOH])
 
 
 def initial_state(recipe, step, mesh):

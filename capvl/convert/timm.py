@@ -14,12 +14,13 @@ from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.abilities import Ability, abilities
-from capvl.models.vit import PIXELS, ViTOptions
+from capvl.models.pixels import PIXELS
+from capvl.models.vision import ImageOptions
 from capvl.nn.layers import ACTIVATIONS
 from capvl.weights import Weights
 
 
-def vit(options: ViTOptions) -> list[Rule]:
+def vit(options: ImageOptions) -> list[Rule]:
     """Rules of an encoder of these options."""
     block, layer = "encoder/blocks/{i}", "blocks.{i}"
     table = [
@@ -117,7 +118,7 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
     depth = len({k.split(".")[1] for k in theirs if k.startswith("blocks.")})
     cls, registers = "cls_token" in theirs, len(theirs.get("reg_token", [()])[0])
     grid, prefix = _grid(theirs["pos_embed"].shape[1], cls, registers)
-    options = ViTOptions(
+    options = ImageOptions(
         encoder=f"w{width}d{depth}h{heads}m{theirs['blocks.0.mlp.fc1.weight'].shape[0]}/{patch}",
         res=grid * patch,
         pool=_pool(theirs, arguments.get("global_pool", config.get("global_pool"))),
@@ -175,7 +176,7 @@ def _pool(theirs: Mapping[str, np.ndarray], declared: str | None) -> str:
     return {"token": "cls", "avg": "mean", "map": "map"}[found]
 
 
-def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
+def write_timm(options: ImageOptions, params: Mapping[str, np.ndarray]):
     """(state dict, config.json) of the encoder as a timm VisionTransformer: `timm.create_model("local-dir:FOLDER")`.
 
     Raises:

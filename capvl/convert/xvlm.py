@@ -1,22 +1,17 @@
-"""X-VLM by the names of its official repository, in and out."""
+"""X-VLM by the names of its official repository, in and out: pre-trained, and fine-tuned with heads of pre-training."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from capvl.convert import files, rules, tokens, xvlm_names
-from capvl.convert.assembling import assemble
-from capvl.convert.files import Source, Target
+from capvl.convert import rules, xvlm_names
 from capvl.convert.hugging_face import CLIP_FORM, PLAIN_FORM, check_form
-from capvl.convert.pixels import Pixels
 from capvl.convert.rules import Rule
 from capvl.convert.xvlm_names import IMAGE
 from capvl.errors import UserError
 from capvl.models import sizes
-from capvl.models.xvlm import HEADS, XVlmOptions
-from capvl.weights import Weights
+from capvl.models.xvlm import HEADS, TextOptions, XVlmOptions
 
 TEXT = "text_encoder."
 _LOCAL_LAYERS = 4
@@ -151,7 +146,7 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
       UserError: the model is not of a form that the official code has.
     """
     check_image(options)
-    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
+    check_text(options)
     state = rules.write(xvlm_names.without_fixed(options, params), table(options), "X-VLM")
     words, roberta = "mlm" in options.heads, bool(options.text_pad)
     if words:
@@ -159,40 +154,11 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
     return state | xvlm_names.image_buffers(options) | xvlm_names.text_buffers(state)
 
 
+def check_text(options: TextOptions) -> None:
+    """Raises UserError where a text model is not of a form that the official code has."""
+    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
+
+
 def check_image(options: Any) -> None:
     """Raises UserError where an image encoder is not of a form that the official code has."""
     check_form(options, (_CLIP if options.pre_norm else _DEIT) | PLAIN_FORM | dict(pixels="clip"), "X-VLM")
-
-
-def read(source: Source) -> Weights:
-    """An X-VLM with the pixels that it was released with, and a tokenizer where there is one beside it."""
-    heads = {part: source.config.get(f"{part}_heads", source.heads) for part in ("image", "text")}
-    options, params = read_official(source.arrays, image_heads=heads["image"], text_heads=heads["text"])
-    return assemble(
-        source,
-        options,
-        params,
-        resize="hugging_face",
-        pixels=Pixels(options.pixels, "squash", interpolation="bicubic"),
-        tokenizer=tokens.find(source.path),
-    )
-
-
-def write(weights: Weights, target: Target) -> None:
-    """Writes a folder with model.safetensors by the official names and config.json, or for a name that ends with .th or
-    .pth the file that the official code loads.
-
-    Raises:
-      UserError: the model is not of a form that the official code has, or can't be written.
-    """
-    options = weights.options
-    if not isinstance(options, XVlmOptions):
-        raise UserError(f"The official X-VLM has no form of this model, which has {type(options).__name__}.")
-    state = write_official(options, weights.params)
-    if target.path.endswith((".th", ".pth")):
-        files.write_torch(target.path, {"model": state})
-        return
-    heads = {"image_heads": sizes.parse(options.encoder)[0].heads, "text_heads": sizes.parse_size(options.text).heads}
-    folder = files.write_model(target.path, state, {"model_type": "xvlm"} | heads)
-    if weights.tokenizer:
-        tokens.copy(weights.tokenizer, folder, pathlib.Path(weights.tokenizer).name, weights.clean)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from capvl.convert import bert, hugging_face, rules, timm
+from capvl.convert import roberta as _roberta
 from capvl.convert.rules import CONV, KV, ROW, Q, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
@@ -50,15 +51,16 @@ def cross_attention(ours: str, theirs: str) -> list[Rule]:
     return [*table, *rules.norm(f"{ours}/cross_norm", f"{theirs}.output.LayerNorm")]
 
 
-def fusion_layers(ours: str, theirs: str, layers: Iterable[int]) -> list[Rule]:
+def fusion_layers(ours: str, theirs: str, layers: Iterable[int], part: str = "") -> list[Rule]:
     """Layers of theirs with cross-attention as a stack of ours.
 
     Args:
       ours: name of the stack.
       theirs: prefix of their encoder, such as "text_encoder.bert.".
       layers: numbers of these layers.
+      part: what their names have in ours behind the layer, where a layer has several parts, such as "/first".
     """
-    block, layer = f"{ours}/{{i}}", f"{theirs}encoder.layer.{{i}}"
+    block, layer = f"{ours}/{{i}}{part}", f"{theirs}encoder.layer.{{i}}"
     table = [*bert.layer(block, layer), *cross_attention(block, f"{layer}.crossattention")]
     return rules.of_layers(table, tuple(layers))
 
@@ -87,13 +89,7 @@ def words(ours: str, theirs: str, roberta: bool) -> list[Rule]:
       theirs: prefix of the whole text model, such as "text_encoder.".
       roberta: whether it is a RoBERTa.
     """
-    if not roberta:
-        return bert.words(ours, f"{theirs}cls.predictions.")
-    return [
-        *rules.dense(f"{ours}transform", f"{theirs}lm_head.dense"),
-        *rules.norm(f"{ours}transform_norm", f"{theirs}lm_head.layer_norm"),
-        Rule(f"{ours}word_bias", (f"{theirs}lm_head.bias",)),
-    ]
+    return _roberta.words(ours, f"{theirs}lm_head.") if roberta else bert.words(ours, f"{theirs}cls.predictions.")
 
 
 def head(ours: str, theirs: str) -> list[Rule]:

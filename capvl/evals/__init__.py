@@ -30,6 +30,7 @@ EVALUATORS = {
     "grounding": "capvl.evals.grounding:Grounding",
     "compositionality": "capvl.evals.compositionality:Compositionality",
     "entailment": "capvl.evals.entailment:Entailment",
+    "judge": "capvl.evals.judge:Judged",
     "probe": "capvl.evals.probe:ProbeAccuracy",
     "linear_probe": "capvl.evals.linear_probe:LinearProbe",
     "hallucination": "capvl.evals.hallucination:Hallucination",

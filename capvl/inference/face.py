@@ -6,7 +6,7 @@
 Functions are compiled once for each power of two of rows (`capvl.inference.compiled`).
 """
 
-from capvl.inference import classifying, grounding, matching, retrieving, scoring, writing
+from capvl.inference import classifying, grounding, judging, matching, retrieving, scoring, writing
 from capvl.inference.loaded import Loaded
 
 
@@ -28,6 +28,7 @@ class LoadedModel(Loaded):
 
     score = scoring.score
     classify = classifying.classify
+    judge = judging.judge
 
     caption = writing.caption
     answer = writing.answer

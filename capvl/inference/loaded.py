@@ -52,10 +52,10 @@ class Loaded:
             raise UserError(f"The model {self.name!r} has no tokenizer; give one: capvl.load(…, tokenizer=PATH).")
         return tokenizers.load(self._tokenizer_path, self.options.reads_start)
 
-    def need(self, ability: Ability) -> None:
-        """Raises UserError where the model lacks an ability."""
-        if ability not in abilities(self.options):
-            raise UserError(f"The model {self.name!r} does not have {ability}, which this needs.")
+    def need(self, *any_of: Ability) -> None:
+        """Raises UserError where the model has none of some abilities."""
+        if not abilities(self.options) & set(any_of):
+            raise UserError(f"The model {self.name!r} does not have {' or '.join(any_of)}, which this needs.")
 
     def pixels(self, images: Images) -> np.ndarray:
         """Images as the model sees them: (N, R, R, 3) uint8.

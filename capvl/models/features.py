@@ -2,8 +2,8 @@
 
 A ViT has one level; hierarchical encoders (Swin, feature pyramids) have several, whose strides double.
 
-Letters: B images, H and W pixels, N tokens, P places of a grid row by row, R boxes of an image, D width; Q groups of
-G images each, and S regions of a group.
+Letters: B images, H and W pixels, N tokens, P places of a grid row by row, R boxes of an image, D width. Regions that
+are the rows of a batch: Q groups of S images, R rows of a group or, where no Q is before it, of all.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from capvl.parallel.rules import constrain
 
 # By how much of a place a box may miss a border for the rounding of its fractions alone.
 _ROUNDING = 1e-4
@@ -97,13 +99,12 @@ def pool_regions(tokens_BND, inside_BRN) -> jax.Array:
 
 
 class Regions(NamedTuple):
-    """Images, and regions of them that are encoded as X-VLM has them (arXiv 2111.08276, section 3.1).
+    """Images, and regions of them as rows of a batch.
 
     Attributes:
-      whole: the images' level, whose prefix is a summary ([CLS]).
-      tokens_RND: of each of the Q S regions, one group after another: its summary, then a token of each place of its
-        whole image.
-      inside_RN: which of them are the region's, bool; True for the summary.
+      whole: the images, with one token before their places (`with_summary`).
+      tokens_RND: of each region, as many as its image has: the first is of the region, what is outside is to be hidden.
+      inside_RN: which of them are of the region, bool; the first always.
     """
 
     whole: Level
@@ -112,62 +113,62 @@ class Regions(NamedTuple):
 
 
 def with_summary(level: Level) -> Level:
-    """The level with a summary of the image as its prefix: the class token, or where it has none the mean of the
-    tokens that aren't padding."""
+    """The level with one token before its places: its class token or, where it has none, the mean of its tokens."""
     if level.prefix:
         return level
-    mean = mean_of_tokens(level)[:, None]
-    valid = level.valid_BN
-    if valid is not None:
-        valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-    tokens = jnp.concatenate([mean, level.tokens_BND], axis=1)
-    return dataclasses.replace(level, tokens_BND=tokens, prefix=1, valid_BN=valid)
+    valid_BN = level.valid_BN
+    if valid_BN is None:
+        mean_B1D = level.tokens_BND.mean(axis=1, keepdims=True)
+    else:
+        mean_B1D = pool_regions(level.tokens_BND, valid_BN[:, None])
+        valid_BN = jnp.pad(valid_BN, ((0, 0), (1, 0)), constant_values=True)
+    tokens_BND = jnp.concatenate([mean_B1D, level.tokens_BND], axis=1)
+    return dataclasses.replace(level, tokens_BND=tokens_BND, prefix=1, valid_BN=valid_BN)
 
 
-def mean_of_tokens(level: Level) -> jax.Array:
-    """Mean (B, D) of the tokens of places that aren't padding, summed in float32."""
-    places = level.tokens_BND[:, level.prefix :]
-    inside = jnp.ones(places.shape[:2], bool) if level.valid_BN is None else level.valid_BN[:, level.prefix :]
-    return pool_regions(places, inside[:, None])[:, 0]
+def rows_of(x_B, owner_QR) -> jax.Array:
+    """What belongs to the image of each row: (B, …) -> (Q R, …).
 
-
-def of_owners(rows_B, owner_QS) -> jax.Array:
-    """Rows (B, …) of images for the regions of them, (Q S, …): a product with ones and zeros, which is exact, divides
-    over devices by groups, and is as fast backward.
+    By a matmul with ones and zeros within each group: nothing moves between devices where each has whole groups.
 
     Args:
-      rows_B: float rows; images of a group stand together.
-      owner_QS: int32 number of each region's image in its group, 0 to B / Q - 1.
+      x_B: of Q groups of B / Q images, one after the other; floating point.
+      owner_QR: the image of each row, by its place in the group, int32.
     """
-    groups, regions = owner_QS.shape
-    per_group = len(rows_B) // groups
-    chosen_QSG = jax.nn.one_hot(owner_QS, per_group, dtype=rows_B.dtype)
-    flat_QGX = rows_B.reshape(groups, per_group, -1)
-    return jnp.einsum("qsg,qgx->qsx", chosen_QSG, flat_QGX).reshape(groups * regions, *rows_B.shape[1:])
+    groups, rows = owner_QR.shape
+    grouped = constrain(x_B.reshape(groups, -1, *x_B.shape[1:]), "groups", *(None,) * x_B.ndim)
+    chosen_QRS = jax.nn.one_hot(owner_QR, grouped.shape[1], dtype=x_B.dtype)
+    # Exact: all but one of what is added is 0.
+    of_rows = jnp.einsum("qrs,qs...->qr...", chosen_QRS, grouped, precision="highest")
+    return constrain(of_rows.reshape(groups * rows, *x_B.shape[1:]), "batch", *(None,) * (x_B.ndim - 1))
 
 
-def pooled_regions(level: Level, box_QS4, owner_QS) -> Regions:
-    """Regions whose tokens are their image's and whose summary is the mean of those inside (X-VLM on Swin).
+def inside_of_rows(level: Level, box_QR4, owner_QR) -> jax.Array:
+    """Which tokens behind the prefix lie in the box of each row, bool (Q R, P); see `places_in_boxes`."""
+    inside_RP = places_in_boxes(box_QR4, level.grid).reshape(-1, level.grid[0] * level.grid[1])
+    if level.place_BP is not None:
+        place_RP = rows_of(level.place_BP.astype(jnp.float32), owner_QR).astype(jnp.int32)
+        inside_RP = jnp.take_along_axis(inside_RP, place_RP, axis=1)
+    if level.valid_BN is not None:
+        inside_RP &= rows_of(level.valid_BN[:, level.prefix :].astype(jnp.float32), owner_QR) > 0.5
+    return inside_RP
+
+
+def regions_of(level: Level, box_QR4, owner_QR, tokens_RND=None) -> Regions:
+    """Regions of encoded images: see `capvl.models.vit.ViT.regions`.
 
     Args:
       level: of the images.
-      box_QS4: boxes of the regions (`Level.in_boxes`).
-      owner_QS: whose they are (`of_owners`).
+      box_QR4, owner_QR: rows of each group.
+      tokens_RND: of the rows, where they were encoded by themselves; else they are those of their images. Without a
+        prefix, or where they are the images', the mean of those inside goes before them.
     """
-    whole = with_summary(level)
-    inside_RN = inside_of(whole, box_QS4, owner_QS)
-    tokens_RND = of_owners(whole.tokens_BND, owner_QS)
-    summary_R1D = pool_regions(tokens_RND[:, 1:], inside_RN[:, None, 1:])
-    return Regions(whole, jnp.concatenate([summary_R1D, tokens_RND[:, 1:]], axis=1), inside_RN)
-
-
-def inside_of(whole: Level, box_QS4, owner_QS) -> jax.Array:
-    """Which tokens of its image each region has, bool (Q S, N): the prefix always, none of the padding."""
-    inside_RP = places_in_boxes(box_QS4.reshape(-1, 1, 4), whole.grid)[:, 0]
-    if whole.place_BP is not None:
-        place_RP = of_owners(whole.place_BP.astype(jnp.float32), owner_QS).astype(jnp.int32)
-        inside_RP = jnp.take_along_axis(inside_RP, place_RP, axis=1)
-    inside_RN = jnp.pad(inside_RP, ((0, 0), (whole.prefix, 0)), constant_values=True)
-    if whole.valid_BN is None:
-        return inside_RN
-    return inside_RN & (of_owners(whole.valid_BN.astype(jnp.float32), owner_QS) > 0)
+    inside_RP = inside_of_rows(level, box_QR4, owner_QR)
+    if tokens_RND is None:
+        tokens_RND, prefix = rows_of(level.tokens_BND[:, level.prefix :], owner_QR), 0
+    else:
+        prefix = level.prefix
+    if not prefix:
+        tokens_RND = jnp.concatenate([pool_regions(tokens_RND, inside_RP[:, None]), tokens_RND], axis=1)
+    inside_RN = jnp.pad(inside_RP, ((0, 0), (1, 0)), constant_values=True)
+    return Regions(with_summary(level), tokens_RND, inside_RN)

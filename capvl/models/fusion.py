@@ -72,22 +72,51 @@ class FusionBlock(BertBlock):
         return self.cross_norm(x_BLD + drop(self.cross_attn.out(mixed_BLHK), self.dropout, key))
 
 
+class TwoImageBlock(nnx.Module):
+    """Two layers for texts about two images: the first looks at one image, the second at the other (X-VLM for NLVR2).
+
+    Keys and values of both are one projection's, as the official weights tie them.
+    """
+
+    def __init__(self, size: Size, image_width: int, rngs: nnx.Rngs, **kind):
+        self.first, self.second = (FusionBlock(size, image_width, rngs, **kind) for _ in range(2))
+        self.second.cross_kv = self.first.cross_kv
+
+    def __call__(self, x_BLD, images, *, mask=None, image_mask=None, causal: bool = False, key=None) -> jax.Array:
+        """As `FusionBlock`, with a pair of image tokens, and of masks of them where these aren't None."""
+        masks, keys = image_mask or (None, None), split_key(key, 2)
+        for block, image_BNC, seen, own_key in zip((self.first, self.second), images, masks, keys, strict=True):
+            x_BLD = block(x_BLD, image_BNC, mask=mask, image_mask=seen, causal=causal, key=own_key)
+        return x_BLD
+
+
 class FusionBert(Bert):
     """A BERT of the lower layers, and the upper ones, which look at images."""
 
-    def __init__(self, options: BertOptions, cross_layers: int, image_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        options: BertOptions,
+        cross_layers: int,
+        image_width: int,
+        block: type = FusionBlock,
+        *,
+        lower: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         """Makes it.
 
         Args:
           options: of the lower layers.
           cross_layers: how many there are above them.
           image_width: C.
+          block: the class of these; with `TwoImageBlock` each of them is two, and `fuse` takes pairs of images.
+          lower: number of lower layers where it isn't that of `options`; 0 for none.
           rngs: of the weights.
         """
-        super().__init__(options, rngs=rngs)
+        super().__init__(options, depth=lower, rngs=rngs)
         size = parse_size(options.text)
         kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
-        self.cross = stack(lambda r: FusionBlock(size, image_width, r, **kind), cross_layers, rngs)
+        self.cross = stack(lambda r: block(size, image_width, r, **kind), cross_layers, rngs)
         self.cross_layers = cross_layers
 
     def states(self, text_BL, *, causal: bool = False, key=None) -> jax.Array:
@@ -102,14 +131,14 @@ class FusionBert(Bert):
         Args:
           states_BLD: of `states`.
           text_BL: their tokens; padding is not seen.
-          image_BNC: image tokens; of B / g rows, where g consecutive texts look at one image.
-          image_mask_BN: which of them are seen, of as many rows; None for all.
+          image_BNC: image tokens; of B / g rows, where g consecutive texts look at one image. A pair of them with
+            `TwoImageBlock`.
+          image_mask_BN: which of them are seen, of as many rows (or a pair); None for all.
           causal: a position sees only itself and those before it.
           key: means training.
         """
-        mask, image_mask = real(text_BL)[:, None, None], None
-        if image_mask_BN is not None:
-            image_mask = jnp.repeat(image_mask_BN, len(text_BL) // len(image_mask_BN), axis=0)[:, None, None]
+        mask = real(text_BL)[:, None, None]
+        image_mask = jax.tree.map(lambda m: jnp.repeat(m, len(text_BL) // len(m), axis=0)[:, None, None], image_mask_BN)
 
         def body(block, h, key):
             return block(h, image_BNC, mask=mask, image_mask=image_mask, causal=causal, key=key)

@@ -21,7 +21,7 @@ from capvl.models.bert import BertOptions
 from capvl.models.features import Level, Regions, with_summary
 from capvl.models.fusion import FusionBert
 from capvl.models.two_towers import normalize
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.nn import weights
 from capvl.nn.boxes import corners
 from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm
@@ -95,7 +95,7 @@ class TextOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class XVlmOptions(TextOptions, ViTOptions):
+class XVlmOptions(TextOptions, ImageOptions):
     """What an X-VLM is made of; `config.model` of a recipe.
 
     Attributes:
@@ -125,7 +125,11 @@ class XVlmOptions(TextOptions, ViTOptions):
             )
         if self.patch_dropout:
             raise UserError("model.patch_dropout would drop patches that regions are made of; it must be 0 here.")
-        self.check_local_layers(self.local_layers)
+        if not 0 <= self.local_layers < self.encoder_size.depth or (self.local_layers and self.pool != "cls"):
+            raise UserError(
+                f"model.local_layers={self.local_layers} should be fewer than the encoder's {self.encoder_size.depth} "
+                "layers, and needs a ViT with model.pool='cls'."
+            )
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -135,7 +139,7 @@ class XVlmOptions(TextOptions, ViTOptions):
 
     def image_tokens(self) -> int:
         """Tokens of an image that texts look at: a summary, and one a place."""
-        rows, columns = self.token_grid
+        rows, columns = self.grid
         return rows * columns + 1
 
     def fusion_flops(self) -> float:
@@ -147,8 +151,7 @@ class XVlmOptions(TextOptions, ViTOptions):
         """Forward matmul FLOPs of one region beside its image: the layers that run anew for it."""
         if not self.local_layers:
             return 0.0
-        size, _ = sizes.parse(self.encoder)
-        return self.local_layers * flops.layer(self.image_tokens(), size)
+        return self.local_layers * flops.layer(self.image_tokens(), self.encoder_size)
 
     def make(self, rngs: nnx.Rngs) -> "XVlm":
         """Builds the model."""
@@ -222,10 +225,7 @@ class XVlm(nnx.Module):
 
     def read(self, text_BL) -> jax.Array:
         """The tokens that the model reads of texts, which end with their end: without it, if `reads_end` is False."""
-        if self.reads_end:
-            return text_BL
-        place_1L = jnp.arange(text_BL.shape[1], dtype=jnp.int32)[None]
-        return jnp.where(place_1L < lengths(text_BL)[:, None] - 1, text_BL, 0)
+        return text_BL if self.reads_end else without_end(text_BL)
 
     def states(self, text_BL, *, key=None) -> jax.Array:
         """Texts by themselves, (B, L, D)."""
@@ -267,6 +267,12 @@ class XVlm(nnx.Module):
     def temperature(self) -> jax.Array:
         """The learned temperature, a float32 scalar; its gradient ends where it would leave its range."""
         return _clamp(self.temp[...].astype(jnp.float32)[0])
+
+
+def without_end(text_BL) -> jax.Array:
+    """Texts, which end with their end, without it."""
+    place_1L = jnp.arange(text_BL.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(place_1L < lengths(text_BL)[:, None] - 1, text_BL, 0)
 
 
 @jax.custom_vjp

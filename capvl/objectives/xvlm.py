@@ -25,7 +25,7 @@ from capvl.losses.contrastive import CHUNK, softmax_loss
 from capvl.losses.negatives import Negatives, hard_negatives, take_rows
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models import flops, sizes, xvlm
-from capvl.models.features import of_owners
+from capvl.models.features import rows_of
 from capvl.models.xvlm import XVlmOptions
 from capvl.nn.boxes import centres
 from capvl.objectives import Kind
@@ -248,9 +248,9 @@ class XVlm:
         else:
             found = model.regions(rows["image"], rows["box"], rows["owner"], key=keys[0])
             tokens_RNC, inside_RN = found.tokens_RND, found.inside_RN
-            whole_RNC = of_owners(found.whole.tokens_BND, rows["owner"])
+            whole_RNC = rows_of(found.whole.tokens_BND, rows["owner"])
         count = there_R.sum().astype(jnp.float32)
-        metrics = {"cut": (rows["cut"] & there_R).sum() / jnp.maximum(count, 1.0)}
+        metrics = {"cut": (rows["cut"] & there_R).sum().astype(jnp.float32) / jnp.maximum(count, 1.0)}
         if kind == "regions":
             metrics |= {"filled": there_R.astype(jnp.float32).mean(), "left": rows["left"]}
         both = jnp.concatenate([rows["text"], rows["masked"]]) if self.mlm else rows["text"]
@@ -319,7 +319,7 @@ class XVlm:
         labels = jnp.maximum(rows["words"], 0)
         output = model.text.output_layer()
         loss, _, right = vocabulary_loss(hidden_RMD, labels, weights_RM, *output, 0.0, self.chunk, True)
-        return {"mlm": loss, "mlm_right": (right * weights_RM).sum()}
+        return {"mlm": loss, "mlm_right": (right.astype(jnp.float32) * weights_RM).sum()}
 
     def flops(self, model_options: XVlmOptions) -> float:
         """Matmul FLOPs of training on one pair and its share of regions; similarities left out."""

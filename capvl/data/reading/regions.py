@@ -34,6 +34,11 @@ class Region:
     attributes: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called: its phrases, else its class."""
+        return self.phrases or ((self.category,) if self.category else ())
+
 
 def regions(example: dict[str, Any]) -> list[Region]:
     """The regions of an Example, in its order; [] where it has none. Crowds are none.
