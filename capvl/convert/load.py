@@ -1,6 +1,5 @@
 """Parameters to begin with: from a run, a converted folder or an .npz, positions resized where need be."""
 
-import math
 import os
 import re
 
@@ -17,7 +16,7 @@ from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize_grid
-from capvl.nn.relative_positions import resize_offsets
+from capvl.nn.relative_positions import resize_tables
 from capvl.recipes import own_code
 from capvl.terminal import say
 from capvl.weights import Weights
@@ -99,25 +98,18 @@ def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
 
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
-    """Parameters by the names of the model that they are for; its encoder's positions resized."""
-    params = dict(adapted(weights, model_options, path))
-    for name in params.keys() & shapes.keys():
-        if params[name].shape == shapes[name].shape:
+    """Parameters by the names of the model that they are for; its encoder's positions resized, absolute or relative."""
+    params = adapted(weights, model_options, path)
+    first = int(getattr(weights.options, "class_position", False))
+    resized = {}
+    for name, value in params.items():
+        if name not in shapes or value.shape == shapes[name].shape:
             continue
         if name == "encoder/positions":
-            first = int(getattr(weights.options, "class_position", False))
-            params[name] = resize_grid(params[name], shapes[name].shape[0], weights.resize, first)
+            resized[name] = resize_grid(value, shapes[name].shape[0], weights.resize, first)
         elif re.fullmatch(r"encoder/stages/\d+/offsets", name):
-            params[name] = _resized_offsets(params[name], shapes[name].shape, name, path)
-    return params
-
-
-def _resized_offsets(table_LOH: np.ndarray, shape: tuple[int, ...], name: str, path: str) -> np.ndarray:
-    """A Swin's tables for windows of another size; of other layers or heads they are left to `check_leaves`."""
-    old, new = ((math.isqrt(rows) + 1) // 2 for rows in (table_LOH.shape[1], shape[1]))
-    if min(old, new) < 2:
-        raise UserError(f"init_from: {name} of {path!r} is of windows of {old}, which can't become windows of {new}.")
-    return np.stack([resize_offsets(table_OH, (old,) * 2, (new,) * 2) for table_OH in table_LOH])
+            resized[name] = resize_tables(value, shapes[name].shape[1])
+    return params | resized
 
 
 def initial_state(recipe, step, mesh):

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules, xvlm_names
-from capvl.convert.hugging_face import CLIP_FORM, PLAIN_FORM, check_form
+from capvl.convert import rules, swin, xvlm_names
+from capvl.convert.hugging_face import CLIP_FORM, check_form
 from capvl.convert.rules import Rule
 from capvl.convert.xvlm_names import IMAGE
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.swin import SwinKind
 from capvl.models.xvlm import HEADS, TextOptions, XVlmOptions
 
 TEXT = "text_encoder."
@@ -19,6 +20,7 @@ _LOCAL_LAYERS = 4
 _HEADS = {"itm": "itm_head", "box": "bbox_head"}
 _TEMPERATURE = rules.Layout(rules.SCALAR.read, lambda ours: [ours[0]])
 _CLIP = CLIP_FORM | dict(activation="quick_gelu", eps=1e-5)
+_SWIN = dict(pool="mean", activation="gelu", eps=swin.EPS)
 _DEIT = CLIP_FORM | dict(pre_norm=False, activation="gelu", eps=1e-6)
 _BERT = dict(text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12)
 _ROBERTA = _BERT | dict(text_pad=1, first_position=2, text_eps=1e-5, text_types=1)
@@ -28,7 +30,8 @@ def image_options(theirs: Mapping[str, np.ndarray], heads: int = 0, prefix: str 
     """Options of the image encoder, from its shapes.
 
     Args:
-      theirs: state dict.
+      theirs: state dict, with its constants: a Swin's resolution is seen in its masks; without them it is that whose
+        last stage is one window, as of all released ones.
       heads: of a ViT's attention; 0 for width / 64, which the released models have.
       prefix: of its names.
 
@@ -44,6 +47,12 @@ def image_options(theirs: Mapping[str, np.ndarray], heads: int = 0, prefix: str 
             grid = round((theirs[prefix + positions].shape[-2] - 1) ** 0.5)
             size = xvlm_names.size(theirs, prefix + layers, mlp, heads)
             return form | dict(encoder=f"{size}/{patch}", res=grid * patch, pixels="clip", dtype="float32")
+    if prefix + swin.ORIGINAL.stem in theirs:
+        tower = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
+        side = xvlm_names.swin_side(tower, tower[swin.ORIGINAL.stem].shape[-1], "")
+        options, _ = swin.options_of(tower, swin.ORIGINAL, side, pixels="clip")
+        names = ("encoder", "res", "window", "activation", "eps", "pixels", "dtype")
+        return {name: getattr(options, name) for name in names}
     raise UserError(f"The weights have no image encoder under {prefix!r}, so they are not X-VLM's official ones.")
 
 
@@ -87,8 +96,8 @@ def is_roberta(theirs: Mapping[str, np.ndarray], prefix: str) -> bool:
 
 def heads_of(options: Any) -> Callable[[str], int]:
     """Number of heads of attention by our parameter's name."""
-    image, text = sizes.parse(options.encoder)[0].heads, sizes.parse_size(options.text).heads
-    return lambda name: image if name.startswith("encoder/") else text
+    image, text = xvlm_names.image_heads(options), sizes.parse_size(options.text).heads
+    return lambda name: image(name) if name.startswith("encoder/") else text
 
 
 def table(options: XVlmOptions) -> list[Rule]:
@@ -117,7 +126,7 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     Raises:
       UserError: it is another model.
     """
-    theirs = {k: v for k, v in theirs.items() if not k.endswith(xvlm_names.BUFFERS)}
+    image, theirs = image_options(theirs, image_heads), xvlm_names.without_buffers(theirs)
     text = text_options(theirs, text_heads)
     named = {"itc": "vision_proj.weight", **{ours: f"{name}.0.weight" for ours, name in _HEADS.items()}}
     has = {head for head, name in named.items() if name in theirs}
@@ -126,7 +135,6 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     if "itc" in has:
         options["projection"] = len(theirs["vision_proj.weight"])
     # Pre-training reads texts without their end, every fine-tuning with it.
-    image = image_options(theirs, image_heads)
     options = XVlmOptions(**image, **text, **options, reads_end=not words, local_layers=local_layers(image))
     if words:
         theirs = xvlm_names.untied(theirs, xvlm_names.ties(TEXT, bool(options.text_pad)))
@@ -136,6 +144,8 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
 
 def local_layers(image: Mapping[str, Any]) -> int:
     """`local_layers` of an image encoder with these options."""
+    if image.get("pool") != "cls":
+        return 0
     return min(_LOCAL_LAYERS, sizes.parse(image["encoder"])[0].depth - 1)
 
 
@@ -161,4 +171,7 @@ def check_text(options: TextOptions) -> None:
 
 def check_image(options: Any) -> None:
     """Raises UserError where an image encoder is not of a form that the official code has."""
-    check_form(options, (_CLIP if options.pre_norm else _DEIT) | PLAIN_FORM | dict(pixels="clip"), "X-VLM")
+    form = _CLIP if options.pre_norm else _DEIT
+    if isinstance(options.encoder_kind, SwinKind):
+        form = _SWIN
+    check_form(options, form | dict(pixels="clip"), "X-VLM")

@@ -26,7 +26,7 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     Raises:
       UserError: it is another model.
     """
-    theirs = {k: v for k, v in theirs.items() if not k.endswith(xvlm_names.BUFFERS)}
+    image, theirs = xvlm.image_options(theirs, image_heads), xvlm_names.without_buffers(theirs)
     text = xvlm.text_options(theirs, text_heads)
     size, doubled = sizes.parse_size(text["text"]), text["cross_layers"]
     if doubled % 2:
@@ -36,9 +36,7 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     head = "linear" if "ta_head.weight" in theirs else "mlp"
     classes = ASSIGNED if head == "linear" else _NLVR2
     projection = len(theirs["vision_proj.weight"]) if "vision_proj.weight" in theirs else 0
-    options = JudgeOptions(
-        **xvlm.image_options(theirs, image_heads), **text, images=2, classes=classes, head=head, projection=projection
-    )
+    options = JudgeOptions(**image, **text, images=2, classes=classes, head=head, projection=projection)
     theirs = xvlm_names.untied(theirs, _ties(options))
     params = rules.read(theirs, table(options), xvlm.heads_of(options), "X-VLM for NLVR2")
     return options, params | xvlm_names.fixed(options)

@@ -89,5 +89,5 @@ def write(weights: Weights, target: Target) -> None:
 
 def _config(options: Any) -> dict[str, Any]:
     """What the arrays don't tell."""
-    image, text = sizes.parse(options.encoder)[0], sizes.parse_size(options.text)
-    return {"model_type": "xvlm", "image_heads": image.heads, "text_heads": text.heads}
+    text = sizes.parse_size(options.text)
+    return {"model_type": "xvlm", "image_heads": options.encoder_size.heads, "text_heads": text.heads}

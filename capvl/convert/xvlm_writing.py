@@ -24,10 +24,10 @@ def read_captioner(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, te
     Raises:
       UserError: it is another model.
     """
-    theirs = _parameters(theirs)
+    image, theirs = xvlm.image_options(theirs, image_heads), xvlm_names.without_buffers(theirs)
     text = xvlm.text_options(theirs, text_heads, WORDS)
     start, _ = ends(text)
-    options = XVlmCaptionerOptions(**xvlm.image_options(theirs, image_heads), **text, start=start)
+    options = XVlmCaptionerOptions(**image, **text, start=start)
     theirs = xvlm_names.untied(theirs, xvlm_names.ties(WORDS, bool(options.text_pad)))
     params = rules.read(theirs, captioner_table(options), xvlm.heads_of(options), "X-VLM")
     return options, params | xvlm_names.fixed(options)
@@ -57,7 +57,7 @@ def read_answers(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, text
     Raises:
       UserError: it is another model.
     """
-    theirs = _parameters(theirs)
+    image, theirs = xvlm.image_options(theirs, image_heads), xvlm_names.without_buffers(theirs)
     text = xvlm.text_options(theirs, text_heads)
     start, end = ends(text)
     named = dict(
@@ -65,7 +65,7 @@ def read_answers(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, text
         question_length=text["length"],
         answer_layers=xvlm_names.depth(theirs, f"{WORDS}bert.encoder.layer."),
     )
-    options = XVlmAnswersOptions(**xvlm.image_options(theirs, image_heads), **text | named, start=start, end=end)
+    options = XVlmAnswersOptions(**image, **text | named, start=start, end=end)
     theirs = xvlm_names.untied(theirs, xvlm_names.ties(WORDS, False))
     params = rules.read(theirs, answers_table(options), xvlm.heads_of(options), "X-VLM")
     return options, params | xvlm_names.fixed(options)
@@ -98,10 +98,6 @@ def write_official(options: Any, params: Mapping[str, np.ndarray]) -> dict[str, 
     state = rules.write(xvlm_names.without_fixed(options, params), table, "X-VLM")
     state |= {copy: state[original] for copy, original in xvlm_names.ties(WORDS, bool(options.text_pad)).items()}
     return state | xvlm_names.image_buffers(options) | xvlm_names.text_buffers(state)
-
-
-def _parameters(theirs: Mapping[str, np.ndarray]) -> Params:
-    return {k: v for k, v in theirs.items() if not k.endswith(xvlm_names.BUFFERS)}
 
 
 def captioner_of_xvlm(weights: Weights, options: XVlmCaptionerOptions, path: str) -> Params:

@@ -61,7 +61,7 @@ class JudgeOptions(TextOptions, ImageOptions):
     def judge_flops(self) -> float:
         """Forward matmul FLOPs of one text with its encoded images, the text encoder's left out."""
         size = sizes.parse_size(self.text)
-        rows, columns = self.token_grid
+        rows, columns = self.grid
         tokens = rows * columns + 1
         fused = fusion.fusion_flops(size, self.cross_layers, self.length, tokens, self.encoder_width)
         return self.images * fused + flops.dense(1, size.width, len(self.classes))

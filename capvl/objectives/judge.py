@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from capvl.data.examples import statements
 from capvl.data.examples.image_text import ImageText
 from capvl.errors import UserError
-from capvl.models.features import of_owners
+from capvl.models.features import rows_of
 from capvl.models.xvlm_judge import JudgeOptions, XVlmJudge
 from capvl.objectives import Mean
 from capvl.objectives.images import unit_range
@@ -206,7 +206,7 @@ def draw_pairs(logits_QGG, key) -> tuple[jax.Array, jax.Array]:
 
 def assignment_loss(model: XVlmJudge, tokens_BNC, text_BL, pairs_QG2, label_B, key=None):
     """Loss and metrics of texts with pairs of encoded images that were drawn (`draw_pairs`)."""
-    images = [of_owners(tokens_BNC, pairs_QG2[..., i]) for i in range(2)]
+    images = [rows_of(tokens_BNC, pairs_QG2[..., i]) for i in range(2)]
     logits_B1c = model.logits(images, text_BL[:, None], key=key)
     nll_B1, right_B1 = _scored(logits_B1c, label_B[:, None])
     own_B1 = (label_B < 2).astype(jnp.float32)[:, None]

@@ -8,9 +8,9 @@ import pytest
 from golden_xvlm import FEATURES, close, load
 
 from capvl.convert import xvlm
-from capvl.errors import UserError
+from capvl.models.features import with_summary
 
-PRETRAINED = ("pretrain_clip",)
+PRETRAINED = ("pretrain_clip", "pretrain_swin")
 
 
 @pytest.fixture(scope="module", params=PRETRAINED)
@@ -39,10 +39,14 @@ def test_a_pretrained_model_computes_the_same(case):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["vit_clip", "vit_deit"])
+@pytest.mark.parametrize("name", ["vit_clip", "vit_deit", "swin"])
 def test_image_encoders_compute_the_same(name):
     case = load(name)
-    close(case.compute(lambda model: model.encode(case.image())), case.out("full"), FEATURES)
+
+    def run(model):
+        return with_summary(model.encoder.levels(case.image())[-1]).tokens_BND
+
+    close(case.compute(run), case.out("full"), FEATURES)
 
 
 @pytest.mark.golden
