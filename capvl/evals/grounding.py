@@ -105,7 +105,7 @@ class Grounding:
             given = dict(zip(images, detections.of_images(found, file, names, what), strict=True))
         tokens = tokenize(context, [row.phrase for row in rows])
         crop = whole(Crop.of_model(context.data, context.model, train=False))
-        return Asked(what, source, rows, tokens, crop, context.model.token_grid, given)
+        return Asked(what, source, rows, tokens, crop, context.model.grid, given)
 
 
 class Row(NamedTuple):
