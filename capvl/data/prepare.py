@@ -5,8 +5,8 @@ python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --va
 python -m capvl.data.prepare tars --name=web --train='gs://…/{000..999}.parquet' --beam='--runner=…'
 python -m capvl.data.prepare tars --name=clips --train='…/*.tar' --frames=16
 python -m capvl.data.prepare annotated --name=coco --format=karpathy --all=dataset_coco.json --files=coco/
-python -m capvl.data.prepare regions --name=vg --format=visual_genome --train=image_data.json,objects.json --files=vg/ \\
-    --exclude=refs_unc.json,dataset_coco.json
+python -m capvl.data.prepare regions --name=vg --format=visual_genome --train=image_data.json,objects.json \\
+    --files=vg/ --exclude=refs_unc.json,dataset_coco.json
 python -m capvl.data.prepare look --data=vg --out=vg.html
 python -m capvl.data.prepare odvg --data=vg --out=vg.jsonl
 python -m capvl.data.prepare tfds --name=coco_captions
