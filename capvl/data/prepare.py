@@ -5,8 +5,8 @@ python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --va
 python -m capvl.data.prepare tars --name=web --train='gs://…/{000..999}.parquet' --beam='--runner=…'
 python -m capvl.data.prepare tars --name=clips --train='…/*.tar' --frames=16
 python -m capvl.data.prepare annotated --name=coco --format=karpathy --all=dataset_coco.json --files=coco/
-python -m capvl.data.prepare regions --name=vg --format=visual_genome --train=image_data.json,objects.json --files=vg/ \\
-    --exclude=refs_unc.json,dataset_coco.json
+python -m capvl.data.prepare regions --name=vg --format=visual_genome --train=image_data.json,objects.json \\
+    --files=vg/ --exclude=refs_unc.json,dataset_coco.json
 python -m capvl.data.prepare look --data=vg --out=vg.html
 python -m capvl.data.prepare odvg --data=vg --out=vg.jsonl
 python -m capvl.data.prepare tfds --name=coco_captions
@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
             sub.add_argument("--data", required=True, help="a prepared data set")
             sub.add_argument("--split", default="train")
             sub.add_argument("--out", required=True, help="of the page (a .png comes beside it), or of the lines")
+            if command == "odvg":
+                sub.add_argument("--images", default="", help="folder that the images are written to")
             if command == "look":
                 sub.add_argument("--count", type=int, default=24, help="pictures")
                 sub.add_argument("--seed", type=int, default=0, help="of which ones")
@@ -175,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "look":
         print(*look.look(args.data, args.split, args.count, args.out, data_dir, args.seed), sep="\n")
     elif args.command == "odvg":
-        counts = look.write_odvg(args.data, args.split, args.out, data_dir)
+        counts = look.write_odvg(args.data, args.split, args.out, data_dir, args.images)
         print(", ".join(f"{n} lines of {kind}" for kind, n in counts.items()))
     else:
         splits = {s: getattr(args, s) for s in ("train", "val", "test") if getattr(args, s)}
