@@ -125,8 +125,7 @@ def _filters(args: argparse.Namespace) -> filters.Filters:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m capvl.data.prepare", description="Prepare a data set for capvl.", allow_abbrev=False
     )
@@ -162,7 +161,12 @@ def main(argv: list[str] | None = None) -> None:
             _regions_arguments(sub)
         if command in ("tars", "annotated", "regions"):
             sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = _parser().parse_args(argv)
     data_dir = args.data_dir or sources.default_data_dir()
     if args.command == "scenes":
         print(making.scenes(args.config, data_dir))
@@ -170,8 +174,8 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "tfds":
         print(catalog.from_tfds(args.name, data_dir))
     elif args.command == "annotated":
-        splits = _files(args)
-        print_report(annotated.prepare(args.name, args.format, splits, args.files, data_dir, args.frames, args.workers))
+        how = data_dir, args.frames, args.workers
+        print_report(annotated.prepare(args.name, args.format, _files(args), args.files, *how))
     elif args.command == "regions":
         _regions(args, data_dir)
     elif args.command == "look":
