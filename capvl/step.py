@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
-from capvl.objectives import Mean, Objective
+from capvl.objectives import Mean, Objective, updates
 from capvl.optim.optimizer import OptimizerOptions, apply, make_optimizer, split_trainable
 from capvl.optim.schedules import ScheduleOptions, make_schedule
 from capvl.parallel import compiler
@@ -148,46 +148,59 @@ class TrainStep:
         )
 
     def __call__(self, state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update. Metrics are float32 scalars: the objective's, grad_norm, lr, skipped, skipped_in_row."""
+        """One step: an update, or one for each part of the batch that the objective wants (`Objective.updates`).
+
+        Metrics are float32 scalars: the objective's, grad_norm, lr, skipped, skipped_in_row. Of several updates,
+        grad_norm is the largest, and the losses are added.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = self.objective.prepare(batch, train=True)
+        multiplier = self.learning_rate(state.step)
+        new, metrics, ok = state, {}, jnp.ones((), bool)
+        for i, part in enumerate(updates(self.objective)):
+            rows, part_key = ({k: batch[k] for k in part}, jax.random.fold_in(key, i)) if part else (batch, key)
+            new, found, accepted = self._update(new, rows, part_key, multiplier)
+            metrics |= {k: _TOGETHER[k](metrics[k], v) if k in metrics else v for k, v in found.items()}
+            ok = ok & accepted
+        skip = 1 - ok.astype(jnp.int32)
+        counters = dict(skipped=state.skipped + skip, skipped_in_row=(state.skipped_in_row + 1) * skip)
+        new = new._replace(step=state.step + 1, **counters)
+        metrics |= {
+            "lr": self.optimizer.lr * multiplier,
+            "skipped": new.skipped.astype(jnp.float32),
+            "skipped_in_row": new.skipped_in_row.astype(jnp.float32),
+        }
+        return new, metrics
+
+    def _update(self, state: TrainState, batch, key, multiplier):
+        """(state after one update, counters as before; metrics; whether it was made)."""
         trainable = {k: v for k, v in state.params.items() if k in self.trainable}
         grads, metrics = self._gradients(trainable, state.params, batch, key)
         norm = optax.global_norm(grads)
         ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & ~self._is_spike(state, norm)
 
-        updates, opt_state = self.transformation.update(grads, state.opt_state, trainable)
-        multiplier = self.learning_rate(state.step)
-        updated = apply(trainable, updates, multiplier)
+        changes, opt_state = self.transformation.update(grads, state.opt_state, trainable, multiplier=multiplier)
+        updated = apply(trainable, changes, multiplier)
         decay = self.optimizer.ema
         ema = {k: decay * state.ema[k] + (1 - decay) * updated[k] for k in state.ema}
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
-        skip = 1 - ok.astype(jnp.int32)
-        state = TrainState(
-            step=state.step + 1,
+        state = state._replace(
             params=state.params | keep(updated, trainable),
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(ema, state.ema),
-            skipped=state.skipped + skip,
-            skipped_in_row=(state.skipped_in_row + 1) * skip,
             norm_mean=keep(NORM_MEMORY * state.norm_mean + (1 - NORM_MEMORY) * norm, state.norm_mean),
         )
-        metrics |= {
-            "grad_norm": norm,
-            "lr": self.optimizer.lr * multiplier,
-            "skipped": state.skipped.astype(jnp.float32),
-            "skipped_in_row": state.skipped_in_row.astype(jnp.float32),
-        }
-        return state, metrics
+        return state, metrics | {"grad_norm": norm}, ok
 
     def _is_spike(self, state: TrainState, norm) -> jax.Array:
         if not self.spike:
             return jnp.zeros((), bool)
         accepted = state.step - state.skipped
-        mean = state.norm_mean / (1 - NORM_MEMORY ** jnp.maximum(accepted, 1).astype(jnp.float32))
+        counted = jnp.maximum(accepted * len(updates(self.objective)), 1)
+        mean = state.norm_mean / (1 - NORM_MEMORY ** counted.astype(jnp.float32))
         return (accepted >= SPIKE_WARMUP) & (norm > self.spike * mean)
 
     def _gradients(self, trainable, params, batch, key):
@@ -212,6 +225,10 @@ class TrainStep:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, metrics), _ = jax.lax.scan(add, zeros, (jnp.arange(n), batch))
         return jax.tree.map(lambda x: x / n, grads), _means(metrics, n)
+
+
+_TOGETHER = {"loss": jnp.add, "grad_norm": jnp.maximum, "temperature": lambda before, after: after}
+"""What several updates say by the same name."""
 
 
 def _means(metrics: dict[str, jax.Array | Mean], n: int) -> dict[str, jax.Array]:

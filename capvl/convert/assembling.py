@@ -10,7 +10,7 @@ from capvl.convert.files import Source
 from capvl.convert.pixels import Pixels
 from capvl.models.encoder import EncoderOptions
 from capvl.models.parameters import Blueprint
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.weights import Weights
 
 
@@ -36,7 +36,7 @@ def assemble(
       UserError: the parameters are not those of a model with these options: what a configuration says of sizes is
         compared with the arrays.
     """
-    if type(options) is ViTOptions:
+    if type(options) is ImageOptions:
         options = EncoderOptions(**dataclasses.asdict(options))
     crop = {}
     if pixels is not None:

@@ -13,7 +13,7 @@ from capvl import storage
 from capvl.config import Trust
 from capvl.errors import UserError
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl")
 _NAMES = ("model.safetensors", "open_clip_model.safetensors", "weights.safetensors")
 
 
@@ -176,6 +176,29 @@ def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
     try:
         with storage.new_file(path) as temporary:
             save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, temporary, metadata={"format": "pt"})
+    except OSError as e:
+        raise UserError(f"{path!r} can't be written: {e.strerror or e}.") from e
+
+
+def write_torch(path: str, contents: dict[str, Any]) -> None:
+    """Writes a file as torch.save does, whole or not at all; nested dictionaries of arrays become those of tensors.
+
+    Raises:
+      UserError: PyTorch is not there, or the file can't be written.
+    """
+    try:
+        import torch  # Optional, and slow to import.
+    except ImportError as e:
+        raise UserError(f"Writing {path!r} needs PyTorch: pip install torch.") from e
+
+    def tensors(value):
+        if isinstance(value, dict):
+            return {name: tensors(each) for name, each in value.items()}
+        return torch.from_numpy(np.array(value))
+
+    try:
+        with storage.new_file(epath.Path(path)) as temporary:
+            torch.save(tensors(contents), temporary)
     except OSError as e:
         raise UserError(f"{path!r} can't be written: {e.strerror or e}.") from e
 

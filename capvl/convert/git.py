@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import rules
+from capvl.convert import bert, rules
 from capvl.convert.files import Source, Target
 from capvl.convert.hugging_face import (
     ACTIVATIONS,
@@ -37,22 +37,13 @@ _VISION = dict(
 
 def decoder(words: str, positions: str, norm: str, projection: str, encoder: str) -> list[Rule]:
     """The decoder without its output layer: BERT's layers by BERT's names."""
-    layer = f"{encoder}.layer.{{i}}"
     return [
         Rule("decoder/tokens", (f"{words}.weight",)),
         Rule("decoder/positions", (f"{positions}.weight",)),
         *rules.norm("decoder/embedding_norm", norm),
         *rules.dense("decoder/visual", f"{projection}.0"),
         *rules.norm("decoder/visual_norm", f"{projection}.1"),
-        *rules.attention(
-            "decoder/blocks/{i}/attn",
-            *(f"{layer}.attention.self.{part}" for part in ("query", "key", "value")),
-            f"{layer}.attention.output.dense",
-        ),
-        *rules.norm("decoder/blocks/{i}/norm1", f"{layer}.attention.output.LayerNorm"),
-        *rules.dense("decoder/blocks/{i}/mlp/up", f"{layer}.intermediate.dense"),
-        *rules.dense("decoder/blocks/{i}/mlp/down", f"{layer}.output.dense"),
-        *rules.norm("decoder/blocks/{i}/norm2", f"{layer}.output.LayerNorm"),
+        *bert.layer("decoder/blocks/{i}", f"{encoder}.layer.{{i}}"),
     ]
 
 
@@ -180,6 +171,7 @@ def decoder_of_bert(weights: Weights, options: GitOptions, path: str) -> dict[st
     Raises:
       UserError: the BERT has fewer layers or positions.
     """
+    bert.check_plain(weights, path)
     params = weights.params
     depth, rows = options.decoder_layers, options.text_positions
     have, known = len(params["blocks/norm1/scale"]), len(params["positions"])

@@ -14,7 +14,7 @@ from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.abilities import Ability, abilities
 from capvl.models.two_towers import TwoTowersOptions
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.nn.positions import sincos_2d
 from capvl.weights import Weights
 
@@ -180,10 +180,9 @@ def read_clip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
         params = rules.read(theirs, CLIP, heads_of(both), "CLIP model") | {"bias": np.zeros(1, np.float32)}
     else:
         theirs = {k.removeprefix("vision_model."): v for k, v in theirs.items()}
-        options = ViTOptions(**image_options(vision, **extra))
+        options = ImageOptions(**image_options(vision, **extra))
         params = rules.read(theirs, CLIP_VISION, lambda _: vision["num_attention_heads"], "CLIP image tower")
-    width = sizes.parse(options.encoder)[0].width
-    return options, params | {"encoder/stem/bias": np.zeros(width, np.float32)}
+    return options, params | {"encoder/stem/bias": np.zeros(options.encoder_width, np.float32)}
 
 
 def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
@@ -218,7 +217,7 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
 
 def fits(options: Any) -> bool:
     """Whether a model's two towers are rather CLIP's than SigLIP's."""
-    return Ability.TEXTS in abilities(options) and options.pool == "cls"
+    return isinstance(options, TwoTowersOptions) and options.pool == "cls"
 
 
 def read(source: Source) -> Weights:
@@ -253,13 +252,11 @@ def write_files(weights: Weights, target: Target, state: Mapping[str, np.ndarray
         tokens.copy(weights.tokenizer, folder, _TOKENIZERS.get(own.suffix, own.name), weights.clean)
 
 
-def with_table(options: ViTOptions, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_table(options: ImageOptions, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The parameters with sine-cosine positions written out."""
     if options.positions == "learned":
         return dict(params)
-    size, patch = sizes.parse(options.encoder)
-    grid = options.res // patch
-    return {**params, "encoder/positions": sincos_2d(grid, grid, size.width)}
+    return {**params, "encoder/positions": sincos_2d(*options.grid, options.encoder_width)}
 
 
 def their_activation(ours: str) -> str:
@@ -285,8 +282,10 @@ def section(size: sizes.Size, activation: str, eps: float) -> dict[str, Any]:
     }
 
 
-def check_form(options: Any, wanted: Mapping[str, Any], what: str) -> None:
-    """Raises UserError where an option is not as the other framework's model has it."""
+def check_form(options: Any, wanted: Mapping[str, Any], what: str, *, kind: str = "ViT") -> None:
+    """Raises UserError where the image encoder, or an option, is not as the other framework's model has it."""
+    if options.encoder_kind.called != kind:
+        raise UserError(f"A {what} has a {kind}; this model has model.encoder={options.encoder!r}.")
     for name, value in wanted.items():
         found = getattr(options, name, value)
         if found != value:

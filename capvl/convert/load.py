@@ -16,6 +16,7 @@ from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.parameters import Blueprint
 from capvl.nn.positions import resize_grid
+from capvl.nn.relative_positions import resize_tables
 from capvl.recipes import own_code
 from capvl.terminal import say
 from capvl.weights import Weights
@@ -65,7 +66,7 @@ def load_parameters(
 # What a tower does with its parameters, and no shape tells.
 _COMPUTED = {
     "encoder/": ("activation", "eps", "pixels"),
-    "text/": ("text_activation", "text_eps", "text_norm", "text_causal"),
+    "text/": ("text_activation", "text_eps", "text_norm", "text_causal", "first_position"),
     "decoder/": ("norm", "text_activation", "text_eps", "embedding_eps"),
 }
 
@@ -97,13 +98,18 @@ def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
 
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
-    """Parameters by the names of the model that they are for; its encoder's positions resized."""
+    """Parameters by the names of the model that they are for; its encoder's positions resized, absolute or relative."""
     params = adapted(weights, model_options, path)
-    name = "encoder/positions"
-    if name in params and name in shapes and params[name].shape != shapes[name].shape:
-        first = int(getattr(weights.options, "class_position", False))
-        params = params | {name: resize_grid(params[name], shapes[name].shape[0], weights.resize, first)}
-    return params
+    first = int(getattr(weights.options, "class_position", False))
+    resized = {}
+    for name, value in params.items():
+        if name not in shapes or value.shape == shapes[name].shape:
+            continue
+        if name == "encoder/positions":
+            resized[name] = resize_grid(value, shapes[name].shape[0], weights.resize, first)
+        elif re.fullmatch(r"encoder/stages/\d+/offsets", name):
+            resized[name] = resize_tables(value, shapes[name].shape[1])
+    return params | resized
 
 
 def initial_state(recipe, step, mesh):

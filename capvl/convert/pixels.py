@@ -13,7 +13,7 @@ from capvl.convert.files import read_json
 from capvl.data.images.crops import resized_side
 from capvl.data.images.decode import PILLOW
 from capvl.errors import UserError
-from capvl.models.vit import PIXELS
+from capvl.models.pixels import PIXELS
 from capvl.weights import Weights
 
 _PILLOW_NUMBERS = {2: "bilinear", 3: "bicubic"}
@@ -25,7 +25,7 @@ class Pixels:
     """What is done to an image before a model sees it.
 
     Attributes:
-      pixels: key of `capvl.models.vit.PIXELS`.
+      pixels: key of `capvl.models.pixels.PIXELS`.
       crop, crop_fraction, interpolation: as in `capvl.data.options.DataOptions`.
     """
 

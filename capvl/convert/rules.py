@@ -1,7 +1,7 @@
 """Two-way rules between our parameters and those of PyTorch models.
 
 A rule names one of our parameters, the arrays of theirs that it is made of, and how. `{i}` in the
-names stands for a layer: ours has all layers stacked. Every rule can be read in both directions
+names stands for a layer: ours has the layers of a stack in one. Every rule can be read in both directions
 without loss, so a model's table is written once.
 
 PyTorch's Linear has its kernel as (out, in), its convolution as (out, in, height, width).
@@ -68,11 +68,16 @@ PACKED_QKV, PACKED_KV = _fused(3, True), _fused(2, True)
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One of our parameters, theirs, and the layout; see the module."""
+    """One of our parameters, theirs, and the layout; see the module.
+
+    Attributes:
+      layers: numbers that the layers of our stack have in theirs; None where it is all of them.
+    """
 
     ours: str
     theirs: tuple[str, ...]
     layout: Layout = COPY
+    layers: Sequence[int] | None = None
 
 
 def dense(ours: str, theirs: str, *, bias: bool = True) -> list[Rule]:
@@ -92,7 +97,7 @@ def attention(ours: str, q: str, k: str, v: str, out: str) -> list[Rule]:
         Rule(f"{ours}/qkv/{leaf}", tuple(f"{name}.{suffix}" for name in (q, k, v)), QKV)
         for leaf, suffix in (("kernel", "weight"), ("bias", "bias"))
     ]
-    return [*rules, *_out(ours, out)]
+    return [*rules, *projection(ours, out)]
 
 
 def packed_attention(ours: str, weight: str, bias: str, out: str) -> list[Rule]:
@@ -100,11 +105,12 @@ def packed_attention(ours: str, weight: str, bias: str, out: str) -> list[Rule]:
     return [
         Rule(f"{ours}/qkv/kernel", (weight,), PACKED_QKV),
         Rule(f"{ours}/qkv/bias", (bias,), PACKED_QKV),
-        *_out(ours, out),
+        *projection(ours, out),
     ]
 
 
-def _out(ours: str, theirs: str) -> list[Rule]:
+def projection(ours: str, theirs: str) -> list[Rule]:
+    """The Linear behind the heads of an attention."""
     return [Rule(f"{ours}/out/kernel", (f"{theirs}.weight",), OUT), Rule(f"{ours}/out/bias", (f"{theirs}.bias",))]
 
 
@@ -116,7 +122,20 @@ def map_attention(ours: str, q: str, kv: str, out: str) -> list[Rule]:
             Rule(f"{ours}/attn/q/{leaf}", (f"{q}.{suffix}",), Q),
             Rule(f"{ours}/kv/{leaf}", (f"{kv}.{suffix}",), PACKED_KV),
         ]
-    return [*rules, *_out(f"{ours}/attn", out)]
+    return [*rules, *projection(f"{ours}/attn", out)]
+
+
+def of_layers(table: Sequence[Rule], layers: Sequence[int]) -> list[Rule]:
+    """A table whose stack is of some layers of theirs, by their numbers."""
+    return [dataclasses.replace(rule, layers=layers) for rule in table]
+
+
+def under(ours: str, theirs: str, table: Sequence[Rule]) -> list[Rule]:
+    """A table whose names begin with a prefix each, ours and theirs."""
+    return [
+        dataclasses.replace(rule, ours=ours + rule.ours, theirs=tuple(theirs + name for name in rule.theirs))
+        for rule in table
+    ]
 
 
 def read(
@@ -143,7 +162,9 @@ def read(
 
     ours = {}
     for rule in rules:
-        layers = range(_depth(theirs, rule.theirs[0])) if "{i}" in rule.ours else [None]
+        layers = [None]
+        if "{i}" in rule.ours:
+            layers = range(_depth(theirs, rule.theirs[0])) if rule.layers is None else rule.layers
         arrays = [
             rule.layout.read([take(name.replace("{i}", str(i))) for name in rule.theirs], heads(rule.ours))
             for i in layers
@@ -188,7 +209,10 @@ def write(ours: Mapping[str, np.ndarray], rules: Sequence[Rule], what: str) -> d
         if name not in left:
             raise UserError(f"The model has no {name!r}, which a {what} needs.")
         value = np.asarray(left.pop(name), np.float32)
-        for i, layer in enumerate(value) if "{i}" in rule.ours else [("", value)]:
+        layers = [("", value)]
+        if "{i}" in rule.ours:
+            layers = zip(range(len(value)) if rule.layers is None else rule.layers, value, strict=True)
+        for i, layer in layers:
             for key, array in zip(rule.theirs, rule.layout.write(layer), strict=True):
                 theirs[key.replace("{i}", str(i))] = np.asarray(array, order="C")
     if left:

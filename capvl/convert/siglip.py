@@ -28,7 +28,7 @@ from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.abilities import Ability, abilities
 from capvl.models.two_towers import TwoTowersOptions
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.weights import Weights
 
 
@@ -130,7 +130,7 @@ def read_siglip(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], pad
         return options, rules.read(theirs, SIGLIP, heads_of(both), "SigLIP model", _BUFFERS)
     theirs = {k.removeprefix("vision_model."): v for k, v in theirs.items()}
     head = "head.probe" in theirs
-    options = ViTOptions(**image_options(vision, pool="map" if head else "mean"))
+    options = ImageOptions(**image_options(vision, pool="map" if head else "mean"))
     table = SIGLIP_VISION if head else SIGLIP_VISION_HEADLESS
     return options, rules.read(theirs, table, lambda _: heads, "SigLIP image tower", _BUFFERS)
 
@@ -148,7 +148,7 @@ def _padding(text: Mapping[str, Any], pad: int | None) -> int:
     return pad
 
 
-def write_siglip(options: ViTOptions, params: Mapping[str, np.ndarray]):
+def write_siglip(options: ImageOptions, params: Mapping[str, np.ndarray]):
     """(state dict, config) of a SiglipModel where there is a text tower of its form, else of a SiglipVisionModel.
 
     Raises:
@@ -204,6 +204,6 @@ def read(source: Source) -> Weights:
 def write(weights: Weights, target: Target) -> None:
     """Writes a folder for SiglipModel or SiglipVisionModel."""
     params = weights.params
-    if Ability.TEXTS not in abilities(weights.options):
+    if not isinstance(weights.options, TwoTowersOptions):
         params = {name: value for name, value in params.items() if name.startswith("encoder/")}
     write_files(weights, target, *write_siglip(weights.options, params))

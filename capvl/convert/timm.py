@@ -1,4 +1,4 @@
-"""timm's Vision Transformers, in and out."""
+"""timm's Vision Transformers, in and out; and its Swins, whose names are the original's (`capvl.convert.swin`)."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import files, pixels, rules
+from capvl.convert import files, pixels, rules, swin
 from capvl.convert.assembling import assemble
 from capvl.convert.files import Source, Target
 from capvl.convert.hugging_face import check_form, with_table
@@ -14,12 +14,13 @@ from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.abilities import Ability, abilities
-from capvl.models.vit import PIXELS, ViTOptions
+from capvl.models.pixels import PIXELS
+from capvl.models.vision import ImageOptions
 from capvl.nn.layers import ACTIVATIONS
 from capvl.weights import Weights
 
 
-def _vit(options: ViTOptions) -> list[Rule]:
+def vit(options: ImageOptions) -> list[Rule]:
     """Rules of an encoder of these options."""
     block, layer = "encoder/blocks/{i}", "blocks.{i}"
     table = [
@@ -78,7 +79,8 @@ def architecture(name: str, width: int) -> dict[str, Any]:
     """
     if not re.fullmatch(_FAMILIES, name):
         raise UserError(
-            f"timm's architecture {name!r} is not known; of timm plain ViTs are read (vit_*_patch*, deit*, flexivit_*)."
+            f"timm's architecture {name!r} is not known; of timm plain ViTs (vit_*_patch*, deit*, flexivit_*) and "
+            f"Swins (swin_*) are read."
         )
     heads = _HEADS.get(width, width // 64)
     if name.startswith(("vit_giantopt_", "vit_base_patch16_gap_")):
@@ -117,7 +119,7 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
     depth = len({k.split(".")[1] for k in theirs if k.startswith("blocks.")})
     cls, registers = "cls_token" in theirs, len(theirs.get("reg_token", [()])[0])
     grid, prefix = _grid(theirs["pos_embed"].shape[1], cls, registers)
-    options = ViTOptions(
+    options = ImageOptions(
         encoder=f"w{width}d{depth}h{heads}m{theirs['blocks.0.mlp.fc1.weight'].shape[0]}/{patch}",
         res=grid * patch,
         pool=_pool(theirs, arguments.get("global_pool", config.get("global_pool"))),
@@ -134,7 +136,7 @@ def read_timm(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], heads
         theirs["patch_embed.proj.bias"] = np.zeros(width, np.float32)
     for i in range(depth):  # Without biases of queries, keys and values; zeros are the same.
         theirs.setdefault(f"blocks.{i}.attn.qkv.bias", np.zeros(3 * width, np.float32))
-    return options, rules.read(theirs, _vit(options), lambda _: heads, "timm ViT", _CLASSIFIER)
+    return options, rules.read(theirs, vit(options), lambda _: heads, "timm ViT", _CLASSIFIER)
 
 
 def _activation(name: Any) -> str:
@@ -175,7 +177,7 @@ def _pool(theirs: Mapping[str, np.ndarray], declared: str | None) -> str:
     return {"token": "cls", "avg": "mean", "map": "map"}[found]
 
 
-def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
+def write_timm(options: ImageOptions, params: Mapping[str, np.ndarray]):
     """(state dict, config.json) of the encoder as a timm VisionTransformer: `timm.create_model("local-dir:FOLDER")`.
 
     Raises:
@@ -219,12 +221,15 @@ def write_timm(options: ViTOptions, params: Mapping[str, np.ndarray]):
             "classifier": "head",
         },
     }
-    return rules.write(params, _vit(options), "timm ViT"), config
+    return rules.write(params, vit(options), "timm ViT"), config
 
 
 def read(source: Source) -> Weights:
     """An encoder with the pixels of its pretrained_cfg."""
-    options, params = read_timm(source.arrays, source.config, source.heads)
+    if str(source.config.get("architecture")).startswith("swin_"):
+        options, params = swin.read_timm(source.arrays, source.config)
+    else:
+        options, params = read_timm(source.arrays, source.config, source.heads)
     processor = pixels.of_timm(source.config.get("pretrained_cfg") or {}, options.res)
     return assemble(source, options, params, resize="timm", pixels=processor)
 
@@ -237,6 +242,7 @@ def write(weights: Weights, target: Target) -> None:
     """
     if Ability.IMAGES not in abilities(weights.options):
         raise UserError("timm has image models only, and this model has no image tower.")
-    state, config = write_timm(weights.options, weights.params)
+    to_timm = swin.write_timm if swin.fits(weights.options) else write_timm
+    state, config = to_timm(weights.options, weights.params)
     config["pretrained_cfg"] |= pixels.to_timm(weights)
     files.write_model(target.path, state, config)

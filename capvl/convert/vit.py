@@ -10,7 +10,7 @@ from capvl.convert import rules
 from capvl.convert.files import Source
 from capvl.convert.hugging_face import assemble_folder, image_options
 from capvl.convert.rules import CONV, ROW3, TABLE3, Rule
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.weights import Weights
 
 _VIT_LAYER = "layers.{i}"
@@ -59,7 +59,7 @@ def read_vit(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
         renamed |= {
             f"layers.{i}.attention.{p}_proj.bias": zeros for i in range(config["num_hidden_layers"]) for p in "qkv"
         }
-    options = ViTOptions(**image_options(config, pool="cls", class_position=True))
+    options = ImageOptions(**image_options(config, pool="cls", class_position=True))
     return options, rules.read(renamed, VIT, lambda _: config["num_attention_heads"], "ViT", _BUFFERS)
 
 

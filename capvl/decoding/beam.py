@@ -38,7 +38,7 @@ class HuggingFace:
     shares_places: ClassVar[bool] = False
 
     def score(self, logp, before, written) -> jax.Array:
-        """Of texts of `before` tokens in all, then one more, `written` of them by the search."""
+        """Of texts of `before` tokens in all, then one more, `written` of them by the search, that end."""
         del before
         return logp / jnp.maximum(written, 1).astype(jnp.float32) ** self.penalty
 

@@ -11,15 +11,13 @@ Letters: I the images of a device, T the texts that are with it, C a chunk of th
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from capvl.parallel.rules import RULES, data_groups
-
-CHUNK = 1024
+from capvl.losses import ring
+from capvl.losses.ring import CHUNK
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -42,8 +40,7 @@ def _sigmoid(image_BD, text_BD, scale, bias, chunk, mask_B, with_gradient):
     """(loss, gradients or None) in one turn of the ring."""
 
     def local(image_ID, text_TD, scale, bias, mask_I):
-        _, ring = _ring()
-        each = 1.0 / jnp.maximum(_sum_over_devices(mask_I.sum().astype(jnp.float32)), 1.0)
+        each = 1.0 / jnp.maximum(ring.sum_over_devices(mask_I.sum().astype(jnp.float32)), 1.0)
 
         def block(image_ID, passing, row, column, carry):
             text_CD, mask_C = passing
@@ -61,22 +58,22 @@ def _sigmoid(image_BD, text_BD, scale, bias, chunk, mask_B, with_gradient):
             return (total, dimage_ID, dscale + (dlogits_IC * dots_IC).sum(), dbias + dlogits_IC.sum()), (dtext_CD,)
 
         zero = jnp.zeros((), jnp.float32)
-        own = _own_rows(len(text_TD))
+        own = ring.own_rows(len(text_TD))
         travelling = ((text_TD, mask_I), own, *((jnp.zeros_like(text_TD),) if with_gradient else ()))
 
         def visit(travelling, carry):
             passing, column_T, *sums = travelling
-            carry, added = _chunks(block, image_ID, own, passing, column_T, carry, chunk)
+            carry, added = ring.chunks(block, image_ID, own, passing, column_T, carry, chunk)
             return (passing, column_T, *(s + a for s, a in zip(sums, added, strict=True))), carry
 
-        (_, _, *dtext), (total, dimage_ID, dscale, dbias) = ring(
+        (_, _, *dtext), (total, dimage_ID, dscale, dbias) = ring.around(
             visit, travelling, (zero, jnp.zeros_like(image_ID), zero, zero)
         )
-        total, dscale, dbias = (_sum_over_devices(x) for x in (total, dscale, dbias))
+        total, dscale, dbias = (ring.sum_over_devices(x) for x in (total, dscale, dbias))
         return total, (dimage_ID, dtext[0], dscale, dbias) if with_gradient else None
 
-    rows, mask_B = _rows(), jnp.ones(len(image_BD), bool) if mask_B is None else mask_B
-    return _mapped(local, (rows, rows, P(), P(), rows), (P(), (rows, rows, P(), P()) if with_gradient else None))(
+    rows, mask_B = ring.rows(), jnp.ones(len(image_BD), bool) if mask_B is None else mask_B
+    return ring.mapped(local, (rows, rows, P(), P(), rows), (P(), (rows, rows, P(), P()) if with_gradient else None))(
         image_BD, text_BD, scale, bias, mask_B
     )
 
@@ -93,7 +90,7 @@ sigmoid_loss.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def softmax_loss(image_BD, text_BD, scale, mask_B, chunk=CHUNK):
+def softmax_loss(image_BD, text_BD, scale, mask_B, chunk=CHUNK, ids_B=None):
     """Mean over the batch of half the sum of both cross-entropies: image -> its text, text -> its image.
 
     Args:
@@ -101,28 +98,35 @@ def softmax_loss(image_BD, text_BD, scale, mask_B, chunk=CHUNK):
       scale: float32 scalar, the inverse temperature.
       mask_B: bool; rows and columns that are False take no part.
       chunk: texts of a block.
+      ids_B: int32 of each row's image: rows of one image belong together, and share what is right evenly (ALBEF,
+        arXiv 2107.07651, official code); None: each row is an image of its own.
 
     Returns:
-      The scalar loss (differentiable), and how many images are most similar to their own text (not).
+      The scalar loss (differentiable), and how many images are most similar to a text of their own (not).
     """
-    return _softmax(image_BD, text_BD, scale, mask_B, chunk)[0]
+    return _softmax(image_BD, text_BD, scale, mask_B, chunk, ids_B)[0]
 
 
-def _softmax(image_BD, text_BD, scale, mask_B, chunk):
-    """((loss, correct), both log-sums, number of rows) in one turn."""
+def _softmax(image_BD, text_BD, scale, mask_B, chunk, ids_B):
+    """((loss, correct), both log-sums, rows of each row's image, number of rows) in one turn."""
 
-    def local(image_ID, text_TD, scale, mask_I):
-        _, ring = _ring()
-        own = _own_rows(len(image_ID))
+    def local(image_ID, text_TD, scale, mask_I, ids_I):
+        own = ring.own_rows(len(image_ID)) if ids_I is None else ids_I
 
         def block(image_ID, passing, row, column, carry):
             text_CD, mask_C = passing
             logits_IC = _masked(scale * (image_ID @ text_CD.T), mask_I, mask_C)
-            total_I, peak_I, own_I = carry
+            total_I, peak_I, own_I, *of_image = carry
             total_I, peak_I = _add_exponentials(total_I, peak_I, logits_IC)
-            own_I = own_I + jnp.where(row[:, None] == column[None], logits_IC, 0.0).sum(axis=1)
+            same_IC = row[:, None] == column[None]
+            if ids_I is not None:
+                same_IC = same_IC & mask_I[:, None] & mask_C[None]
+                best_I, count_I = of_image
+                best_I = jnp.maximum(best_I, jnp.where(same_IC, logits_IC, _LOW).max(axis=1))
+                of_image = best_I, count_I + same_IC.sum(axis=1).astype(jnp.float32)
+            own_I = own_I + jnp.where(same_IC, logits_IC, 0.0).sum(axis=1)
             total_C, peak_C = _add_exponentials(jnp.zeros(len(mask_C)), jnp.full(len(mask_C), _LOW), logits_IC.T)
-            return (total_I, peak_I, own_I), (total_C, peak_C)
+            return (total_I, peak_I, own_I, *of_image), (total_C, peak_C)
 
         rows = jnp.zeros(len(image_ID), jnp.float32)
         low = jnp.full(len(image_ID), _LOW, jnp.float32)
@@ -130,41 +134,46 @@ def _softmax(image_BD, text_BD, scale, mask_B, chunk):
 
         def visit(travelling, carry):
             passing, column_T, total_T, peak_T = travelling
-            carry, (total, peak) = _chunks(block, image_ID, own, passing, column_T, carry, chunk)
+            carry, (total, peak) = ring.chunks(block, image_ID, own, passing, column_T, carry, chunk)
             return (passing, column_T, *_join(total_T, peak_T, total, peak)), carry
 
-        (_, _, total_T, peak_T), (total_I, peak_I, own_I) = ring(visit, travelling, (rows, low, rows))
+        carry = (rows, low, rows) if ids_I is None else (rows, low, rows, low, rows)
+        (_, _, total_T, peak_T), (total_I, peak_I, own_I, *of_image) = ring.around(visit, travelling, carry)
         along_I, along_T = (peak_I + jnp.log(total_I), peak_T + jnp.log(total_T))
-        count = jnp.maximum(_sum_over_devices(mask_I.sum().astype(jnp.float32)), 1.0)
+        count = jnp.maximum(ring.sum_over_devices(mask_I.sum().astype(jnp.float32)), 1.0)
+        best_I, each_I = of_image or (own_I, None)
+        if each_I is not None:
+            each_I = jnp.maximum(each_I, 1.0)
+            own_I = own_I / each_I
         loss = jnp.where(mask_I, 0.5 * (along_I + along_T) - own_I, 0.0).sum()
-        correct = (mask_I & (own_I >= peak_I)).sum().astype(jnp.float32)
-        return _sum_over_devices(loss) / count, _sum_over_devices(correct), along_I, along_T, count
+        correct = (mask_I & (best_I >= peak_I)).sum().astype(jnp.float32)
+        return ring.sum_over_devices(loss) / count, ring.sum_over_devices(correct), along_I, along_T, each_I, count
 
-    rows = _rows()
-    loss, correct, along_I, along_T, count = _mapped(local, (rows, rows, P(), rows), (P(), P(), rows, rows, P()))(
-        image_BD, text_BD, scale, mask_B
+    rows = ring.rows()
+    loss, correct, *sums = ring.mapped(local, (rows, rows, P(), rows, rows), (P(), P(), rows, rows, rows, P()))(
+        image_BD, text_BD, scale, mask_B, ids_B
     )
-    return (loss, correct), (along_I, along_T, count)
+    return (loss, correct), sums
 
 
-def _softmax_forward(image_BD, text_BD, scale, mask_B, chunk):
-    outputs, sums = _softmax(image_BD, text_BD, scale, mask_B, chunk)
-    return outputs, (image_BD, text_BD, scale, mask_B, *sums)
+def _softmax_forward(image_BD, text_BD, scale, mask_B, chunk, ids_B):
+    outputs, sums = _softmax(image_BD, text_BD, scale, mask_B, chunk, ids_B)
+    return outputs, (image_BD, text_BD, scale, mask_B, ids_B, *sums)
 
 
 def _softmax_backward(chunk, saved, cotangents):
     """A second turn: the weights of both softmaxes are recomputed from their log-sums."""
 
-    def local(image_ID, text_TD, scale, mask_I, along_I, along_T, weight):
-        _, ring = _ring()
-        own = _own_rows(len(image_ID))
+    def local(image_ID, text_TD, scale, mask_I, ids_I, along_I, along_T, each_I, weight):
+        own = ring.own_rows(len(image_ID)) if ids_I is None else ids_I
 
         def block(image_ID, passing, row, column, carry):
             text_CD, mask_C, along_C = passing
             dots_IC = image_ID @ text_CD.T
             logits_IC = _masked(scale * dots_IC, mask_I, mask_C)
             both_IC = jnp.exp(logits_IC - along_I[:, None]) + jnp.exp(logits_IC - along_C[None])
-            both_IC = both_IC - 2.0 * (row[:, None] == column[None]).astype(jnp.float32)
+            right_IC = (row[:, None] == column[None]).astype(jnp.float32)
+            both_IC = both_IC - 2.0 * (right_IC if each_I is None else right_IC / each_I[:, None])
             dlogits_IC = jnp.where(mask_I[:, None] & mask_C[None], 0.5 * weight * both_IC, 0.0)
             dimage_ID, dscale = carry
             dimage_ID = dimage_ID + scale * (dlogits_IC @ text_CD)
@@ -174,19 +183,19 @@ def _softmax_backward(chunk, saved, cotangents):
 
         def visit(travelling, carry):
             passing, column_T, dtext_TD = travelling
-            carry, added_TD = _chunks(block, image_ID, own, passing, column_T, carry, chunk)
+            carry, added_TD = ring.chunks(block, image_ID, own, passing, column_T, carry, chunk)
             return (passing, column_T, dtext_TD + added_TD), carry
 
         start = (jnp.zeros_like(image_ID), jnp.zeros((), jnp.float32))
-        (_, _, dtext_TD), (dimage_ID, dscale) = ring(visit, travelling, start)
-        return dimage_ID, dtext_TD, _sum_over_devices(dscale)
+        (_, _, dtext_TD), (dimage_ID, dscale) = ring.around(visit, travelling, start)
+        return dimage_ID, dtext_TD, ring.sum_over_devices(dscale)
 
-    image_BD, text_BD, scale, mask_B, along_I, along_T, count = saved
-    rows = _rows()
-    dimage, dtext, dscale = _mapped(local, (rows, rows, P(), rows, rows, rows, P()), (rows, rows, P()))(
-        image_BD, text_BD, scale, mask_B, along_I, along_T, cotangents[0] / count
+    image_BD, text_BD, scale, mask_B, ids_B, along_I, along_T, each_B, count = saved
+    rows = ring.rows()
+    dimage, dtext, dscale = ring.mapped(local, (rows, rows, P(), *(rows,) * 5, P()), (rows, rows, P()))(
+        image_BD, text_BD, scale, mask_B, ids_B, along_I, along_T, each_B, cotangents[0] / count
     )
-    return dimage, dtext, dscale, None
+    return dimage, dtext, dscale, None, None
 
 
 softmax_loss.defvjp(_softmax_forward, _softmax_backward)
@@ -208,59 +217,3 @@ def _add_exponentials(total_I, peak_I, logits_IC):
 def _join(total_a, peak_a, total_b, peak_b):
     peak = jnp.maximum(peak_a, peak_b)
     return total_a * jnp.exp(peak_a - peak) + total_b * jnp.exp(peak_b - peak), peak
-
-
-def _chunks(block, image_ID, row_I, passing: Any, column_T, carry, chunk: int):
-    """Runs `block` over chunks of the texts that are here; what it gives for each text is put together again."""
-    count = len(column_T)
-    pieces = next(p for p in range(-(-count // chunk), count + 1) if count % p == 0)
-    if pieces == 1:
-        return block(image_ID, passing, row_I, column_T, carry)
-    cut = jax.tree.map(lambda x: x.reshape(pieces, count // pieces, *x.shape[1:]), (passing, column_T))
-
-    def body(carry, piece):
-        return block(image_ID, piece[0], row_I, piece[1], carry)
-
-    carry, given = jax.lax.scan(body, carry, cut)
-    return carry, jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), given)
-
-
-def _ring():
-    """(devices of the ring, a function that lets what travels visit all of them and come home)."""
-    count = data_groups()
-
-    def around(visit, travelling, carry):
-        def body(_, state):
-            travelling, carry = visit(*state)
-            return jax.lax.ppermute(travelling, _axes(), [(i, (i + 1) % count) for i in range(count)]), carry
-
-        if count == 1:
-            return visit(travelling, carry)
-        return jax.lax.fori_loop(0, count, body, (travelling, carry))
-
-    return count, around
-
-
-def _own_rows(rows: int) -> jax.Array:
-    """Numbers of this device's rows in the global batch."""
-    first = jax.lax.axis_index(_axes()) * rows if data_groups() > 1 else 0
-    return first + jnp.arange(rows, dtype=jnp.int32)
-
-
-def _sum_over_devices(x: jax.Array) -> jax.Array:
-    return jax.lax.psum(x, _axes()) if data_groups() > 1 else x
-
-
-def _axes() -> tuple[str, ...]:
-    return RULES["batch"]
-
-
-def _rows() -> P:
-    return P(_axes())
-
-
-def _mapped(local, in_specs, out_specs):
-    """`local` on every data-parallel device of the mesh in force; called as it is where there is one."""
-    if data_groups() == 1:
-        return local
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -13,13 +13,14 @@ from capvl.models import sizes
 from capvl.models.abilities import Ability
 from capvl.models.sizes import Size
 from capvl.nn import weights
-from capvl.nn.attention import SelfAttention
-from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp
+from capvl.nn.attention import SelfAttention, attend_with_dropout
+from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, drop
+from capvl.nn.padding import real
 from capvl.nn.stack import scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
-HEADS = ("pretraining", "pooler", "none")
+HEADS = ("pretraining", "words", "pooler", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,13 @@ class BertOptions:
     Attributes:
       text: its size (`capvl.models.sizes`).
       vocab, length, types: number of token ids, text positions, and segment ids.
-      heads: what stands behind the states: "pretraining" (pooler and both heads), "pooler", or "none".
-      activation, eps, dtype, remat, unroll: as in `capvl.models.vit.ViTOptions`.
+      heads: what stands behind the states: "pretraining" (pooler and both heads), "words" (the masked-language-model
+        head), "pooler", or "none".
+      pad: id that is read where a text has padding (RoBERTa: 1).
+      first_position: row of the position table of a text's first token; padding has the row before it where that is not
+        0 (RoBERTa: 2).
+      dropout: in training: of attention weights, and of what attention and MLP add.
+      activation, eps, dtype, remat, unroll: as in `capvl.models.vision.ImageOptions`.
     """
 
     text: str = "B"
@@ -38,6 +44,9 @@ class BertOptions:
     length: int = 512
     types: int = 2
     heads: str = "pretraining"
+    pad: int = 0
+    first_position: int = 0
+    dropout: float = 0.0
     activation: str = "gelu"
     eps: float = 1e-12
     dtype: str = "float32"
@@ -52,6 +61,8 @@ class BertOptions:
         sizes.parse_size(self.text)
         if min(self.vocab, self.length, self.types) < 1:
             raise UserError("BERT's vocab, length and types must be at least 1.")
+        if not 0 <= self.pad < self.vocab or self.first_position < 0 or not 0 <= self.dropout < 1:
+            raise UserError("A BERT's pad is an id below vocab, first_position not negative, dropout in [0, 1).")
         if self.heads not in HEADS:
             raise UserError(f"A BERT's heads are one of {', '.join(HEADS)}, not {self.heads!r}.")
 
@@ -63,60 +74,113 @@ class BertOptions:
 class BertBlock(nnx.Module):
     """x = LN(x + Attention(x)); x = LN(x + MLP(x))."""
 
-    def __init__(self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu", eps: float = 1e-12):
+    def __init__(
+        self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu", eps: float = 1e-12, dropout: float = 0.0
+    ):
+        self.dropout = dropout
         self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
         self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
         self.norm2 = LayerNorm(size.width, eps=eps, rngs=rngs)
 
-    def __call__(self, x_BLD, *, mask=None, causal: bool = False) -> jax.Array:
-        added = self.attn(x_BLD, mask=mask, causal=causal)
-        x_BLD = checkpoint_name(self.norm1(x_BLD + added), "residual")
-        return constrain(self.norm2(x_BLD + self.mlp(x_BLD)), "batch", None, None)
+    def __call__(self, x_BLD, *, mask=None, causal: bool = False, key: jax.Array | None = None) -> jax.Array:
+        keys = split_key(key, 2)
+        x_BLD = self.attended(x_BLD, mask=mask, causal=causal, key=keys[0])
+        return self.after_attention(x_BLD, keys[1])
+
+    def attended(self, x_BLD, *, mask=None, causal: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """LN(x + Attention(x))."""
+        keys = split_key(key, 2)
+        q, k, v = self.attn.project(x_BLD)
+        mixed = attend_with_dropout(q, k, v, mask=mask, causal=causal, dropout=self.dropout, key=keys[0])
+        added = drop(self.attn.out(mixed), self.dropout, keys[1])
+        return checkpoint_name(self.norm1(x_BLD + added), "residual")
+
+    def after_attention(self, x_BLD, key: jax.Array | None = None) -> jax.Array:
+        """LN(x + MLP(x))."""
+        return constrain(self.norm2(x_BLD + drop(self.mlp(x_BLD), self.dropout, key)), "batch", None, None)
+
+
+def split_key(key: jax.Array | None, count: int):
+    """Keys for so many uses of a key; Nones of none, which means not training."""
+    return (None,) * count if key is None else jax.random.split(key, count)
+
+
+def layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:
+    """A key for each layer of a stack; None of none."""
+    return None if key is None else jax.random.split(key, depth)
 
 
 class Bert(nnx.Module):
     """Token ids (B, L) -> states (B, L, D), and what its heads make of them: a pooled state, logits of both tasks."""
 
-    def __init__(self, options: BertOptions, *, rngs: nnx.Rngs):
+    def __init__(self, options: BertOptions, *, depth: int | None = None, rngs: nnx.Rngs):
+        """depth: number of layers where it isn't that of `options.text`; 0 for a table and heads alone."""
         size = sizes.parse_size(options.text)
         width, init = size.width, weights.normal(0.02)
         self.dtype, self.activation = jnp.dtype(options.dtype), options.activation
+        self.depth, self.dropout = size.depth if depth is None else depth, options.dropout
         self.remat, self.unroll = options.remat, options.unroll
         self.tokens = weight(rngs, (options.vocab, width), ("vocab", "embed"), init)
         self.positions = weight(rngs, (options.length, width), (None, "embed"), init)
         self.types = weight(rngs, (options.types, width), (None, "embed"), init)
         self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
-        kind = dict(activation=options.activation, eps=options.eps)
-        self.blocks = stack(lambda r: BertBlock(size, r, **kind), size.depth, rngs)
+        self.pad, self.first_position = options.pad, options.first_position
+        kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
+        self.blocks = stack(lambda r: BertBlock(size, r, **kind), self.depth, rngs) if self.depth else None
         square = dict(init=init, bias=(width,), rngs=rngs)
-        self.pooler = Dense((width, width), ("embed", None), **square) if options.heads != "none" else None
-        if options.heads != "pretraining":
+        pooled = options.heads in ("pretraining", "pooler")
+        self.pooler = Dense((width, width), ("embed", None), **square) if pooled else None
+        if options.heads not in ("pretraining", "words"):
             return
         self.transform = Dense((width, width), ("embed", None), **square)
         self.transform_norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         self.word_bias = weight(rngs, (options.vocab,), ("vocab",), weights.zeros)
-        self.next_sentence = Dense((width, 2), ("embed", None), init, bias=(2,), rngs=rngs)
+        if options.heads == "pretraining":
+            self.next_sentence = Dense((width, 2), ("embed", None), init, bias=(2,), rngs=rngs)
 
     def embed(self, text_BL, types_BL=None) -> jax.Array:
         """What the first block reads: (B, L, D)."""
         types_BL = jnp.zeros_like(text_BL) if types_BL is None else types_BL
-        x = self.tokens[...][text_BL] + self.positions[...][None, : text_BL.shape[1]] + self.types[...][types_BL]
+        if self.pad or self.first_position:
+            text_BL = jnp.where(real(text_BL), text_BL, self.pad)
+        x = self.tokens[...][text_BL] + self._positions(text_BL) + self.types[...][types_BL]
         return self.norm(x.astype(self.dtype))
 
-    def __call__(self, text_BL, mask_BL, types_BL=None) -> jax.Array:
-        """States (B, L, D); keys where `mask_BL` is False are hidden."""
-        x = constrain(self.embed(text_BL, types_BL), "batch", None, None)
+    def _positions(self, text_BL) -> jax.Array:
+        """Rows of the position table, (1, L, D) or, where padding has one of its own, (B, L, D)."""
+        first, length = self.first_position, text_BL.shape[1]
+        if not first:
+            return self.positions[...][None, :length]
+        row_1L = first + jnp.arange(length, dtype=jnp.int32)[None]
+        return self.positions[...][jnp.where(text_BL == self.pad, first - 1, row_1L)]
+
+    def __call__(self, text_BL, mask_BL, types_BL=None, *, causal: bool = False, key=None) -> jax.Array:
+        """States (B, L, D); keys where `mask_BL` is False are hidden; a `key` means training."""
+        keys = split_key(key, 2)
+        x = constrain(drop(self.embed(text_BL, types_BL), self.dropout, keys[0]), "batch", None, None)
         mask = mask_BL[:, None, None]
-        return scan(self.blocks, lambda block, h, _: block(h, mask=mask), x, remat=self.remat, unroll=self.unroll)
+
+        def body(block, h, key):
+            return block(h, mask=mask, causal=causal, key=key)
+
+        return scan(self.blocks, body, x, layer_keys(keys[1], self.depth), remat=self.remat, unroll=self.unroll)
 
     def pool(self, hidden_BLD) -> jax.Array:
         """tanh of a projection of the first position: (B, D)."""
         return jnp.tanh(self.pooler(hidden_BLD[:, 0]))
 
+    def word_states(self, hidden_BLD) -> jax.Array:
+        """What the masked-language-model's output layer reads: (B, L, D)."""
+        return self.transform_norm(ACTIVATIONS[self.activation](self.transform(hidden_BLD)))
+
+    def output_layer(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel (D, V) and bias (V,) of the masked-language-model's output layer; the kernel is the token table."""
+        return self.tokens[...].T, self.word_bias[...]
+
     def word_logits(self, hidden_BLD) -> jax.Array:
-        """Masked-language-model logits (B, L, V) float32; the output layer is the token table."""
-        y = self.transform_norm(ACTIVATIONS[self.activation](self.transform(hidden_BLD)))
+        """Masked-language-model logits (B, L, V) float32."""
+        y = self.word_states(hidden_BLD)
         table = self.tokens[...].astype(y.dtype)
         logits = jnp.einsum("bld,vd->blv", y, table, preferred_element_type=jnp.float32)
         return logits + self.word_bias[...].astype(jnp.float32)[None, None]

@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 
 from capvl.errors import UserError
-from capvl.models import sizes, text_decoder
+from capvl.models import text_decoder
 from capvl.models.abilities import Ability
 from capvl.models.prompts import caption_prompt
 from capvl.models.sizes import Size
 from capvl.models.text_decoder import TextDecoder
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 
 
 class DecoderOptions:
@@ -23,8 +23,7 @@ class DecoderOptions:
     @property
     def decoder_size(self) -> Size:
         """The decoder's size: the encoder's, of `decoder_layers` layers."""
-        size, _ = sizes.parse(self.encoder)
-        return dataclasses.replace(size, depth=self.decoder_layers)
+        return dataclasses.replace(self.encoder_size, depth=self.decoder_layers)
 
     @property
     def text_positions(self) -> int:
@@ -58,7 +57,7 @@ class DecoderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionerOptions(DecoderOptions, ViTOptions):
+class CaptionerOptions(DecoderOptions, ImageOptions):
     """What a captioner is made of; `config.model` of a recipe.
 
     Attributes:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderOptions(ViTOptions):
+class EncoderOptions(ImageOptions):
     """An image encoder alone."""
 
     def make(self, rngs: nnx.Rngs) -> "ImageEncoder":

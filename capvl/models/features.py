@@ -2,13 +2,17 @@
 
 A ViT has one level; hierarchical encoders (Swin, feature pyramids) have several, whose strides double.
 
-Letters: B images, H and W pixels, N tokens, P places of a grid row by row, R boxes of an image, D width.
+Letters: B images, H and W pixels, N tokens, P places of a grid row by row, R boxes of an image, D width. Regions that
+are the rows of a batch: Q groups of S images, R rows of a group or, where no Q is before it, of all.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from capvl.parallel.rules import constrain
 
 # By how much of a place a box may miss a border for the rounding of its fractions alone.
 _ROUNDING = 1e-4
@@ -92,3 +96,79 @@ def pool_regions(tokens_BND, inside_BRN) -> jax.Array:
     )
     count_BR1 = inside_BRN.sum(axis=-1, keepdims=True).astype(jnp.float32)
     return (total_BRD / jnp.maximum(count_BR1, 1.0)).astype(tokens_BND.dtype)
+
+
+class Regions(NamedTuple):
+    """Images, and regions of them as rows of a batch.
+
+    Attributes:
+      whole: the images, with one token before their places (`with_summary`).
+      tokens_RND: of each region, as many as its image has: the first is of the region, what is outside is to be hidden.
+      inside_RN: which of them are of the region, bool; the first always.
+    """
+
+    whole: Level
+    tokens_RND: jax.Array
+    inside_RN: jax.Array
+
+
+def with_summary(level: Level) -> Level:
+    """The level with one token before its places: its class token or, where it has none, the mean of its tokens."""
+    if level.prefix:
+        return level
+    valid_BN = level.valid_BN
+    if valid_BN is None:
+        mean_B1D = level.tokens_BND.mean(axis=1, keepdims=True)
+    else:
+        mean_B1D = pool_regions(level.tokens_BND, valid_BN[:, None])
+        valid_BN = jnp.pad(valid_BN, ((0, 0), (1, 0)), constant_values=True)
+    tokens_BND = jnp.concatenate([mean_B1D, level.tokens_BND], axis=1)
+    return dataclasses.replace(level, tokens_BND=tokens_BND, prefix=1, valid_BN=valid_BN)
+
+
+def rows_of(x_B, owner_QR) -> jax.Array:
+    """What belongs to the image of each row: (B, …) -> (Q R, …).
+
+    By a matmul with ones and zeros within each group: nothing moves between devices where each has whole groups.
+
+    Args:
+      x_B: of Q groups of B / Q images, one after the other; floating point.
+      owner_QR: the image of each row, by its place in the group, int32.
+    """
+    groups, rows = owner_QR.shape
+    grouped = constrain(x_B.reshape(groups, -1, *x_B.shape[1:]), "groups", *(None,) * x_B.ndim)
+    chosen_QRS = jax.nn.one_hot(owner_QR, grouped.shape[1], dtype=x_B.dtype)
+    # Exact: all but one of what is added is 0.
+    of_rows = jnp.einsum("qrs,qs...->qr...", chosen_QRS, grouped, precision="highest")
+    return constrain(of_rows.reshape(groups * rows, *x_B.shape[1:]), "batch", *(None,) * (x_B.ndim - 1))
+
+
+def inside_of_rows(level: Level, box_QR4, owner_QR) -> jax.Array:
+    """Which tokens behind the prefix lie in the box of each row, bool (Q R, P); see `places_in_boxes`."""
+    inside_RP = places_in_boxes(box_QR4, level.grid).reshape(-1, level.grid[0] * level.grid[1])
+    if level.place_BP is not None:
+        place_RP = rows_of(level.place_BP.astype(jnp.float32), owner_QR).astype(jnp.int32)
+        inside_RP = jnp.take_along_axis(inside_RP, place_RP, axis=1)
+    if level.valid_BN is not None:
+        inside_RP &= rows_of(level.valid_BN[:, level.prefix :].astype(jnp.float32), owner_QR) > 0.5
+    return inside_RP
+
+
+def regions_of(level: Level, box_QR4, owner_QR, tokens_RND=None) -> Regions:
+    """Regions of encoded images: see `capvl.models.vit.ViT.regions`.
+
+    Args:
+      level: of the images.
+      box_QR4, owner_QR: rows of each group.
+      tokens_RND: of the rows, where they were encoded by themselves; else they are those of their images. Without a
+        prefix, or where they are the images', the mean of those inside goes before them.
+    """
+    inside_RP = inside_of_rows(level, box_QR4, owner_QR)
+    if tokens_RND is None:
+        tokens_RND, prefix = rows_of(level.tokens_BND[:, level.prefix :], owner_QR), 0
+    else:
+        prefix = level.prefix
+    if not prefix:
+        tokens_RND = jnp.concatenate([pool_regions(tokens_RND, inside_RP[:, None]), tokens_RND], axis=1)
+    inside_RN = jnp.pad(inside_RP, ((0, 0), (1, 0)), constant_values=True)
+    return Regions(with_summary(level), tokens_RND, inside_RN)

@@ -20,7 +20,7 @@ from capvl.models.features import Level
 from capvl.models.git_decoder import GitDecoder
 from capvl.models.prompts import TextPrompts, check_task
 from capvl.models.sizes import Size
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.nn import weights
 from capvl.nn.weights import weight
 
@@ -28,7 +28,7 @@ TASKS = ("answer", "caption", "classify", "read")
 
 
 @dataclasses.dataclass(frozen=True)
-class GitOptions(ViTOptions):
+class GitOptions(ImageOptions):
     """What a GIT is made of; `config.model` of a recipe. The defaults are GIT_B's.
 
     Attributes:
@@ -82,10 +82,9 @@ class GitOptions(ViTOptions):
             raise UserError(f"model.length={self.length} is more than model.text_positions={self.text_positions}.")
         if self.frames < 0 or not 0 <= self.dropout < 1:
             raise UserError("model.frames must not be negative, and model.dropout must be in [0, 1).")
-        _, patch = sizes.parse(self.encoder)
-        if self.max_side and (self.max_side < self.res or self.max_side % patch):
+        if self.max_side and (self.max_side < self.res or self.max_side % self.stride):
             raise UserError(
-                f"model.max_side={self.max_side} should be a multiple of the patch {patch} and at least "
+                f"model.max_side={self.max_side} should be a multiple of the patch {self.stride} and at least "
                 f"model.res={self.res}."
             )
         if self.max_side and (self.frames or self.patch_dropout or self.positions != "learned"):
@@ -138,8 +137,7 @@ class GitOptions(ViTOptions):
         """Patches of an image that the blocks see; of images that keep their aspect as many as the largest has."""
         if not self.max_side:
             return super().kept_patches()
-        patch = sizes.parse(self.encoder)[1]
-        return (self.res // patch) * (self.max_side // patch)
+        return (self.res // self.stride) * (self.max_side // self.stride)
 
     def image_tokens(self) -> int:
         """Tokens of an image, or of a clip, that the decoder sees in training."""
@@ -151,8 +149,7 @@ class GitOptions(ViTOptions):
 
     def image_kv_flops(self) -> float:
         """Forward matmul FLOPs of one image's keys and values, which all its texts share."""
-        visual = sizes.parse(self.encoder)[0].width
-        return git_decoder.image_kv_flops(self.decoder_size, visual, self.image_tokens(), self.fusion)
+        return git_decoder.image_kv_flops(self.decoder_size, self.encoder_width, self.image_tokens(), self.fusion)
 
     def text_flops(self, length: int = 0) -> float:
         """Forward matmul FLOPs of one text behind them, of `length` tokens; 0 for all."""
@@ -175,8 +172,8 @@ class Git(nnx.Module):
         self.dtype, self.frame_pool = jnp.dtype(options.dtype), options.frame_pool
         self.encoder = options.make_encoder(rngs)
         self.decoder = GitDecoder(options, rngs=rngs)
-        width = sizes.parse(options.encoder)[0].width
-        self.frames = weight(rngs, (options.frames, width), (None, None), weights.zeros) if options.frames else None
+        frames = (options.frames, options.encoder_width)
+        self.frames = weight(rngs, frames, (None, None), weights.zeros) if options.frames else None
 
     def encode(self, image, *, key: jax.Array | None = None) -> jax.Array | Level:
         """Image tokens (B, N, D) of images (B, R, R, 3) or clips (B, F, R, R, 3) in [-1, 1]; a `key` means training.

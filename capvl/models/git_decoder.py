@@ -134,7 +134,7 @@ class GitDecoder(nnx.Module):
     """
 
     def __init__(self, options: Any, *, rngs: nnx.Rngs):
-        size, width = sizes.parse_size(options.text), sizes.parse(options.encoder)[0].width
+        size, width = sizes.parse_size(options.text), options.encoder_width
         self.vocab, self.start, self.depth, self.length = options.vocab, options.start, size.depth, options.length
         self.heads, self.head_width = size.heads, size.width // size.heads
         self.crosses, self.dropout = options.fusion == "cross", options.dropout

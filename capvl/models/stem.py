@@ -47,6 +47,13 @@ class ConvStem(nnx.Module):
         return self.out(x.reshape(len(x), -1, x.shape[-1]))
 
 
+def patches(image_BHWC, patch: int) -> jax.Array:
+    """Patches (B, N, P, P, C), row by row, of images whose sides are multiples of the patch."""
+    batch, height, width, channels = image_BHWC.shape
+    split = image_BHWC.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return split.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch, patch, channels)
+
+
 def make_stem(kind: str, patch: int, width: int, rngs: nnx.Rngs) -> Dense | ConvStem:
     """The patch embedding of a kind: "patch" reads patches (B, N, P, P, 3), "conv" whole images."""
     if kind == "conv":

@@ -31,7 +31,7 @@ class TextTower(nnx.Module):
       causal: a token sees only itself and those before it.
       hide_padding: nobody sees padding (id 0).
       pad: id that the tower reads where the text has padding.
-      activation, eps, remat, unroll: as in `capvl.models.vit.ViTOptions`.
+      activation, eps, remat, unroll: as in `capvl.models.vision.ImageOptions`.
     """
 
     def __init__(

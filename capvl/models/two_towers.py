@@ -15,14 +15,14 @@ from capvl.models import flops, sizes
 from capvl.models.abilities import Ability
 from capvl.models.captioner import DecoderOptions
 from capvl.models.text_tower import POOLS, TextTower
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.nn import weights
 from capvl.nn.layers import ACTIVATIONS, Dense
 from capvl.nn.weights import weight
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowersOptions(DecoderOptions, ViTOptions):
+class TwoTowersOptions(DecoderOptions, ImageOptions):
     """What a two-tower model is made of; `config.model` of a recipe.
 
     Attributes:
@@ -83,7 +83,7 @@ class TwoTowersOptions(DecoderOptions, ViTOptions):
     @property
     def joint_width(self) -> int:
         """Width of the joint space."""
-        return self.projection or sizes.parse(self.encoder)[0].width
+        return self.projection or self.encoder_width
 
     def text_tower_flops(self) -> float:
         """Forward matmul FLOPs of one text through the text tower, but of a MAP head."""
@@ -107,7 +107,7 @@ class TwoTowers(nnx.Module):
 
     def __init__(self, options: TwoTowersOptions, *, rngs: nnx.Rngs):
         self.dtype = jnp.dtype(options.dtype)
-        width = sizes.parse(options.encoder)[0].width
+        width = options.encoder_width
         self.encoder = options.make_encoder(rngs)
         self.image_head = _image_head(width, options, rngs) if options.projection else None
         self.text = TextTower(

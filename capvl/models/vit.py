@@ -1,162 +1,81 @@
 """Vision Transformer encoder (arXiv 2010.11929), pre-LN, with mean, MAP or class-token pooling.
 
-The trunk's arithmetic is that of CapPa's reference; registers are from arXiv 2309.16588 and
-patch dropout from arXiv 2212.00794 (FLIP).
+The trunk's arithmetic is that of CapPa's reference; registers are from arXiv 2309.16588,
+patch dropout from arXiv 2212.00794 (FLIP), and regions from X-VLM (arXiv 2111.08276, section 3.1).
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from capvl.errors import UserError, nearest
-from capvl.models import flops, sizes, stem
-from capvl.models.abilities import Ability
-from capvl.models.features import Level
+from capvl.errors import UserError
+from capvl.models import flops, pixels, sizes, stem
+from capvl.models.features import Level, Regions, inside_of_rows, regions_of, rows_of
 from capvl.models.sizes import Size
 from capvl.nn import positions, weights
 from capvl.nn.attention import CrossAttention, SelfAttention, input_projection
-from capvl.nn.layers import ACTIVATIONS, LayerNorm, Mlp, as_row
-from capvl.nn.stack import REMAT, scan, stack
+from capvl.nn.layers import LayerNorm, Mlp, as_row, keep_paths, path_factors
+from capvl.nn.stack import part_of, scan, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
-# Mean and standard deviation of the pixels (0 to 1) that an encoder was trained with.
-PIXELS = {
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class ViTOptions:
-    """What an image encoder is made of; the options of models that have one begin with these.
+class ViTKind:
+    """What a ViT's name says (`capvl.models.vision.Kind`).
 
     Attributes:
-      encoder: SIZE/PATCH of the ViT (`capvl.models.sizes`).
-      res: image side in pixels.
-      stem: "patch" (one linear layer) or "conv" (3 x 3 convolutions of stride 2; patches of 2, 4, 8, 16 or 32 pixels).
-      pool: "mean", "map" or "cls".
-      positions: "learned" or "sincos".
-      registers: extra learned tokens that the blocks see and the output drops.
-      patch_dropout: share of patches dropped in training.
-      layer_scale: not 0: what the blocks add is scaled by learned vectors that begin at this value (arXiv 2103.17239).
-      activation: of the MLPs: "gelu_tanh", "gelu" (exact) or "quick_gelu".
-      eps: of the layer norms.
-      pre_norm: a layer norm before the blocks (CLIP).
-      class_position: the class token has a position of its own (CLIP, the first ViT).
-      pixels: a key of PIXELS: how pixels are normalised.
-      dtype: of activations and matmuls, "bfloat16" or "float32".
-      remat: what the backward pass recomputes: "none", "dots", "named", "offload" or "full".
-      unroll: straight-line layers instead of a loop.
+      size: of its blocks.
+      patch: side of a patch in pixels.
     """
 
-    encoder: str = "B/16"
-    res: int = 224
-    stem: str = "patch"
-    pool: str = "mean"
-    positions: str = "learned"
-    registers: int = 0
-    patch_dropout: float = 0.0
-    layer_scale: float = 0.0
-    activation: str = "gelu_tanh"
-    eps: float = 1e-6
-    pre_norm: bool = False
-    class_position: bool = False
-    pixels: str = "half"
-    dtype: str = "bfloat16"
-    remat: str = "none"
-    unroll: bool = False
+    size: Size
+    patch: int
 
-    reads_start: ClassVar[bool] = True
-    """Whether texts begin with the tokenizer's start id, where it has one; else the decoder begins by itself."""
+    called: ClassVar[str] = "ViT"
+    only: ClassVar[Mapping[str, tuple]] = {"window": (7,)}
 
-    frames: ClassVar[int] = 0
-    """Frames of a clip, where the model reads clips."""
-
-    max_side: ClassVar[int] = 0
-    """Long side of images that keep their aspect; 0 where all are square."""
-
-    def __post_init__(self):
-        _, patch = sizes.parse(self.encoder)
-        if self.res < patch or self.res % patch:
-            near = max(1, round(self.res / patch)) * patch
-            raise UserError(f"model.res={self.res} is not a multiple of the patch {patch}; the nearest is {near}.")
-        if self.stem == "conv" and patch not in (2, 4, 8, 16, 32):
-            raise UserError(f"model.stem='conv' needs patches of 2, 4, 8, 16 or 32 pixels, not {patch}.")
-        self.check_choices(
-            stem=("patch", "conv"),
-            pool=("mean", "map", "cls"),
-            positions=("learned", "sincos"),
-            activation=tuple(ACTIVATIONS),
-            pixels=tuple(PIXELS),
-            dtype=("bfloat16", "float32"),
-            remat=tuple(REMAT),
-        )
-        if self.registers < 0 or self.layer_scale < 0 or self.eps <= 0:
-            raise UserError("model: registers and layer_scale must not be negative, and eps must be positive.")
-        if not 0 <= self.patch_dropout < 1:
-            raise UserError(f"model.patch_dropout must be in [0, 1), not {self.patch_dropout}.")
-        if self.class_position and (self.pool != "cls" or self.positions != "learned"):
-            raise UserError("model.class_position needs model.pool='cls' and model.positions='learned'.")
+    @classmethod
+    def parse(cls, name: str) -> "ViTKind":
+        """Of a name as `capvl.models.sizes` reads it."""
+        return cls(*sizes.parse(name))
 
     @property
-    def abilities(self) -> frozenset[Ability]:
-        """What the model can do."""
-        return frozenset({Ability.IMAGES})
+    def stride(self) -> int:
+        """Pixels from one token to the next."""
+        return self.patch
 
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of an image as a batch has it."""
-        return (self.res, self.res, 3)
+    def check(self, options: Any) -> None:
+        """Raises UserError where options don't fit the patches."""
+        self.check_side(options.res, options, "model.res=")
+        if options.stem == "conv" and self.patch not in (2, 4, 8, 16, 32):
+            raise UserError(f"model.stem='conv' needs patches of 2, 4, 8, 16 or 32 pixels, not {self.patch}.")
 
-    def check_choices(self, **known: tuple[str, ...]) -> None:
-        """Raises UserError where an option is not among the known ones."""
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"model.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), choices)
-                )
+    def check_side(self, side: int, options: Any, what: str) -> None:
+        """Raises UserError where a side is not one of whole patches."""
+        if side < self.patch or side % self.patch:
+            near = max(1, round(side / self.patch)) * self.patch
+            raise UserError(f"{what}{side} is not a multiple of the patch {self.patch}; the nearest is {near}.")
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of an image of `res`."""
-        side = self.res // sizes.parse(self.encoder)[1]
-        return side, side
-
-    def kept_patches(self) -> int:
-        """Patches of an image that the blocks see in training."""
-        rows, columns = self.grid
-        return max(1, round(rows * columns * (1 - self.patch_dropout)))
-
-    def image_tokens(self) -> int:
-        """Tokens of an image that what stands behind the encoder sees in training."""
-        return self.kept_patches() + (self.pool == "cls")
-
-    def encoder_flops(self) -> float:
+    def flops(self, options: Any) -> float:
         """Forward matmul FLOPs of one image, without a MAP head."""
-        size, patch = sizes.parse(self.encoder)
-        tokens = self.kept_patches() + self.registers + (self.pool == "cls")
-        whole = tuple(side // patch for side in self.image_shape()[-3:-1])
-        return stem.flops(self.stem, patch, size.width, whole) + size.depth * flops.layer(tokens, size)
+        tokens = options.kept_patches() + options.registers + (options.pool == "cls")
+        whole = tuple(side // self.patch for side in options.image_shape()[-3:-1])
+        embedding = stem.flops(options.stem, self.patch, self.size.width, whole)
+        return embedding + self.size.depth * flops.layer(tokens, self.size)
 
-    def map_head_flops(self) -> float:
-        """Forward matmul FLOPs of pooling one image by a MAP head."""
-        size, _ = sizes.parse(self.encoder)
-        tokens, width = self.kept_patches(), size.width
-        kv = 2 * flops.dense(tokens, width, width)
-        return kv + flops.cross_attention(1, tokens, width) + 2 * flops.dense(1, width, size.mlp)
-
-    def make_encoder(self, rngs: nnx.Rngs) -> "ViT":
+    def make(self, options: Any, rngs: nnx.Rngs) -> "ViT":
         """Builds the encoder."""
-        return ViT(self, rngs=rngs)
+        return ViT(options, rngs=rngs)
 
 
 class EncoderBlock(nnx.Module):
-    """x += Attention(LN x); x += MLP(LN x); what is added may be scaled (`ViTOptions.layer_scale`)."""
+    """x += Attention(LN x); x += MLP(LN x); what is added may be scaled (`ImageOptions.layer_scale`)."""
 
     def __init__(
         self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu_tanh", eps: float = 1e-6, layer_scale: float = 0.0
@@ -169,10 +88,12 @@ class EncoderBlock(nnx.Module):
             weight(rngs, (size.width,), (None,), weights.constant(layer_scale)) if layer_scale else None for _ in "12"
         )
 
-    def __call__(self, x_BND, *, mask=None, causal: bool = False) -> jax.Array:
+    def __call__(self, x_BND, *, mask=None, causal: bool = False, factors_2B=None) -> jax.Array:
+        """`factors_2B`: what the two branches of each image are multiplied by (`capvl.nn.layers.path_factors`)."""
+        first, second = (None, None) if factors_2B is None else factors_2B
         added = _scaled(self.attn(self.norm1(x_BND), mask=mask, causal=causal), self.scale1)
-        x_BND = checkpoint_name(x_BND + added, "residual")
-        x_BND = x_BND + _scaled(self.mlp(self.norm2(x_BND)), self.scale2)
+        x_BND = checkpoint_name(x_BND + keep_paths(added, first), "residual")
+        x_BND = x_BND + keep_paths(_scaled(self.mlp(self.norm2(x_BND)), self.scale2), second)
         return constrain(x_BND, "batch", None, None)
 
 
@@ -201,7 +122,7 @@ class MapHead(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Images (B, H, W, 3) -> tokens (B, N, D) after the final LN; `PIXELS` says what the pixels are.
+    """Images (B, H, W, 3) -> tokens (B, N, D) after the final LN; `normalize` gives the pixels.
 
     Images may have any sides; what is left of a patch at the right and lower edge is not seen. Learned positions are
     resized to the grid as PyTorch does. Images of unequal sizes are padded to one size at the right and below and have
@@ -209,13 +130,15 @@ class ViT(nnx.Module):
     a `max_side`, short sides of images that are padded to its square are at most the model's resolution.
     """
 
-    def __init__(self, options: ViTOptions, *, rngs: nnx.Rngs):
+    def __init__(self, options: Any, *, rngs: nnx.Rngs):
+        """options: `capvl.models.vision.ImageOptions`."""
         size, patch = sizes.parse(options.encoder)
         width = size.width
         self.patch, self.grid, self.pool_kind = patch, options.grid, options.pool
         self.max_grid = (options.max_side // patch,) * 2
         self.positions_kind, self.class_position = options.positions, options.class_position
         self.registers_count, self.patch_dropout = options.registers, options.patch_dropout
+        self.depth, self.drop_path = size.depth, options.drop_path
         self.remat, self.unroll = options.remat, options.unroll
         self.pixels = options.pixels
         kind = dict(activation=options.activation, eps=options.eps)
@@ -233,20 +156,14 @@ class ViT(nnx.Module):
 
     def normalize(self, image_BHWC) -> jax.Array:
         """Images in [-1, 1] -> pixels as this encoder wants them; a fourth channel stays."""
-        if self.pixels == "half":
-            return image_BHWC
-        mean, std = (jnp.asarray(row, image_BHWC.dtype)[None, None, None] for row in PIXELS[self.pixels])
-        return jnp.concatenate([(image_BHWC[..., :3] * 0.5 + 0.5 - mean) / std, image_BHWC[..., 3:]], axis=-1)
+        return pixels.normalize(image_BHWC, self.pixels)
 
     def embed(self, image_BHWC, dtype) -> jax.Array:
         """Patch embedding without positions: (B, N, D), patches row by row."""
         p = self.patch
-        b, rows, columns = image_BHWC.shape[0], *self.grid_of(image_BHWC)
+        rows, columns = self.grid_of(image_BHWC)
         image = image_BHWC[:, : rows * p, : columns * p, :3].astype(dtype)
-        if self.stem_kind == "conv":
-            return self.stem(image)
-        patches = image.reshape(b, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        return self.stem(patches.reshape(b, -1, p, p, 3))
+        return self.stem(image if self.stem_kind == "conv" else stem.patches(image, p))
 
     def grid_of(self, image_BHWC) -> tuple[int, int]:
         """Rows and columns of the patches of images."""
@@ -296,8 +213,47 @@ class ViT(nnx.Module):
         Args:
           image_BHWC: as `normalize` gives them.
           dtype: of the activations.
-          key: means training and turns patch dropout on.
+          key: means training and turns patch dropout and stochastic depth on.
         """
+        x, valid, place = self._embedded(image_BHWC, dtype, key)
+        mask = None if valid is None else valid[:, None, None]
+        x = self._layers(0, self.depth, x, mask, key)
+        return (self._finished(x, valid, place, self.grid_of(image_BHWC)),)
+
+    def regions(
+        self, image_BHWC, box_QR4, owner_QR, *, dtype=jnp.float32, key: jax.Array | None = None, local: int = 0
+    ) -> Regions:
+        """Images and regions of them (arXiv 2111.08276, section 3.1), each image embedded once.
+
+        Args:
+          image_BHWC: as `normalize` gives them: Q groups of B / Q images, one after the other.
+          box_QR4: rows of each group, (x0, y0, x1, y1) in fractions of an image.
+          owner_QR: which image of its group each box is of, int32 from 0 to B / Q - 1.
+          dtype: of the activations.
+          key: means training, as for `levels`.
+          local: the last so many layers are run for each region too, where its tokens see each other and the class
+            token alone; 0: its tokens are the image's.
+        """
+        if not 0 <= local <= self.depth:
+            raise ValueError(f"{local} local layers of {self.depth}")
+        if not local:
+            (level,) = self.levels(image_BHWC, dtype=dtype, key=key)
+            return regions_of(level, box_QR4, owner_QR)
+        x, valid, place = self._embedded(image_BHWC, dtype, key)
+        mask = None if valid is None else valid[:, None, None]
+        x = self._layers(0, self.depth - local, x, mask, key)
+        rows = rows_of(x, owner_QR)
+        grid = self.grid_of(image_BHWC)
+        whole = self._finished(self._layers(self.depth - local, self.depth, x, mask, key), valid, place, grid)
+        inside_RN = inside_of_rows(whole, box_QR4, owner_QR)
+        shown_RN = jnp.concatenate([jnp.ones((len(rows), rows.shape[1] - inside_RN.shape[1]), bool), inside_RN], axis=1)
+        rows_key = None if key is None else jax.random.fold_in(key, 2)
+        rows = self._layers(self.depth - local, self.depth, rows, shown_RN[:, None, None], rows_key)
+        rows = self._finished(rows, None, None, grid).tokens_BND
+        return regions_of(whole, box_QR4, owner_QR, rows)
+
+    def _embedded(self, image_BHWC, dtype, key) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """What the blocks see (B, N, D), which of it is of the image, and the places of the patches (see `Level`)."""
         x, place, valid = self._patches(image_BHWC, dtype)
         if self.patch_dropout and key is not None:
             kept = _kept_patches(*x.shape[:2], self.patch_dropout, key)
@@ -313,16 +269,32 @@ class ViT(nnx.Module):
         x = constrain(x, "batch", None, None)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        mask = None
         if valid is not None:
             valid = jnp.pad(valid, ((0, 0), (x.shape[1] - valid.shape[1], 0)), constant_values=True)
-            mask = valid[:, None, None]
-        x = scan(self.blocks, lambda block, h, _: block(h, mask=mask), x, remat=self.remat, unroll=self.unroll)
+        return x, valid, place
+
+    def _layers(self, first: int, last: int, x_BND, mask, key) -> jax.Array:
+        """Layers `first` to `last` - 1."""
+        if first == last:
+            return x_BND
+        blocks = self.blocks if last - first == self.depth else part_of(self.blocks, first, last)
+        factors = None
+        if self.drop_path and key is not None:
+            # One draw for all layers, wherever they are cut.
+            factors = path_factors(self.drop_path, self.depth, len(x_BND), jax.random.fold_in(key, 1))[first:last]
+
+        def body(block, h, factors_2B):
+            return block(h, mask=mask, factors_2B=factors_2B)
+
+        return scan(blocks, body, x_BND, factors, remat=self.remat, unroll=self.unroll)
+
+    def _finished(self, x_BND, valid_BN, place_BP, grid: tuple[int, int]) -> Level:
+        """What the blocks gave, without registers, after the final norm."""
         first = 0 if self.cls is None else 1
         if self.registers is not None:
-            x = jnp.concatenate([x[:, :first], x[:, first + self.registers_count :]], axis=1)
-            valid = valid if valid is None else valid[:, self.registers_count :]
-        return (Level(self.norm(x), self.grid_of(image_BHWC), self.patch, first, valid, place),)
+            x_BND = jnp.concatenate([x_BND[:, :first], x_BND[:, first + self.registers_count :]], axis=1)
+            valid_BN = valid_BN if valid_BN is None else valid_BN[:, self.registers_count :]
+        return Level(self.norm(x_BND), grid, self.patch, first, valid_BN, place_BP)
 
     def __call__(self, image_BHWC, *, dtype=jnp.float32, key: jax.Array | None = None) -> jax.Array | Level:
         """Tokens (B, N, D) of images as `levels` encodes them; of padded ones their level, which knows the padding."""

@@ -127,6 +127,18 @@ def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None
     return checkpoint_name(mixed.astype(q_BTHK.dtype), "attention")
 
 
+def attend_with_dropout(
+    q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False, dropout: float = 0.0, key: jax.Array | None = None
+) -> jax.Array:
+    """`attend`, or `attend_jointly` where weights are dropped (there is a `key`) or several rows share keys."""
+    if (key is None or not dropout) and k_BSHK.shape[0] == q_BTHK.shape[0]:
+        return attend(q_BTHK, k_BSHK, v_BSHK, mask=mask, causal=causal)
+    if causal:
+        before_TS = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
+        mask = before_TS if mask is None else mask & before_TS
+    return attend_jointly(q_BTHK, [(k_BSHK, v_BSHK, mask)], dropout=dropout, key=key)
+
+
 def output_projection(width: int, heads: int, *, bias: bool, init=None, rngs: nnx.Rngs) -> Dense:
     """The (H, K, D) projection after attention."""
     return Dense(

@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from capvl.nn import weights
 from capvl.nn.weights import weight
+from capvl.parallel.rules import constrain
 
 
 def merge_leading(x: jax.Array, keep: int = 1) -> jax.Array:
@@ -30,6 +31,24 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or not rate:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def path_factors(rate: float, depth: int, batch: int, key: jax.Array) -> jax.Array:
+    """Stochastic depth (arXiv 1603.09382): what the two branches of every layer are multiplied by, float32 (L, 2, B).
+
+    Each is 0 for a share of the examples that grows from 0 at the first layer to `rate` at the last, else
+    1 / (1 - share).
+    """
+    kept_L11 = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None, None]
+    drawn_L2B = jax.random.uniform(key, (depth, 2, batch))
+    return constrain(jnp.where(drawn_L2B < kept_L11, 1 / kept_L11, 0.0), None, None, "batch")
+
+
+def keep_paths(branch: jax.Array, factor_B: jax.Array | None) -> jax.Array:
+    """A branch (B, …) of a layer times the factors of its examples; None for 1."""
+    if factor_B is None:
+        return branch
+    return branch * factor_B.astype(branch.dtype).reshape(-1, *(1,) * (branch.ndim - 1))
 
 
 class Dense(nnx.Module):

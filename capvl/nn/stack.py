@@ -46,12 +46,13 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 
 def scan(
     layers: nnx.Module,
-    body: Callable[[nnx.Module, jax.Array, Any], jax.Array],
+    body: Callable[[Any, jax.Array, Any], jax.Array],
     x: jax.Array,
     xs: Any = None,
     *,
     remat: str = "none",
     unroll: bool = False,
+    together: int = 0,
 ) -> jax.Array:
     """x <- body(layer, x, xs[layer]) through the stack.
 
@@ -62,8 +63,12 @@ def scan(
       xs: optional pytree with a leading layer axis, one slice a layer.
       remat: a key of REMAT: what a layer's backward pass recomputes.
       unroll: straight-line code instead of a loop (longer compilation, fewer copies).
+      together: not 0: a step of the loop is so many layers, of which `body` gets a list, and as many slices of `xs`; a
+        last step has the layers that are left over.
     """
-    return scan_outputs(layers, lambda *a: (body(*a), None), x, xs, remat=remat, unroll=unroll)[0]
+    if not together:
+        return scan_outputs(layers, lambda *a: (body(*a), None), x, xs, remat=remat, unroll=unroll)[0]
+    return _scan_together(layers, body, x, xs, together, remat, unroll)
 
 
 def scan_outputs(
@@ -76,11 +81,7 @@ def scan_outputs(
     unroll: bool = False,
 ) -> tuple[jax.Array, Any]:
     """As `scan`, where a layer also gives something out: x, outputs[layer] <- body(layer, x, xs[layer])."""
-    graphdef, params = nnx.split(layers)
-
-    if not unroll:
-        # Kernels are cast before the loop, which would otherwise save a cast copy of each for the backward pass.
-        params = jax.tree.map(lambda p: p.astype(x.dtype) if p.ndim > 2 else p, params)
+    graphdef, params = _split(layers, x.dtype, unroll)
 
     def step(carry, layer):
         layer_params, layer_xs = layer
@@ -95,6 +96,38 @@ def scan_outputs(
         x, out = step(x, layer)
         outputs.append(out)
     return x, jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
+
+
+def _split(layers: nnx.Module, dtype, unroll: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    graphdef, params = nnx.split(layers)
+    if not unroll:
+        # Kernels are cast before the loop, which would otherwise save a cast copy of each for the backward pass.
+        params = jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 2 else p, params)
+    return graphdef, params
+
+
+def _scan_together(layers: nnx.Module, body, x: jax.Array, xs: Any, together: int, remat: str, unroll: bool):
+    """`scan` with several layers a step."""
+    graphdef, params = _split(layers, x.dtype, unroll)
+
+    def step(carry, group):
+        group_params, group_xs = group
+        return body([nnx.merge(graphdef, layer) for layer in _layers(group_params)], carry, group_xs), None
+
+    if remat != "none":
+        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=unroll)
+    depth = len(jax.tree.leaves(params)[0])
+    whole = depth // together * together
+    if whole:
+        groups = jax.tree.map(lambda v: v[:whole].reshape(-1, together, *v.shape[1:]), (params, xs))
+        if unroll:
+            for group in _layers(groups):
+                x, _ = step(x, group)
+        else:
+            x, _ = jax.lax.scan(step, x, groups)
+    if whole < depth:
+        x, _ = step(x, jax.tree.map(lambda v: v[whole:], (params, xs)))
+    return x
 
 
 def part_of(layers: nnx.Module, first: int, last: int) -> nnx.Module:

@@ -24,7 +24,13 @@ OBJECTIVES = {
     "transfer": "capvl.objectives.transfer:Transfer",
     "git": "capvl.objectives.git:Git",
     "scst": "capvl.objectives.scst:Scst",
+    "xvlm": "capvl.objectives.xvlm:XVlm",
+    "xvlm_caption": "capvl.objectives.xvlm_caption:XVlmCaption",
+    "xvlm_scst": "capvl.objectives.xvlm_caption:XVlmScst",
+    "xvlm_answers": "capvl.objectives.xvlm_answers:XVlmAnswering",
     "probe": "capvl.objectives.probe:Probe",
+    "judge": "capvl.objectives.judge:Judge",
+    "text_assignment": "capvl.objectives.judge:TextAssignment",
 }
 
 
@@ -87,11 +93,21 @@ def buckets(objective: "Objective", model_options: Any) -> tuple[Bucket | None, 
     return tuple(found(model_options)) if found else (None,)
 
 
+def updates(objective: "Objective") -> tuple[tuple[str, ...], ...]:
+    """The kinds of batch that each of a step's updates of the optimizer is made from; ((),): one from all."""
+    found = getattr(objective, "updates", None)
+    parts = tuple(found()) if found else ((),)
+    return parts if len(parts) > 1 else ((),)
+
+
 class Objective(Protocol):
     """The interface of an objective.
 
     One whose step takes several kinds of batch gives a dict by kind from `features`, `transform` and `batch_spec`; its
     `prepare` and `loss` get such a dict. `config.data.name` says what each kind is made of.
+
+    With `updates()`, which gives tuples of kinds, a step makes an update of the optimizer from each in turn, at the
+    same learning rate; `loss` then gets a dict of those kinds only, and metrics of two updates need names of their own.
 
     One whose images have other sizes than the model's own also has `buckets(model_options)`, which gives them
     (`capvl.data.images.buckets`). Batches go through them in turn: its training transform is a `Bucketed` one, and its

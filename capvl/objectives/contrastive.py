@@ -15,7 +15,6 @@ import numpy as np
 from capvl.data.examples.image_text import EmbeddingText, ImageText
 from capvl.errors import UserError, nearest
 from capvl.losses.contrastive import CHUNK, sigmoid_loss, softmax_loss
-from capvl.models import sizes
 from capvl.models.two_towers import TwoTowers, TwoTowersOptions
 from capvl.objectives.cappa import CapPa
 from capvl.objectives.images import unit_range
@@ -142,6 +141,5 @@ class Contrastive:
 
 def embedding_shape(model_options: TwoTowersOptions) -> tuple[int, ...]:
     """Shape of a cached embedding: (N, D) tokens where a MAP head trains, else the pooled (D,)."""
-    size, _ = sizes.parse(model_options.encoder)
-    tokens = math.prod(model_options.grid)
-    return (tokens, size.width) if model_options.pool == "map" else (size.width,)
+    tokens, width = math.prod(model_options.grid), model_options.encoder_width
+    return (tokens, width) if model_options.pool == "map" else (width,)

@@ -21,7 +21,7 @@ from capvl.data.reading.texts import FEATURES
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.losses.vocabulary import vocabulary_loss
-from capvl.models import git, sizes
+from capvl.models import git
 from capvl.models.git import GitOptions
 from capvl.models.prompts import check_task
 from capvl.models.text_decoder import shift_right
@@ -75,10 +75,8 @@ class Git:
 
     def check(self, model_options: GitOptions, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other."""
-        _, patch = sizes.parse(model_options.encoder)
         for side in self.sides:
-            if side < patch or side % patch:
-                raise UserError(f"objective.sides: {side} is not a multiple of the patch {patch}.")
+            model_options.check_side(side, "objective.sides: ")
         if self.sides and (model_options.max_side or model_options.positions != "learned"):
             raise UserError("objective.sides goes with square images and learned positions only.")
         if self.kind == "masked" and not 0 <= self.mask_id < model_options.vocab:
@@ -173,12 +171,15 @@ class Git:
             hidden, weights = model.decoder.causal(batch["text"], kv, dtype=model.dtype, key=keys[2]), batch["weights"]
         else:
             hidden, weights = self._masked(model, batch, kv, keys)
-        total, _ = vocabulary_loss(
-            hidden, batch["text"], weights, *model.decoder.output_layer(), self.smoothing, self.chunk
-        )
-        nll = total / len(batch["text"])
-        loss = nll - smoothed_entropy(self.smoothing, model.decoder.vocab)
+        smoothing, scale, entropy = self.smoothed(model.decoder.vocab)
+        total, _ = vocabulary_loss(hidden, batch["text"], weights, *model.decoder.output_layer(), smoothing, self.chunk)
+        nll = scale * total / len(batch["text"])
+        loss = nll - entropy
         return loss, {"loss": loss, "nll": nll, "cut": batch["cut"].astype(jnp.float32).mean()}
+
+    def smoothed(self, vocab: int) -> tuple[float, float, float]:
+        """How the loss is smoothed: `capvl.losses.vocabulary`'s smoothing, a factor of it, and what is taken off."""
+        return self.smoothing, 1.0, smoothed_entropy(self.smoothing, vocab)
 
     def _masked(self, model: git.Git, batch, kv, keys):
         """Hidden states (B, L, D) that predict hidden tokens from all others, and the weights of the hidden ones.

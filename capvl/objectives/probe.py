@@ -14,16 +14,17 @@ from flax import nnx
 
 from capvl.data.examples.labels import ImageLabelTrain
 from capvl.errors import UserError
-from capvl.models import flops, sizes
+from capvl.models import flops
 from capvl.models.abilities import Ability
-from capvl.models.vit import MapHead, ViTOptions
+from capvl.models.vision import ImageOptions
+from capvl.models.vit import MapHead
 from capvl.nn import weights
 from capvl.nn.layers import Dense
 from capvl.objectives.images import unit_range
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeOptions(ViTOptions):
+class ProbeOptions(ImageOptions):
     """What is trained on an encoder; `config.model` of a recipe.
 
     Attributes:
@@ -49,9 +50,8 @@ class ProbeOptions(ViTOptions):
 
     def head_flops(self) -> float:
         """Forward matmul FLOPs of one head."""
-        size, _ = sizes.parse(self.encoder)
         pool = self.map_head_flops() if self.probe_pool == "map" else 0.0
-        return pool + flops.dense(1, size.width, self.classes)
+        return pool + flops.dense(1, self.encoder_width, self.classes)
 
     def make(self, rngs: nnx.Rngs) -> "ProbeModel":
         """Builds the model."""
@@ -62,7 +62,7 @@ class Head(nnx.Module):
     """A pooling and a linear classifier that begins at zero."""
 
     def __init__(self, options: ProbeOptions, *, rngs: nnx.Rngs):
-        size, _ = sizes.parse(options.encoder)
+        size = options.encoder_size
         kind = dict(activation=options.activation, eps=options.eps)
         self.map = MapHead(size, rngs, **kind) if options.probe_pool == "map" else None
         shape = (size.width, options.classes)

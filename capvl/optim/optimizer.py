@@ -3,6 +3,10 @@
 Order of the reference: clip by global norm; factored RMS and momentum (or Adam); times the
 learning rate and its multiplier; plus weight decay times the parameter; times the schedule.
 Weight decay is thus not multiplied with the learning rate, but is with the schedule.
+
+"adamw_hf" is the AdamW of Hugging Face's transformers, with which BERT's descendants were trained: epsilon stands
+beside the root of the second moment before its bias is corrected, and weight decay is times the learning rate and its
+multiplier, of what the step leaves: p -= r * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps); p -= r * decay * p.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ from capvl.errors import UserError, nearest
 from capvl.optim.adafactor import momentum, scale_by_factored_rms
 
 Rules = tuple[tuple[str, float], ...]
+NAMES = ("adafactor", "adamw", "adamw_hf", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +28,13 @@ class OptimizerOptions:
     """`config.optimizer`. A path is a parameter's name, such as "encoder/blocks/attn/qkv/kernel".
 
     Attributes:
-      name: "adafactor", "adamw" or "sgd".
+      name: "adafactor", "adamw", "adamw_hf" or "sgd".
       lr: base learning rate.
-      weight_decay: decoupled; see `decay`.
+      weight_decay: decoupled; see `decay`. adamw_hf: times the learning rate.
       clip_norm: largest global norm of the gradients; 0 for no clipping.
       beta1: momentum; 0 for none (adafactor and sgd).
       beta2: decay of the second moment (adafactor: its cap).
-      eps: adamw only.
+      eps: adamw and adamw_hf only.
       momentum_dtype: "bfloat16" or "float32".
       clip_rms: adafactor only: largest RMS of a leaf's update; 0 for no clipping.
       decay: (regex, multiplier) pairs over whole paths, first match wins; others don't decay.
@@ -53,7 +58,7 @@ class OptimizerOptions:
     ema: float = 0.0
 
     def __post_init__(self):
-        for name, known in (("name", ("adafactor", "adamw", "sgd")), ("momentum_dtype", ("bfloat16", "float32"))):
+        for name, known in (("name", NAMES), ("momentum_dtype", ("bfloat16", "float32"))):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"optimizer.{name}={getattr(self, name)!r} is unknown." + nearest(getattr(self, name), known)
@@ -104,6 +109,8 @@ def split_trainable(params: dict, options: OptimizerOptions, also: tuple[str, ..
 def make_optimizer(options: OptimizerOptions, batch_dims: dict[str, int] | None = None):
     """optax transformation over a flat dict of trainable parameters, without schedule and sign.
 
+    Its `update` takes the schedule's multiplier of this step as the keyword `multiplier`, which adamw_hf needs.
+
     Args:
       options: the recipe's options.
       batch_dims: leading stacked-layer dimensions by path (adafactor doesn't factor over them).
@@ -126,28 +133,36 @@ def make_optimizer(options: OptimizerOptions, batch_dims: dict[str, int] | None 
 
 def _adam(options: OptimizerOptions, dtype) -> optax.GradientTransformation:
     """optax's Adam, which mixes float32 with a bfloat16 momentum and so needs the standard promotion."""
-    adam = optax.scale_by_adam(options.beta1, options.beta2, options.eps, mu_dtype=dtype)
+
+    def adam(eps):
+        return optax.scale_by_adam(options.beta1, options.beta2, eps, mu_dtype=dtype)
 
     def update(updates, state, params=None):
+        eps = options.eps
+        if options.name == "adamw_hf":  # optax adds it to the root of the corrected second moment.
+            eps = eps / jnp.sqrt(1 - options.beta2 ** (state.count + 1).astype(jnp.float32))
         with jax.numpy_dtype_promotion("standard"):
-            return adam.update(updates, state, params)
+            return adam(eps).update(updates, state, params)
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformation(adam(options.eps).init, update)
 
 
-def _rate_and_decay(options: OptimizerOptions):
-    """u * lr * lr_mult + weight_decay * decay_mult * p."""
+def _rate_and_decay(options: OptimizerOptions) -> optax.GradientTransformationExtraArgs:
+    """u * lr * lr_mult + weight_decay * decay_mult * p; adamw_hf: see the file's first lines."""
 
-    def update(updates, state, params):
+    def update(updates, state, params, *, multiplier=None):
         out = {}
         for path, u in updates.items():
-            out[path] = u * (options.lr * matches(options.lr_mult, path, 1.0))
+            rate = options.lr * matches(options.lr_mult, path, 1.0)
+            out[path] = u * rate
             decay = options.weight_decay * matches(options.decay, path, 0.0)
-            if decay:
+            if decay and options.name == "adamw_hf":
+                out[path] = out[path] + rate * decay * (params[path] - multiplier * out[path])
+            elif decay:
                 out[path] = out[path] + decay * params[path]
         return out, state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def apply(params: dict, updates: dict, multiplier: jax.Array) -> dict:

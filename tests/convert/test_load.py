@@ -93,3 +93,45 @@ def test_resizing_keeps_constants_and_the_class_position(rule):
     resized = resize_grid(table, 10, rule, first=1)
     assert resized.shape == (10, 2)
     np.testing.assert_array_equal(resized[0], table[0])
+
+
+@pytest.mark.parametrize("depth, upper", [(3, [2]), (4, [3])])
+def test_an_x_vlm_begins_with_a_clip_and_a_bert(tmp_path, depth, upper):
+    """Upper layers are those of the BERT, or of one with twice as many every second; cross-attention is fresh."""
+    bert = dataclasses.replace(MODELS["bert"], text=f"w16d{depth}h2m32", length=12)
+    options = dataclasses.replace(MODELS["xvlm"], text="w16d3h2m32", text_positions=10)
+    folder.write_folder(str(tmp_path / "clip"), weights_of("clip"))
+    folder.write_folder(str(tmp_path / "bert"), Weights(random_params(bert), bert))
+    path, only = f"{tmp_path / 'clip'} + {tmp_path / 'bert'}", ("encoder/.*", "text/(?!cross/cross).*")
+    params = load_parameters(path, options, only)
+    theirs = random_params(bert)
+    assert set(Blueprint(options).shapes) - set(params) == {
+        name for name in Blueprint(options).shapes if not name.startswith(("encoder/", "text/"))
+    } | {name for name in Blueprint(options).shapes if name.startswith("text/cross/cross")}
+    kernel = theirs["blocks/attn/qkv/kernel"]
+    np.testing.assert_array_equal(params["text/blocks/attn/qkv/kernel"], kernel[:2])
+    np.testing.assert_array_equal(params["text/cross/attn/qkv/kernel"], kernel[upper])
+    np.testing.assert_array_equal(params["text/positions"], theirs["positions"][:10])
+    for name in ("types", "transform/kernel", "word_bias", "norm/scale"):
+        np.testing.assert_array_equal(params[f"text/{name}"], theirs[name])
+    np.testing.assert_array_equal(params["encoder/cls"], weights_of("clip").params["encoder/cls"])
+    refused = {
+        "text_eps": 1e-5, "text_activation": "gelu_tanh", "vocab": 31, "text_types": 1, "text_positions": 13,
+        "first_position": 1, "text": "w16d3h1m32",
+    }  # fmt: skip
+    for name, value in refused.items():
+        with pytest.raises(UserError, match=f"makes texts' encoders of .*model.{name}="):
+            load_parameters(path, dataclasses.replace(options, **{name: value}), only)
+    with pytest.raises(UserError, match=rf"has {depth} layers; .* begins with one of 6 or 7"):
+        load_parameters(path, dataclasses.replace(options, text="w16d6h2m32"), only)
+
+
+def test_an_x_vlm_begins_with_one_that_has_more_heads(tmp_path):
+    folder.write_folder(str(tmp_path / "whole"), weights_of("xvlm"))
+    for heads in (("itm",), ("itc", "mlm"), ("box",)):
+        options = dataclasses.replace(MODELS["xvlm"], heads=heads)
+        params = load_parameters(str(tmp_path / "whole"), options)
+        assert params.keys() == Blueprint(options).shapes.keys()
+    folder.write_folder(str(tmp_path / "box"), Weights(random_params(options), options))
+    with pytest.raises(UserError, match="itm/down/bias is only in the model"):
+        load_parameters(str(tmp_path / "box"), dataclasses.replace(options, heads=("box", "itm")))

@@ -11,7 +11,7 @@ from capvl.convert import pixels
 from capvl.data.images.crops import Crop
 from capvl.data.options import DataOptions
 from capvl.data.randomness import Uniforms
-from capvl.models.vit import PIXELS
+from capvl.models.pixels import PIXELS
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]

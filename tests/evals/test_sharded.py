@@ -179,7 +179,7 @@ def test_a_second_pass(by_word, colors, mesh):
 
     seconds = [ShardedRows.of_host(mesh, {"name": names}, context.batch)] * 2
     with jax.set_mesh(mesh):
-        scores = rerank.rerank(context, score, params, *seconds, numbers)
+        scores = rerank.rerank(context, rerank.pair_scorer(context, score), params, *seconds, numbers)
     np.testing.assert_array_equal(scores, -abs(names[:, None] - names[numbers]))
     groups = np.arange(21)
     before = rerank.ranks_of_scores(dots, numbers, groups, groups)

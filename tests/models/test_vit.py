@@ -12,7 +12,7 @@ from conftest import assert_close
 from capvl.errors import UserError
 from capvl.models.encoder import EncoderOptions
 from capvl.models.parameters import Blueprint
-from capvl.models.vit import ViTOptions
+from capvl.models.vision import ImageOptions
 from capvl.nn import positions
 
 SMALL = dict(encoder="w16d1h2m16/4", res=16, dtype="float32")
@@ -123,7 +123,7 @@ def test_short_sides_of_a_models_square_are_at_most_its_resolution():
     """Of a square of `max_side` only as many patches are computed as an image may have."""
 
     @dataclasses.dataclass(frozen=True)
-    class Aspect(ViTOptions):
+    class Aspect(ImageOptions):
         max_side: int = 32
 
         make = EncoderOptions.make

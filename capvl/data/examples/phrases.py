@@ -1,0 +1,152 @@
+"""Texts with what they are about: a whole image (pairs) or regions of one, as X-VLM is trained (arXiv 2111.08276)."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from capvl.data.examples.slots import choose, fill
+from capvl.data.images.crops import Crop
+from capvl.data.images.geometry import WHOLE, names_sides
+from capvl.data.randomness import Uniforms
+from capvl.data.reading.regions import Region, regions
+from capvl.data.text.masking import Masking
+
+SIDES = ("skip", "swap")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """Tokens of texts, and the same texts with tokens masked.
+
+    Attributes:
+      tokenizer: the tokenizer.
+      length: L.
+      masking: of tokens; None for none.
+    """
+
+    tokenizer: Any
+    length: int
+    masking: Masking | None
+
+    def __call__(self, text: str | bytes, uniforms: Uniforms) -> dict[str, np.ndarray]:
+        """text int32 (L,), and cut: whether it was too long; with masking also masked (L,), places and words (M,):
+        where tokens are masked and what stood there, -1 for unused."""
+        # One token more than there is room for tells whether the text was too long.
+        tokens = self.tokenizer(text, self.length + 1)
+        cut, tokens = tokens[-1] != 0, tokens[:-1]
+        if cut:
+            tokens[-1] = self.tokenizer.eos
+        row = {"text": tokens, "cut": np.bool_(cut)}
+        if self.masking is None:
+            return row
+        masked, places, words = self.masking(tokens, uniforms)
+        return row | {"masked": masked, "places": places, "words": words}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """What stands in an empty slot."""
+        row = {"text": np.zeros(self.length, np.int32), "cut": np.bool_(False)}
+        if self.masking is None:
+            return row
+        most = self.masking.most
+        unused = {"places": np.zeros(most, np.int32), "words": np.full(most, -1, np.int32)}
+        return row | {"masked": np.zeros(self.length, np.int32)} | unused
+
+
+def image_id(example: dict[str, Any]) -> np.int32:
+    """A number of an Example's image, by its bytes: two Examples of one image have the same."""
+    return np.int32(zlib.crc32(example["image"]) & 0x7FFFFFFF)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairText:
+    """image uint8 (R, R, 3), flip bool, id int32 of the image, and what `TextReader` gives of one of its captions.
+
+    Attributes:
+      crop: how images become pixels.
+      read: reads texts.
+      flip: whether half of the images are flipped (on the device).
+      sides: what becomes of a flip where the caption names a side: "skip" (X-VLM) leaves it out, "swap" swaps words.
+      train: random crop, flip and caption; else the first caption and no randomness.
+    """
+
+    crop: Crop
+    read: TextReader
+    flip: bool
+    sides: str
+    train: bool
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the texts."""
+        return self.read.tokenizer
+
+    def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
+        """Raises BadImageError where the image can't be used."""
+        texts = example["text"]
+        text = texts[uniforms.below(len(texts)) if self.train else 0] if len(texts) else ""
+        flip = self.train and self.flip and uniforms() < 0.5
+        flip = flip and not (self.sides == "skip" and names_sides(text))
+        geometry = self.crop.draw(example, uniforms, flip=flip)
+        image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
+        row = self.read(geometry.text(text), uniforms)
+        return {"image": image, "flip": np.bool_(geometry.flip), "id": image_id(example)} | row
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionText:
+    """image uint8 (R, R, 3), flip bool, id int32; and of S regions: box float32 (S, 4) in fractions of that image,
+    whole bool (S,): it is all of the image, slots bool (S,), and what `TextReader` gives of a text of each.
+
+    In training the crop keeps one region whole, drawn at random, and regions more than half of which lie in it; a
+    caption is a region that is the whole image, and comes first (official code).
+
+    Attributes:
+      crop, read, flip, sides, train: as in `PairText`; whether a flip is left out goes by all texts of the image.
+      slots: S.
+      captions: whether captions are regions.
+    """
+
+    crop: Crop
+    read: TextReader
+    flip: bool
+    sides: str
+    train: bool
+    slots: int
+    captions: bool = True
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the texts."""
+        return self.read.tokenizer
+
+    def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
+        """Raises BadImageError where the image can't be used."""
+        found = [region for region in regions(example) if texts_of(region)]
+        captions = [t for t in example.get("text", ()) if t] if self.captions else []
+        flip = self.train and self.flip and uniforms() < 0.5
+        said = [*captions, *(text for region in found for text in texts_of(region))]
+        flip = flip and not (self.sides == "skip" and any(map(names_sides, said)))
+        around = found[uniforms.below(len(found))].box if self.train and found else None
+        geometry = self.crop.draw(example, uniforms, flip=flip, around=around)
+        boxes, there = geometry.boxes([region.box for region in found])
+        kept = [(box, texts_of(r), False) for r, box, inside in zip(found, boxes, there, strict=True) if inside]
+        rows = [(np.array(WHOLE, np.float32), captions, True)] if captions else []
+        rows += choose(kept, self.slots - len(rows), uniforms if self.train else None)
+        filled = [self._row(*row, geometry, uniforms) for row in rows]
+        blank = {"box": np.zeros(4, np.float32), "whole": np.bool_(False)} | self.read.blank()
+        image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
+        of_image = {"image": image, "flip": np.bool_(geometry.flip), "id": image_id(example)}
+        return of_image | fill(filled, self.slots, blank)
+
+    def _row(self, box, texts: Sequence[str | bytes], whole: bool, geometry, uniforms: Uniforms) -> dict:
+        text = texts[uniforms.below(len(texts)) if self.train else 0]
+        return {"box": box, "whole": np.bool_(whole)} | self.read(geometry.text(text), uniforms)
+
+
+def texts_of(region: Region) -> tuple[str, ...]:
+    """What a region may be called: its phrases, else its class; and each with an attribute in front, if it has some."""
+    names = region.phrases or ((region.category,) if region.category else ())
+    return names + tuple(f"{attribute} {name}" for attribute in region.attributes for name in names)

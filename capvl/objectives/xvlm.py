@@ -1,0 +1,392 @@
+"""X-VLM (arXiv 2111.08276): texts aligned with images and with regions of them, at every grain.
+
+Two kinds of batch: `pairs`, an image and a text of it, and `regions`, an image with boxes and a text of each. Four
+losses, of which any may be left out: image-text contrast (ITC), image-text matching with hard negatives (ITM), masked
+language modelling (MLM), and, of regions, the box of a text in the whole image (L1 and GIoU); sections 3.2 and 3.3.
+
+Letters: R rows of texts (of pairs as many as images), I images, N image tokens, L tokens, M masked tokens, C, D, E
+widths of image tokens, text states and the joint space, Q groups of G images and S regions in each.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from capvl.data.examples.phrases import SIDES, PairText, RegionText, TextReader
+from capvl.data.images.crops import Crop
+from capvl.data.reading import regions
+from capvl.data.text import tokenizers
+from capvl.data.text.masking import Masking
+from capvl.errors import UserError, nearest
+from capvl.losses.boxes import box_losses
+from capvl.losses.contrastive import CHUNK, softmax_loss
+from capvl.losses.negatives import Negatives, hard_negatives, take_rows
+from capvl.losses.vocabulary import vocabulary_loss
+from capvl.models import flops, sizes, xvlm
+from capvl.models.features import rows_of
+from capvl.models.xvlm import XVlmOptions
+from capvl.nn.boxes import centres
+from capvl.objectives import Kind
+from capvl.objectives.images import unit_range
+
+KINDS = ("pairs", "regions")
+LOSSES = ("itc", "itm", "mlm", "l1", "giou")
+
+
+@dataclasses.dataclass(frozen=True)
+class XVlm:
+    """Options and methods of the objective (`capvl.objectives.Objective`).
+
+    Attributes:
+      kinds: "pairs", "regions" or both; `data.name` says what each is made of.
+      share: images with regions for each pair of a step.
+      group: (images, texts): of so many images with regions one after another a step takes so many texts, those with a
+        low number in their image first.
+      slots: regions of an image that are drawn, a caption among them.
+      captions: whether the caption of an image with regions is one of them (its box is the whole image).
+      itc, itm, mlm, l1, giou: weights of the losses; 0 leaves one out.
+      same_image: texts of the same image aren't each other's negatives, in ITC and ITM (retrieval; the paper's
+        pre-training doesn't look).
+      among: hard negatives come from so many consecutive rows (the original's: those of a GPU); 0: of the whole batch.
+      boxes_of_images: rows of whole images have losses of boxes too.
+      masks, mask_share, whole_words, mask_id: of masked language modelling (`capvl.data.text.masking`); mask_id -1: the
+        tokenizer's own.
+      sides: what becomes of a flip where a text names a side: "skip" or "swap"; flips are asked for by `data.flip`.
+      separate: each kind of batch has an update of the optimizer of its own, regions first, as in the original; else
+        one update follows the sum.
+      blind: images are made grey: what the texts alone teach.
+      chunk: texts whose similarities, and tokens whose logits, a device holds at a time.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    share: float = 0.1875
+    group: tuple[int, int] = (3, 8)
+    slots: int = 5
+    captions: bool = True
+    itc: float = 1.0
+    itm: float = 1.0
+    mlm: float = 1.0
+    l1: float = 1.0
+    giou: float = 1.0
+    same_image: bool = False
+    among: int = 0
+    boxes_of_images: bool = False
+    masks: int = 8
+    mask_share: float = 0.25
+    whole_words: bool = True
+    mask_id: int = -1
+    sides: str = "skip"
+    separate: bool = False
+    blind: bool = False
+    chunk: int = CHUNK
+
+    Model: ClassVar[type] = XVlmOptions
+
+    def __post_init__(self):
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise UserError(f"objective.kinds: {kind!r} is unknown." + nearest(kind, KINDS))
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise UserError(f"objective.kinds should name {' or '.join(KINDS)} or both, each once, not {self.kinds}.")
+        if self.sides not in SIDES:
+            raise UserError(f"objective.sides={self.sides!r} is unknown." + nearest(self.sides, SIDES))
+        losses = [getattr(self, name) for name in LOSSES]
+        if min(losses) < 0 or not max(losses):
+            raise UserError("objective: none of itc, itm, mlm, l1 and giou may be negative, and one must be above 0.")
+        images, texts = self.group
+        if images < 1 or not 1 <= texts <= images * self.slots or self.chunk < 1 or self.among < 0:
+            raise UserError(
+                f"objective.group={self.group} should be some images and at most objective.slots={self.slots} texts "
+                f"for each of them; chunk must be at least 1, among not negative."
+            )
+        if self.separate and len(self.kinds) < 2:
+            raise UserError("objective.separate=True needs both kinds of batch.")
+
+    def check(self, model_options: XVlmOptions, batch_per_device: int, micro_batches: int) -> None:
+        """Raises UserError where options contradict each other."""
+        heads = {"itc": self.itc, "itm": self.itm, "mlm": self.mlm, "box": self._boxes}
+        for head, weight in heads.items():
+            if weight and head not in model_options.heads and head != "mlm":
+                raise UserError(f"The objective has a loss {head!r}, and model.heads={model_options.heads} lacks it.")
+            if not weight and head in model_options.heads and head != "mlm":
+                raise UserError(f"model.heads has {head!r}, which no loss of the objective trains; leave it out.")
+        if self.itm and not self.itc:
+            raise UserError("objective.itm draws hard negatives by the similarities that objective.itc trains.")
+        if micro_batches > 1:
+            raise UserError(
+                f"micro_batches={micro_batches} would leave contrast and matching only the negatives of a part of the "
+                f"batch; set micro_batches=1 and save memory with model.remat."
+            )
+        images = self.share * batch_per_device
+        if "regions" in self.kinds and images % self.group[0]:
+            raise UserError(
+                f"objective.share={self.share:g} of {batch_per_device} pairs on a device are {images:g} images with "
+                f"regions, which don't fall into groups of objective.group={self.group} images."
+            )
+
+    def frozen(self, model_options: XVlmOptions) -> tuple[str, ...]:
+        """What no loss reaches."""
+        unused = () if self.mlm else ("text/(transform|transform_norm)/.*", "text/word_bias")
+        return unused if self._fuses else (*unused, "text/cross/.*")
+
+    @property
+    def _boxes(self) -> float:
+        return (self.l1 + self.giou) * ("regions" in self.kinds)
+
+    @property
+    def _fuses(self) -> bool:
+        return bool(self.itm or self.mlm or self._boxes)
+
+    def features(self) -> dict[str, Kind]:
+        """An image and its captions, or an image with regions."""
+        features = {"pairs": ("image", "text"), "regions": ("image", *regions.FEATURES, "text?")}
+        share = {"pairs": 1.0, "regions": self.share if "pairs" in self.kinds else 1.0}
+        return {kind: Kind(features[kind], share[kind]) for kind in self.kinds}
+
+    def transform(self, model_options: XVlmOptions, data, *, train: bool):
+        """Crops, and texts of the image or of its regions."""
+        tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        masking = None
+        if self.mlm:
+            named = dict(mask_id=self.mask_id if self.mask_id >= 0 else None, whole_words=self.whole_words)
+            masking = Masking.for_tokenizer(tokenizer, **named, most=self.masks, share=self.mask_share)
+        crop = Crop.of_model(data, model_options, train=train)
+        read = TextReader(tokenizer, model_options.length, masking)
+        how = crop, read, data.flip, self.sides, train
+        photometric = dataclasses.replace(crop, randaugment=crop.randaugment and "photometric")
+        made = {"pairs": PairText(*how), "regions": RegionText(photometric, *how[1:], self.slots, self.captions)}
+        return {kind: made[kind] for kind in self.kinds}
+
+    def batch_spec(self, model_options: XVlmOptions, batch: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Of each kind image uint8 (I, R, R, 3), flip bool and id int32 (I,); and of pairs (I, …), of regions
+        (I, S, …): text and masked int32 (L,), places and words int32 (M,), cut bool, for regions also box float32 (4,),
+        whole and slots bool."""
+        length, words = (model_options.length,), (self.masks,)
+        text = {"text": (length, jnp.int32), "cut": ((), jnp.bool_)}
+        if self.mlm:
+            text |= {"masked": (length, jnp.int32), "places": (words, jnp.int32), "words": (words, jnp.int32)}
+        region = {"box": ((4,), jnp.float32), "whole": ((), jnp.bool_), "slots": ((), jnp.bool_)}
+        image = {"image": (model_options.image_shape(), jnp.uint8), "flip": ((), jnp.bool_), "id": ((), jnp.int32)}
+        of_text = {
+            "pairs": text,
+            "regions": {k: ((self.slots, *shape), dtype) for k, (shape, dtype) in (text | region).items()},
+        }
+        return {
+            kind: {
+                k: jax.ShapeDtypeStruct((found.count(batch, kind), *shape), dtype)
+                for k, (shape, dtype) in (image | of_text[kind]).items()
+            }
+            for kind, found in self.features().items()
+        }
+
+    def updates(self) -> tuple[tuple[str, ...], ...]:
+        """The kinds of batch of each update of the optimizer that a step makes, in their order."""
+        return tuple((kind,) for kind in reversed(self.kinds)) if self.separate else (self.kinds,)
+
+    def prepare(self, batch, *, train: bool):
+        """Images to [-1, 1] and flipped where asked; of each group of images with regions the rows that are taken."""
+        return {kind: self._prepared(kind, rows, train) for kind, rows in batch.items()}
+
+    def _prepared(self, kind: str, rows: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        rows = dict(rows)
+        image = unit_range(rows.pop("image"), rows.pop("flip") if train else None)
+        image = jnp.zeros_like(image) if self.blind else image
+        if kind == "regions":
+            return {"image": image, **self._taken(rows)}
+        there = rows.pop("mask", jnp.ones(len(image), bool))
+        return {"image": image, "there": there, **rows}
+
+    def _taken(self, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The texts of each group that are taken, row by row (Q S, …), owner (Q, S), and cut off: those left out."""
+        (images, texts), ids = self.group, rows.pop("id")
+        groups = len(ids) // images
+        mask = rows.pop("mask", jnp.ones(len(ids), bool))
+
+        def by_slot(x):
+            """(I, slots, …) -> (Q, slots G, …)."""
+            x = jnp.swapaxes(x.reshape(groups, images, self.slots, *x.shape[2:]), 1, 2)
+            return x.reshape(groups, self.slots * images, *x.shape[3:])
+
+        there = by_slot(rows.pop("slots") & mask[:, None])
+        chosen = jnp.argsort(~there, axis=1, stable=True)[:, :texts]
+
+        def take(x):
+            return jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+        owner = jnp.tile(jnp.arange(images, dtype=jnp.int32), self.slots)[chosen]
+        id_R = jnp.take_along_axis(ids.reshape(groups, images), owner, axis=1).reshape(-1)
+        found = {k: take(by_slot(x)) for k, x in rows.items()}
+        flat = {k: x.reshape(-1, *x.shape[2:]) for k, x in found.items() if k != "box"}
+        return flat | {
+            "box": found["box"],
+            "owner": owner,
+            "id": id_R,
+            "there": take(there).reshape(-1),
+            "left": there.sum().astype(jnp.float32) - take(there).sum().astype(jnp.float32),
+        }
+
+    def loss(self, model: xvlm.XVlm, batch, key):
+        """The weighted sum of the losses over the kinds of batch; each loss and its accuracy by itself in metrics."""
+        total, metrics = jnp.zeros((), jnp.float32), {}
+        for i, (kind, rows) in enumerate(sorted(batch.items())):
+            found = self._losses(model, kind, rows, key if key is None else jax.random.fold_in(key, i))
+            total = total + sum(getattr(self, name) * found[name] for name in LOSSES if name in found)
+            prefix = "" if self.kinds == (kind,) else f"{kind}_"
+            metrics |= {prefix + name: value for name, value in found.items()}
+        if self.itc:
+            metrics["temperature"] = model.temperature()
+        return total, {"loss": total} | metrics
+
+    def _losses(self, model: xvlm.XVlm, kind: str, rows: dict[str, jax.Array], key) -> dict[str, Any]:
+        keys = (None,) * 5 if key is None else jax.random.split(key, 5)
+        there_R = rows["there"]
+        whole_RNC = inside_RN = None
+        if kind == "pairs":
+            tokens_RNC = model.encode(rows["image"], key=keys[0])
+        else:
+            found = model.regions(rows["image"], rows["box"], rows["owner"], key=keys[0])
+            tokens_RNC, inside_RN = found.tokens_RND, found.inside_RN
+            whole_RNC = rows_of(found.whole.tokens_BND, rows["owner"])
+        count = there_R.sum().astype(jnp.float32)
+        metrics = {"cut": (rows["cut"] & there_R).sum().astype(jnp.float32) / jnp.maximum(count, 1.0)}
+        if kind == "regions":
+            metrics |= {"filled": there_R.astype(jnp.float32).mean(), "left": rows["left"]}
+        both = jnp.concatenate([rows["text"], rows["masked"]]) if self.mlm else rows["text"]
+        states = model.states(both, key=keys[1])
+        states_RLD, masked_RLD = states[: len(there_R)], states[len(there_R) :]
+        negatives = None
+        if self.itc:
+            image_RE, text_RE = model.embed_tokens(tokens_RNC), model.embed_states(states_RLD)
+            ids, scale = rows["id"] if self.same_image else None, 1 / model.temperature()
+            loss, right = softmax_loss(image_RE, text_RE, scale, there_R, self.chunk, ids)
+            metrics |= {"itc": loss, "itc_right": right / jnp.maximum(count, 1.0)}
+            if self.itm:
+                draw = jax.random.key(0) if key is None else keys[2]
+                how = dict(among=self.among, chunk=self.chunk)
+                negatives = hard_negatives(image_RE, text_RE, scale, there_R, ids, draw, **how)
+        if self._fuses:
+            image = Seen(tokens_RNC, inside_RN, whole_RNC)
+            metrics |= self.fused(model, rows, image, states_RLD, masked_RLD, negatives, keys[3:])
+        return metrics
+
+    def fused(self, model: xvlm.XVlm, rows, image: "Seen", states_RLD, masked_RLD, negatives: Negatives | None, keys):
+        """Losses and accuracies of what the cross-modal encoder makes of texts and images.
+
+        Texts that look at one image stand together, so that its keys and values are made once for all of them.
+
+        Args:
+          model: the model.
+          rows: of one kind of batch, prepared.
+          image: what they look at.
+          states_RLD, masked_RLD: encoded texts, and those with tokens masked.
+          negatives: of matching.
+          keys: two, for dropout, or Nones.
+        """
+        text_RL, there_R = rows["text"], rows["there"]
+        own, others = [], []
+        if self.itm:
+            own += [(states_RLD, text_RL), take_rows((states_RLD, text_RL), negatives.text)]
+            others.append((states_RLD, text_RL, *take_rows((image.tokens_RNC, image.inside_RN), negatives.image)))
+        if self.mlm:
+            own.append((masked_RLD, rows["masked"]))
+        boxes = image.whole_RNC is not None and self._boxes
+        if boxes:
+            others.append((states_RLD, text_RL, image.whole_RNC, jnp.ones(image.whole_RNC.shape[:2], bool)))
+        by_own = _fuse_together(model, own, image, keys[0])
+        by_others = _fuse_side_by_side(model, others, keys[1])
+        metrics = {}
+        if self.itm:
+            weights_3R = jnp.stack([there_R, there_R & negatives.image_there, there_R & negatives.text_there])
+            logits_3R2 = model.itm(jnp.stack([by_own[0][:, 0], by_others[0][:, 0], by_own[1][:, 0]]))
+            metrics |= matching_loss(logits_3R2, weights_3R.astype(jnp.float32))
+        if self.mlm:
+            metrics |= self._words_loss(model, by_own[-1], rows)
+        if boxes:
+            counted = there_R & (jnp.bool_(self.boxes_of_images) | ~rows["whole"])
+            found_R4, true_R4 = model.box_of(by_others[-1]), centres(rows["box"].reshape(-1, 4))
+            l1, giou, iou = box_losses(found_R4, true_R4, counted.astype(jnp.float32))
+            metrics |= {"l1": l1, "giou": giou, "iou": iou}
+        return metrics
+
+    def _words_loss(self, model: xvlm.XVlm, fused_RLD, rows):
+        """Mean cross-entropy of the masked tokens, and the share of which the right one is the likeliest."""
+        hidden_RMD = jnp.take_along_axis(fused_RLD, rows["places"][..., None], axis=1)
+        hidden_RMD = model.text.word_states(hidden_RMD)
+        asked_RM = (rows["words"] >= 0) & rows["there"][:, None]
+        weights_RM = asked_RM.astype(jnp.float32) / jnp.maximum(asked_RM.sum().astype(jnp.float32), 1.0)
+        labels = jnp.maximum(rows["words"], 0)
+        output = model.text.output_layer()
+        loss, _, right = vocabulary_loss(hidden_RMD, labels, weights_RM, *output, 0.0, self.chunk, True)
+        return {"mlm": loss, "mlm_right": (right.astype(jnp.float32) * weights_RM).sum()}
+
+    def flops(self, model_options: XVlmOptions) -> float:
+        """Matmul FLOPs of training on one pair and its share of regions; similarities left out."""
+        size, tokens = sizes.parse_size(model_options.text), model_options.image_tokens()
+        kv = model_options.cross_layers * 2 * flops.dense(tokens, model_options.encoder_width, size.width)
+        total = 0.0
+        for kind, found in self.features().items():
+            images = found.share
+            texts = images * (self.group[1] / self.group[0] if kind == "regions" else 1.0)
+            own, others = 2 * bool(self.itm) + bool(self.mlm), 1 * bool(self.itm)
+            others += kind == "regions" and bool(self._boxes)
+            fused = (own + others) * (model_options.fusion_flops() - kv) + (bool(own) + others) * kv
+            words = model_options.words_flops(self.masks) if self.mlm else 0.0
+            alone = (1 + bool(self.mlm)) * model_options.text_flops()
+            total += images * model_options.encoder_flops() + texts * (alone + fused + words)
+            if kind == "regions":
+                total += texts * model_options.region_flops()
+        return 3 * total
+
+
+class Seen(NamedTuple):
+    """What the texts of a batch look at.
+
+    Attributes:
+      tokens_RNC, inside_RN: their image's or region's tokens, and which are seen; None for all.
+      whole_RNC: of a region its whole image's tokens.
+    """
+
+    tokens_RNC: jax.Array
+    inside_RN: jax.Array | None = None
+    whole_RNC: jax.Array | None = None
+
+
+def _fuse_together(model: xvlm.XVlm, texts: list, image: Seen, key) -> list[jax.Array]:
+    """What becomes of several texts of each row that look at the row's image: (R, L, D) each."""
+    if not texts:
+        return []
+    states, tokens = (jnp.stack(column, axis=1) for column in zip(*texts, strict=True))
+    states, tokens = (x.reshape(-1, *x.shape[2:]) for x in (states, tokens))
+    fused = model.fuse(states, tokens, image.tokens_RNC, image.inside_RN, key=key)
+    fused = fused.reshape(-1, len(texts), *fused.shape[1:])
+    return [fused[:, i] for i in range(len(texts))]
+
+
+def _fuse_side_by_side(model: xvlm.XVlm, texts: list, key) -> list[jax.Array]:
+    """What becomes of texts of which each looks at an image of its own: (R, L, D) for each of the rows."""
+    if not texts:
+        return []
+    *rows, masks = zip(*texts, strict=True)
+    mask = None
+    if any(m is not None for m in masks):
+        mask = jnp.concatenate(
+            [jnp.ones(t[2].shape[:2], bool) if m is None else m for t, m in zip(texts, masks, strict=True)]
+        )
+    fused = model.fuse(*(jnp.concatenate(column) for column in rows), mask, key=key)
+    return jnp.split(fused, len(texts))
+
+
+def matching_loss(logits_3R2, weights_3R) -> dict[str, jax.Array]:
+    """Two-way cross-entropy of matching (X-VLM, equation 4), and the share that is right.
+
+    Args:
+      logits_3R2: of texts with their own image, with a negative image, and of images with a negative text, float32.
+      weights_3R: which of them count.
+    """
+    label_3R = jnp.zeros(weights_3R.shape, jnp.int32).at[0].set(1)
+    nll_3R = -jnp.take_along_axis(jax.nn.log_softmax(logits_3R2), label_3R[..., None], axis=-1)[..., 0]
+    right_3R = (logits_3R2.argmax(axis=-1) == label_3R).astype(jnp.float32)
+    count = jnp.maximum(weights_3R.sum(), 1.0)
+    return {"itm": (weights_3R * nll_3R).sum() / count, "itm_right": (weights_3R * right_3R).sum() / count}
