@@ -103,9 +103,10 @@ def _converted_recipe(folder: str, spec: str, overrides) -> recipes.Recipe:
     weights = read_model(folder)
     values = recipes.load(spec).source | {"init_from": "", "init_only": []}
     kind = KINDS[kind_of(weights.options)]
-    if not kind.objective:
+    objective = kind.objective_for(weights.options)
+    if not objective:
         raise UserError(f"{folder!r} has no image tower to evaluate.")
-    values["objective"] = dict(kind.objective)
+    values["objective"] = objective
     values["model"] = dataclasses.asdict(weights.options) | kind.model
     values["data"] |= {name: getattr(weights, name) for name in ("crop", "crop_fraction", "interpolation")}
     if weights.tokenizer:

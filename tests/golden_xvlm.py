@@ -9,7 +9,7 @@ import numpy as np
 from conftest import load_golden
 from flax import nnx
 
-from capvl.convert import rules, xvlm, xvlm_names
+from capvl.convert import rules, xvlm, xvlm_names, xvlm_official
 from capvl.models.bert import BertOptions
 from capvl.models.encoder import EncoderOptions
 from capvl.models.fusion import FusionBert
@@ -90,9 +90,11 @@ def close(actual, expected, tolerance: float, name: str = "") -> None:
 
 
 def _encoder(case: Case):
-    image = xvlm.image_options(case.theirs, case.config.get("heads", 0), prefix="") | dict(pixels="half")
+    arrays = case.theirs | case.buffers
+    image = xvlm.image_options(arrays, case.config.get("heads", 0), prefix="") | dict(pixels="half")
     options = EncoderOptions(**image)
-    params = rules.read(case.theirs, xvlm_names.image(options, ""), lambda _: case.config["heads"], "image encoder")
+    table = xvlm_names.image(options, "")
+    params = rules.read(case.theirs, table, xvlm_names.image_heads(options), "image encoder")
     return options, params | xvlm_names.fixed(options)
 
 
@@ -113,7 +115,8 @@ def _text(case: Case):
 def _model(case: Case) -> tuple[Any, dict]:
     config = case.config
     heads = dict(image_heads=config.get("clip_num_attention_heads", 0), text_heads=config["num_attention_heads"])
-    options, params = xvlm.read_official(case.theirs, **heads)
+    arrays = case.theirs | case.buffers
+    options, params = xvlm_official.form_of(arrays).read(arrays, **heads)
     more = {"reads_end": True, "pixels": "half"}
     if "clip_local_attn_depth" in config:
         more["local_layers"] = config["clip_local_attn_depth"]

@@ -24,6 +24,8 @@ def embeddings(ours: str, theirs: str) -> list[Rule]:
     return rules.under(ours, theirs, [*table, *rules.norm("norm", "LayerNorm")])
 
 
+WITH_WORDS = ("pretraining", "words")
+"""Heads with that for masked words."""
 _TABLES = {"tokens": "word", "positions": "position", "types": "token_type"}
 
 
@@ -52,13 +54,15 @@ def words(ours: str, theirs: str) -> list[Rule]:
 
 
 def _table(heads: str) -> list[Rule]:
-    """Rules of a BERT with these heads (`BertOptions.heads`); only one for pre-training has the prefix."""
-    prefix = "bert." if heads == "pretraining" else ""
+    """Rules of a BERT with these heads (`BertOptions.heads`); only one that tells words has the prefix."""
+    prefix = "bert." if heads in WITH_WORDS else ""
     table = [*embeddings("", f"{prefix}embeddings."), *layer("blocks/{i}", f"{prefix}encoder.layer.{{i}}")]
-    if heads != "none":
+    if heads in ("pretraining", "pooler"):
         table += rules.dense("pooler", f"{prefix}pooler.dense")
+    if heads in WITH_WORDS:
+        table += words("", "cls.predictions.")
     if heads == "pretraining":
-        table += [*words("", "cls.predictions."), *rules.dense("next_sentence", "cls.seq_relationship")]
+        table += rules.dense("next_sentence", "cls.seq_relationship")
     return table
 
 
@@ -75,16 +79,14 @@ _FIXED = dict(position_embedding_type="absolute", is_decoder=False, add_cross_at
 
 
 def read_bert(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
-    """(options, parameters) of a BertModel or BertForPreTraining, or of the encoder of a BERT for another task.
+    """(options, parameters) of a BertModel, BertForMaskedLM or BertForPreTraining, or of another task's encoder.
 
-    The output layer of pre-training is the token table in both, so its copy is not read.
+    The output layer of words is the token table in both, so its copy is not read.
 
     Raises:
       UserError: it is another model.
     """
-    for name, value in _FIXED.items():
-        if config.get(name, value) != value:
-            raise UserError(f"config.json has {name}={config[name]!r}; of BERTs only those with {value!r} are read.")
+    check_fixed(config)
     config = _DEFAULTS | dict(config)
     # Old checkpoints name a norm's weights gamma and beta.
     theirs = {
@@ -102,8 +104,15 @@ def read_bert(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any]):
         activation=activation(config["hidden_act"]),
         eps=config["layer_norm_eps"],
     )
-    what = "BERT for pre-training" if heads == "pretraining" else "BERT"
+    what = {"pretraining": "BERT for pre-training", "words": "BERT for masked words"}.get(heads, "BERT")
     return options, rules.read(theirs, _table(heads), lambda _: config["num_attention_heads"], what)
+
+
+def check_fixed(config: Mapping[str, Any]) -> None:
+    """Raises UserError where a BERT has relative positions or is a decoder."""
+    for name, value in _FIXED.items():
+        if config.get(name, value) != value:
+            raise UserError(f"config.json has {name}={config[name]!r}; of BERTs only those with {value!r} are read.")
 
 
 def _heads(theirs: dict[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
@@ -112,33 +121,45 @@ def _heads(theirs: dict[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
     Raises:
       UserError: an output layer is a table of its own.
     """
-    if (
-        "bert.pooler.dense.weight" in theirs
-        and {"cls.predictions.bias", "cls.seq_relationship.weight"} <= theirs.keys()
-    ):
-        for name, original in _TIED.items():
-            if name in theirs and not np.array_equal(theirs.pop(name), theirs.get(original)):
-                raise UserError(f"{name!r} differs from {original!r}; a BERT for pre-training has one for both.")
-        return "pretraining", theirs
-    encoder = theirs
-    if any(k.startswith("bert.") for k in theirs):
-        encoder = {k.removeprefix("bert."): v for k, v in theirs.items() if k.startswith("bert.")}
-        left = sorted({k.split(".")[0] for k in theirs if not k.startswith("bert.")})
-        if left:
-            say(f"Left out: what stands behind the BERT for its task ({', '.join(left)}).")
+    has_words = {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"} <= theirs.keys()
+    pretraining = has_words and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"} <= theirs.keys()
+    other = [name for name, original in _TIED.items() if name in theirs and not same(theirs, name, original)]
+    if pretraining and other:
+        raise UserError(f"{other[0]!r} differs from {_TIED[other[0]]!r}; a BERT for pre-training has one for both.")
+    if has_words and not other:
+        return "pretraining" if pretraining else "words", {k: v for k, v in theirs.items() if k not in _TIED}
+    encoder = without_task(theirs, "bert.")
     return ("pooler" if "pooler.dense.weight" in encoder else "none"), encoder
 
 
+def same(theirs: Mapping[str, np.ndarray], name: str, original: str) -> bool:
+    """Whether two arrays of a state dict are equal."""
+    return original in theirs and np.array_equal(theirs[name], theirs[original])
+
+
+def without_task(theirs: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The encoder's arrays without its prefix; what belongs to a task is left out and said."""
+    if not any(k.startswith(prefix) for k in theirs):
+        return dict(theirs)
+    left = sorted({k.split(".")[0] for k in theirs if not k.startswith(prefix)})
+    if left:
+        say(f"Left out: what stands behind the encoder for its task ({', '.join(left)}).")
+    return {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
+
+
 def write_bert(options: BertOptions, params: Mapping[str, np.ndarray]):
-    """(state dict, config) of a BertForPreTraining, or of a BertModel where there are no heads for that."""
-    size = sizes.parse_size(options.text)
+    """(state dict, config) of a BertForPreTraining or BertForMaskedLM, or of a BertModel where it has no such heads."""
     state = rules.write(params, _table(options.heads), "BERT")
-    whole = options.heads == "pretraining"
-    if whole:
+    if options.heads in WITH_WORDS:
         state |= {copy: state[original] for copy, original in _TIED.items()}
-    config = {
-        "architectures": ["BertForPreTraining" if whole else "BertModel"],
-        "model_type": "bert",
+    architecture = {"pretraining": "BertForPreTraining", "words": "BertForMaskedLM"}.get(options.heads, "BertModel")
+    return state, {"architectures": [architecture], "model_type": "bert"} | sizes_of(options)
+
+
+def sizes_of(options: BertOptions) -> dict[str, Any]:
+    """What config.json says of a BERT's or RoBERTa's sizes."""
+    size = sizes.parse_size(options.text)
+    return {
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.heads,
@@ -149,12 +170,11 @@ def write_bert(options: BertOptions, params: Mapping[str, np.ndarray]):
         "max_position_embeddings": options.length,
         "type_vocab_size": options.types,
     }
-    return state, config
 
 
 def fits(options: Any) -> bool:
-    """Whether a model is a BERT."""
-    return isinstance(options, BertOptions)
+    """Whether a model is a BERT, and no RoBERTa."""
+    return isinstance(options, BertOptions) and not options.first_position
 
 
 def read(source: Source) -> Weights:
@@ -164,8 +184,14 @@ def read(source: Source) -> Weights:
 
 
 def write(weights: Weights, target: Target) -> None:
-    """Writes a folder for BertForPreTraining or BertModel."""
+    """Writes a folder for BertForPreTraining, BertForMaskedLM or BertModel."""
     write_files(weights, target, *write_bert(weights.options, weights.params))
+
+
+def check_plain(weights: Weights, path: str) -> None:
+    """Raises UserError where a BERT of ours is a RoBERTa, whose padding has a position of its own."""
+    if weights.options.first_position:
+        raise UserError(f"init_from: {path!r} is a RoBERTa, and this model begins with BERTs only.")
 
 
 def text_tower(weights: Weights, options: TwoTowersOptions, path: str) -> dict[str, np.ndarray]:
@@ -182,10 +208,11 @@ def text_tower(weights: Weights, options: TwoTowersOptions, path: str) -> dict[s
       UserError: the tower is of another form than the BERT.
     """
     bert, params = weights.options, weights.params
-    same = sizes.parse_size(options.text) == sizes.parse_size(bert.text)
+    check_plain(weights, path)
+    equal = sizes.parse_size(options.text) == sizes.parse_size(bert.text)
     wanted = {
         "text_norm": (options.text_norm, "post"),
-        "text": (options.text, options.text if same else bert.text),
+        "text": (options.text, options.text if equal else bert.text),
         "vocab": (options.vocab, bert.vocab),
         "length": (options.length, min(options.length, bert.length)),
         "text_activation": (options.text_activation or options.activation, bert.activation),

@@ -103,8 +103,9 @@ def _read_workdir(place, step: int | None, trust: config.Trust) -> Weights:
     recipe = recipes.resolve(values, trust)
     params, _ = Checkpointer(str(place)).read_params(recipe.train_step().param_shapes(), step=step)
     params = {k: np.asarray(v, np.float32) for k, v in params.items()}
-    crop = "center" if recipe.data.crop == "random" else recipe.data.crop
-    pixels = dict(crop=crop, crop_fraction=recipe.data.crop_fraction, interpolation=recipe.data.interpolation)
+    pixels = dict(
+        crop=recipe.data.still_crop, crop_fraction=recipe.data.crop_fraction, interpolation=recipe.data.interpolation
+    )
     tokenizer = workdirs.tokenizer_of(place, recipe)
     return Weights(params, recipe.model, "big_vision", tokenizer, **pixels, objective=recipe.objective)
 

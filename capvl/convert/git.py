@@ -171,6 +171,7 @@ def decoder_of_bert(weights: Weights, options: GitOptions, path: str) -> dict[st
     Raises:
       UserError: the BERT has fewer layers or positions.
     """
+    bert.check_plain(weights, path)
     params = weights.params
     depth, rows = options.decoder_layers, options.text_positions
     have, known = len(params["blocks/norm1/scale"]), len(params["positions"])

@@ -217,7 +217,7 @@ def write_clip(options: TwoTowersOptions, params: Mapping[str, np.ndarray]):
 
 def fits(options: Any) -> bool:
     """Whether a model's two towers are rather CLIP's than SigLIP's."""
-    return Ability.TEXTS in abilities(options) and options.pool == "cls"
+    return isinstance(options, TwoTowersOptions) and options.pool == "cls"
 
 
 def read(source: Source) -> Weights:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, git
+from capvl.convert import bert, git, xvlm_judge, xvlm_parts, xvlm_writing
 from capvl.data.examples.tasks import TASKS
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
@@ -14,6 +14,9 @@ from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
+from capvl.models.xvlm_answers import XVlmAnswersOptions
+from capvl.models.xvlm_captioner import XVlmCaptionerOptions
+from capvl.models.xvlm_judge import JudgeOptions
 from capvl.weights import Weights
 
 Adapter = Callable[[Weights, Any, str], dict[str, np.ndarray]]
@@ -26,16 +29,21 @@ class Kind:
 
     Attributes:
       options: class of the model's options.
-      objective: section of a recipe that evaluates it; {} where there is nothing to evaluate.
+      objective: section of a recipe that evaluates it, or a function that gives it for the model's options; {} where
+        there is nothing to evaluate.
       model: options that this objective's model has besides.
       adapters: what a model of this kind begins with where it is given another kind's weights, by that kind, if they
         aren't its parameters as they are.
     """
 
     options: type
-    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    objective: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     adapters: Mapping[str, Adapter] = dataclasses.field(default_factory=dict)
+
+    def objective_for(self, options: Any) -> dict[str, Any]:
+        """The section of a recipe that evaluates a model with these options; {} where there is nothing to evaluate."""
+        return dict(self.objective(options) if callable(self.objective) else self.objective)
 
 
 KINDS = {
@@ -48,7 +56,20 @@ KINDS = {
     ),
     # Evaluated as a probe whose classifier nobody asks.
     "encoder": Kind(EncoderOptions, {"name": "probe"}, model={"probe_pool": "encoder"}),
-    "xvlm": Kind(XVlmOptions),
+    "xvlm": Kind(
+        XVlmOptions,
+        xvlm_parts.objective_of,
+        adapters={
+            "bert": xvlm_parts.text_of_bert,
+            "two_towers": xvlm_parts.image_encoder,
+            "xvlm": xvlm_parts.with_fewer_heads,
+        },
+    ),
+    "xvlm_captioner": Kind(
+        XVlmCaptionerOptions, {"name": "xvlm_caption"}, adapters={"xvlm": xvlm_writing.captioner_of_xvlm}
+    ),
+    "xvlm_answers": Kind(XVlmAnswersOptions, {"name": "xvlm_answers"}, adapters={"xvlm": xvlm_writing.answers_of_xvlm}),
+    "judge": Kind(JudgeOptions, {"name": "judge"}, adapters={"xvlm": xvlm_judge.of_xvlm, "judge": xvlm_judge.of_judge}),
     "bert": Kind(BertOptions),
 }
 

@@ -204,6 +204,6 @@ def read(source: Source) -> Weights:
 def write(weights: Weights, target: Target) -> None:
     """Writes a folder for SiglipModel or SiglipVisionModel."""
     params = weights.params
-    if Ability.TEXTS not in abilities(weights.options):
+    if not isinstance(weights.options, TwoTowersOptions):
         params = {name: value for name, value in params.items() if name.startswith("encoder/")}
     write_files(weights, target, *write_siglip(weights.options, params))

@@ -1,22 +1,18 @@
-"""X-VLM by the names of its official repository, in and out."""
+"""X-VLM by the names of its official repository, in and out: pre-trained, and fine-tuned with heads of pre-training."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from capvl.convert import files, rules, tokens, xvlm_names
-from capvl.convert.assembling import assemble
-from capvl.convert.files import Source, Target
-from capvl.convert.hugging_face import CLIP_FORM, PLAIN_FORM, check_form
-from capvl.convert.pixels import Pixels
+from capvl.convert import rules, swin, xvlm_names
+from capvl.convert.hugging_face import CLIP_FORM, check_form
 from capvl.convert.rules import Rule
 from capvl.convert.xvlm_names import IMAGE
 from capvl.errors import UserError
 from capvl.models import sizes
-from capvl.models.xvlm import HEADS, XVlmOptions
-from capvl.weights import Weights
+from capvl.models.swin import SwinKind
+from capvl.models.xvlm import HEADS, TextOptions, XVlmOptions
 
 TEXT = "text_encoder."
 _LOCAL_LAYERS = 4
@@ -24,6 +20,7 @@ _LOCAL_LAYERS = 4
 _HEADS = {"itm": "itm_head", "box": "bbox_head"}
 _TEMPERATURE = rules.Layout(rules.SCALAR.read, lambda ours: [ours[0]])
 _CLIP = CLIP_FORM | dict(activation="quick_gelu", eps=1e-5)
+_SWIN = dict(pool="mean", activation="gelu", eps=swin.EPS)
 _DEIT = CLIP_FORM | dict(pre_norm=False, activation="gelu", eps=1e-6)
 _BERT = dict(text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12)
 _ROBERTA = _BERT | dict(text_pad=1, first_position=2, text_eps=1e-5, text_types=1)
@@ -33,7 +30,8 @@ def image_options(theirs: Mapping[str, np.ndarray], heads: int = 0, prefix: str 
     """Options of the image encoder, from its shapes.
 
     Args:
-      theirs: state dict.
+      theirs: state dict, with its constants: a Swin's resolution is seen in its masks; without them it is that whose
+        last stage is one window, as of all released ones.
       heads: of a ViT's attention; 0 for width / 64, which the released models have.
       prefix: of its names.
 
@@ -49,6 +47,12 @@ def image_options(theirs: Mapping[str, np.ndarray], heads: int = 0, prefix: str 
             grid = round((theirs[prefix + positions].shape[-2] - 1) ** 0.5)
             size = xvlm_names.size(theirs, prefix + layers, mlp, heads)
             return form | dict(encoder=f"{size}/{patch}", res=grid * patch, pixels="clip", dtype="float32")
+    if prefix + swin.ORIGINAL.stem in theirs:
+        tower = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
+        side = xvlm_names.swin_side(tower, tower[swin.ORIGINAL.stem].shape[-1], "")
+        options, _ = swin.options_of(tower, swin.ORIGINAL, side, pixels="clip")
+        names = ("encoder", "res", "window", "activation", "eps", "pixels", "dtype")
+        return {name: getattr(options, name) for name in names}
     raise UserError(f"The weights have no image encoder under {prefix!r}, so they are not X-VLM's official ones.")
 
 
@@ -92,8 +96,8 @@ def is_roberta(theirs: Mapping[str, np.ndarray], prefix: str) -> bool:
 
 def heads_of(options: Any) -> Callable[[str], int]:
     """Number of heads of attention by our parameter's name."""
-    image, text = sizes.parse(options.encoder)[0].heads, sizes.parse_size(options.text).heads
-    return lambda name: image if name.startswith("encoder/") else text
+    image, text = xvlm_names.image_heads(options), sizes.parse_size(options.text).heads
+    return lambda name: image(name) if name.startswith("encoder/") else text
 
 
 def table(options: XVlmOptions) -> list[Rule]:
@@ -122,7 +126,7 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     Raises:
       UserError: it is another model.
     """
-    theirs = {k: v for k, v in theirs.items() if not k.endswith(xvlm_names.BUFFERS)}
+    image, theirs = image_options(theirs, image_heads), xvlm_names.without_buffers(theirs)
     text = text_options(theirs, text_heads)
     named = {"itc": "vision_proj.weight", **{ours: f"{name}.0.weight" for ours, name in _HEADS.items()}}
     has = {head for head, name in named.items() if name in theirs}
@@ -131,16 +135,17 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     if "itc" in has:
         options["projection"] = len(theirs["vision_proj.weight"])
     # Pre-training reads texts without their end, every fine-tuning with it.
-    image = image_options(theirs, image_heads)
     options = XVlmOptions(**image, **text, **options, reads_end=not words, local_layers=local_layers(image))
     if words:
         theirs = xvlm_names.untied(theirs, xvlm_names.ties(TEXT, bool(options.text_pad)))
-    params = rules.read(theirs, table(options), heads_of(options), "X-VLM")
+    params = rules.read(theirs, table(options), heads_of(options), "model of X-VLM")
     return options, params | xvlm_names.fixed(options)
 
 
 def local_layers(image: Mapping[str, Any]) -> int:
     """`local_layers` of an image encoder with these options."""
+    if image.get("pool") != "cls":
+        return 0
     return min(_LOCAL_LAYERS, sizes.parse(image["encoder"])[0].depth - 1)
 
 
@@ -151,48 +156,22 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
       UserError: the model is not of a form that the official code has.
     """
     check_image(options)
-    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
-    state = rules.write(xvlm_names.without_fixed(options, params), table(options), "X-VLM")
+    check_text(options)
+    state = rules.write(xvlm_names.without_fixed(options, params), table(options), "model of X-VLM")
     words, roberta = "mlm" in options.heads, bool(options.text_pad)
     if words:
         state |= {copy: state[original] for copy, original in xvlm_names.ties(TEXT, roberta).items()}
     return state | xvlm_names.image_buffers(options) | xvlm_names.text_buffers(state)
 
 
+def check_text(options: TextOptions) -> None:
+    """Raises UserError where a text model is not of a form that the official code has."""
+    form = _ROBERTA if options.text_pad else _BERT
+    check_form(options, form, "model of X-VLM", kind=options.encoder_kind.called)
+
+
 def check_image(options: Any) -> None:
     """Raises UserError where an image encoder is not of a form that the official code has."""
-    check_form(options, (_CLIP if options.pre_norm else _DEIT) | PLAIN_FORM | dict(pixels="clip"), "X-VLM")
-
-
-def read(source: Source) -> Weights:
-    """An X-VLM with the pixels that it was released with, and a tokenizer where there is one beside it."""
-    heads = {part: source.config.get(f"{part}_heads", source.heads) for part in ("image", "text")}
-    options, params = read_official(source.arrays, image_heads=heads["image"], text_heads=heads["text"])
-    return assemble(
-        source,
-        options,
-        params,
-        resize="hugging_face",
-        pixels=Pixels(options.pixels, "squash", interpolation="bicubic"),
-        tokenizer=tokens.find(source.path),
-    )
-
-
-def write(weights: Weights, target: Target) -> None:
-    """Writes a folder with model.safetensors by the official names and config.json, or for a name that ends with .th or
-    .pth the file that the official code loads.
-
-    Raises:
-      UserError: the model is not of a form that the official code has, or can't be written.
-    """
-    options = weights.options
-    if not isinstance(options, XVlmOptions):
-        raise UserError(f"The official X-VLM has no form of this model, which has {type(options).__name__}.")
-    state = write_official(options, weights.params)
-    if target.path.endswith((".th", ".pth")):
-        files.write_torch(target.path, {"model": state})
-        return
-    heads = {"image_heads": sizes.parse(options.encoder)[0].heads, "text_heads": sizes.parse_size(options.text).heads}
-    folder = files.write_model(target.path, state, {"model_type": "xvlm"} | heads)
-    if weights.tokenizer:
-        tokens.copy(weights.tokenizer, folder, pathlib.Path(weights.tokenizer).name, weights.clean)
+    kind, form = options.encoder_kind, _CLIP if options.pre_norm else _DEIT
+    form = _SWIN if isinstance(kind, SwinKind) else form
+    check_form(options, form | dict(pixels="clip"), "model of X-VLM", kind=kind.called)

@@ -4,15 +4,21 @@ Its image encoders are Swin, CLIP's ViT and DeiT; its texts go through a BERT or
 cross-attention, under one numbering.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, hugging_face, rules, timm
+from capvl.convert import bert, hugging_face, rules, swin, timm
+from capvl.convert import roberta as _roberta
 from capvl.convert.rules import CONV, KV, ROW, Q, Rule
 from capvl.errors import UserError
 from capvl.models import sizes
+from capvl.models.swin import SwinKind
+from capvl.nn.relative_positions import offset_index
+from capvl.nn.windows import shift_mask
 
 BUFFERS = ("position_ids", "relative_position_index", "attn_mask")
 """Ends of names of arrays that are no parameters."""
@@ -34,6 +40,8 @@ def clip_image(theirs: str) -> list[Rule]:
 
 def image(options: Any, theirs: str = IMAGE) -> list[Rule]:
     """The image encoder of a model with these options, whose names begin with a prefix."""
+    if isinstance(options.encoder_kind, SwinKind):
+        return swin.original(len(options.encoder_kind.sizes), theirs)
     return clip_image(theirs) if options.pre_norm else rules.under("", theirs, timm.vit(options))
 
 
@@ -50,15 +58,16 @@ def cross_attention(ours: str, theirs: str) -> list[Rule]:
     return [*table, *rules.norm(f"{ours}/cross_norm", f"{theirs}.output.LayerNorm")]
 
 
-def fusion_layers(ours: str, theirs: str, layers: Iterable[int]) -> list[Rule]:
+def fusion_layers(ours: str, theirs: str, layers: Iterable[int], part: str = "") -> list[Rule]:
     """Layers of theirs with cross-attention as a stack of ours.
 
     Args:
       ours: name of the stack.
       theirs: prefix of their encoder, such as "text_encoder.bert.".
       layers: numbers of these layers.
+      part: what their names have in ours behind the layer, where a layer has several parts, such as "/first".
     """
-    block, layer = f"{ours}/{{i}}", f"{theirs}encoder.layer.{{i}}"
+    block, layer = f"{ours}/{{i}}{part}", f"{theirs}encoder.layer.{{i}}"
     table = [*bert.layer(block, layer), *cross_attention(block, f"{layer}.crossattention")]
     return rules.of_layers(table, tuple(layers))
 
@@ -87,13 +96,7 @@ def words(ours: str, theirs: str, roberta: bool) -> list[Rule]:
       theirs: prefix of the whole text model, such as "text_encoder.".
       roberta: whether it is a RoBERTa.
     """
-    if not roberta:
-        return bert.words(ours, f"{theirs}cls.predictions.")
-    return [
-        *rules.dense(f"{ours}transform", f"{theirs}lm_head.dense"),
-        *rules.norm(f"{ours}transform_norm", f"{theirs}lm_head.layer_norm"),
-        Rule(f"{ours}word_bias", (f"{theirs}lm_head.bias",)),
-    ]
+    return _roberta.words(ours, f"{theirs}lm_head.") if roberta else bert.words(ours, f"{theirs}cls.predictions.")
 
 
 def head(ours: str, theirs: str) -> list[Rule]:
@@ -125,17 +128,62 @@ def untied(theirs: Mapping[str, np.ndarray], tied: Mapping[str, str]) -> dict[st
     return left
 
 
+def without_buffers(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays that are parameters."""
+    return {name: value for name, value in theirs.items() if not name.endswith(BUFFERS)}
+
+
 def position_ids(rows: int) -> np.ndarray:
     """Numbers of the rows of a table of positions, as its files have them."""
     return np.arange(rows, dtype=np.int64)[None]
 
 
+def image_heads(options: Any) -> Callable[[str], int]:
+    """Number of heads of the image encoder's attention by our parameter's name."""
+    kind = options.encoder_kind
+    if isinstance(kind, SwinKind):
+        return swin.heads_by_stage([size.heads for size in kind.sizes])
+    return lambda name: kind.size.heads
+
+
 def image_buffers(options: Any, theirs: str = IMAGE) -> dict[str, np.ndarray]:
     """The constants of the image encoder in an official file."""
+    if isinstance(options.encoder_kind, SwinKind):
+        return _swin_buffers(options, theirs)
     if not options.pre_norm:
         return {}
     rows, columns = options.grid
     return {f"{theirs}position_ids": position_ids(rows * columns + 1)}
+
+
+def _swin_buffers(options: Any, theirs: str) -> dict[str, np.ndarray]:
+    """Rows of the tables for each query and key of a window, and the masks of windows that are shifted."""
+    kind, found = options.encoder_kind, {}
+    stages = zip(kind.sizes, kind.sides(options.res), kind.windows(options), strict=True)
+    for stage, (size, side, window) in enumerate(stages):
+        for block in range(size.depth):
+            name = f"{theirs}layers.{stage}.blocks.{block}"
+            index = offset_index((window, window)).astype(np.int64)
+            found[f"{name}.attn.relative_position_index"] = index
+            if block % 2 and side > window:
+                found[f"{name}.attn_mask"] = shift_mask(window, (side, side), (window // 2,) * 2)
+    return found
+
+
+def swin_side(buffers: Mapping[str, np.ndarray], patch: int, theirs: str = IMAGE) -> int:
+    """Side of the images of a Swin, from the number of windows that a mask is of; 0 where there is none.
+
+    Args:
+      buffers: arrays of the file.
+      patch: side of a patch.
+      theirs: prefix of the image encoder.
+    """
+    for name, mask in buffers.items():
+        match = re.fullmatch(re.escape(theirs) + r"layers\.(\d+)\.blocks\.\d+\.attn_mask", name)
+        if match:
+            windows, places, _ = mask.shape
+            return math.isqrt(windows) * math.isqrt(places) * patch * 2 ** int(match[1])
+    return 0
 
 
 def depth(theirs: Iterable[str], prefix: str) -> int:

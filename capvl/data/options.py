@@ -34,7 +34,8 @@ class DataOptions:
         suffix or (text) the key of the JSON, where it isn't called as these are.
       class_names: file of names by label, one a line or a JSON list, where the data set's own are codes.
       tokenizer: path of a SentencePiece model; "" for the one that belongs to the data set.
-      crop: "random" (the middle in evaluations), "center", "center_floor" (as transformers rounds) or "squash".
+      crop: "random" (`eval_crop` in evaluations), "center", "center_floor" (as transformers rounds) or "squash".
+      eval_crop: another of these, for evaluations where training crops at random.
       crop_fraction: but for random crops, the part of the resized image's side that is kept; see
         `capvl.data.images.crops.Crop`.
       crop_scale, crop_ratio: area and aspect ranges of random crops.
@@ -57,6 +58,7 @@ class DataOptions:
     class_names: str = ""
     tokenizer: str = ""
     crop: str = "random"
+    eval_crop: str = "center"
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     crop_fraction: float = 1.0
@@ -71,7 +73,12 @@ class DataOptions:
     window: int = 10_000
 
     def __post_init__(self):
-        known_values = {"crop": CROPS, "interpolation": ("fast", *PILLOW), "randaugment": randaugment.KINDS}
+        known_values = {
+            "crop": CROPS,
+            "eval_crop": CROPS[1:],
+            "interpolation": ("fast", *PILLOW),
+            "randaugment": randaugment.KINDS,
+        }
         for name, known in known_values.items():
             value = getattr(self, name)
             if value not in known:
@@ -88,6 +95,11 @@ class DataOptions:
                 raise UserError(f"data.{name} must be at least 1, not {getattr(self, name)}.")
         if self.workers < 0 or not 0 <= self.max_bad <= 1:
             raise UserError("data.workers must not be negative, and data.max_bad must be between 0 and 1.")
+
+    @property
+    def still_crop(self) -> str:
+        """The crop where nothing is drawn: in evaluations."""
+        return self.eval_crop if self.crop == "random" else self.crop
 
     def directory(self) -> str:
         """Where prepared data sets are."""
@@ -152,8 +164,9 @@ class DataOptions:
     def tokenizer_path(self) -> str:
         """Path of the SentencePiece model."""
         if self.tokenizer:
-            if self.tokenizer == "{data_dir}/scenes/wordpiece.txt":
-                return making.scenes_tokenizer(self.directory(), "wordpiece")
+            for kind in ("wordpiece", "statements"):
+                if self.tokenizer == f"{{data_dir}}/scenes/{making.TOKENIZERS[kind]}":
+                    return making.scenes_tokenizer(self.directory(), kind)
             return os.path.expanduser(self.tokenizer.replace("{data_dir}", self.directory()))
         if self.first().name.startswith("stream:"):
             raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")

@@ -10,6 +10,7 @@ from capvl.decoding import bans
 from capvl.decoding.beam import LOW, RULES, Texts, beam_search
 from capvl.decoding.names import Names
 from capvl.errors import UserError, nearest
+from capvl.models.abilities import Ability, abilities
 from capvl.nn.padding import lengths
 
 
@@ -84,7 +85,7 @@ def planned_length(options, decoding: Decoding, prompt: int, names: Names | None
     Args:
       options: of the model.
       decoding: how texts are written.
-      prompt: tokens of the longest prompt.
+      prompt: tokens of the longest prompt; of no account where the model reads questions by themselves.
       names: that texts are of.
 
     Raises:
@@ -92,6 +93,8 @@ def planned_length(options, decoding: Decoding, prompt: int, names: Names | None
         be written, or one doesn't fit.
     """
     decoding.check(options.vocab)
+    if Ability.ANSWERS in abilities(options):
+        prompt = 0
     length, positions = options.length, options.text_positions
     if decoding.max_tokens:
         length = prompt + decoding.max_tokens
@@ -190,6 +193,15 @@ def without_prompt(tokens_BL, prompt_BP) -> jax.Array:
     index_BL = jnp.arange(length)[None] + lengths(prompt_BP)[:, None]
     written_BL = jnp.take_along_axis(tokens_BL, jnp.minimum(index_BL, length - 1), axis=1)
     return jnp.where(index_BL < length, written_BL, 0)
+
+
+def with_prompt(prompt_BP, text_BL) -> jax.Array:
+    """Texts behind their prompts, (B, P + L) int32, without a gap between."""
+    given_B1, width = lengths(prompt_BP)[:, None], prompt_BP.shape[1] + text_BL.shape[1]
+    place_1T = jnp.arange(width, dtype=jnp.int32)[None]
+    prompt_BT, text_BT = (jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (prompt_BP, text_BL))
+    text_BT = jnp.take_along_axis(text_BT, jnp.maximum(place_1T - given_B1, 0), axis=1)
+    return jnp.where(place_1T < given_B1, prompt_BT, text_BT)
 
 
 def search(model, image_kv, forced_BL, eos: int, decoding: Decoding, *, names=None) -> Texts:

@@ -4,24 +4,28 @@ import collections
 import dataclasses
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from capvl.data.randomness import Uniforms
 from capvl.data.reading import sources
 from capvl.data.reading.texts import FEATURES, questions
-from capvl.decoding.generate import Decoding
+from capvl.decoding.generate import Decoding, planned_length
 from capvl.decoding.names import Names
+from capvl.decoding.ranking import rank
 from capvl.errors import UserError, nearest
 from capvl.evals import Confusion, Context, answer_metrics, check_limits, submissions
 from capvl.evals.captions import compile_writer
 from capvl.evals.encode import grey_out, image_transform, over_rows
 from capvl.evals.labels import class_names
-from capvl.inference.writing import prompts
+from capvl.inference.compiled import compiled
+from capvl.inference.writing import begin, prompts
 from capvl.lines import read_lines
 from capvl.models.abilities import Ability
 from capvl.terminal import say
 
 SHOWN = 16
+_USUAL = {field.name: field.default for field in dataclasses.fields(Decoding)}
 FEATURE_OF = FEATURES | {"read": "text"}
 
 
@@ -39,6 +43,9 @@ class Vqa(Decoding):
       metrics: of `capvl.evals.answer_metrics.METRICS`; the first one is that of `blind` and `prior`.
       prior: split of the same data set that the commonest answers are counted on; "" for none.
       vocabulary: what may be written: "" for anything, "classes" for the data set's class names, or a file of texts.
+      rank: 0: answers are written; k: they are the likeliest texts of the vocabulary, whole, of the k whose first
+        tokens are likeliest (`capvl.decoding.ranking`).
+      first_twice: ranked by log p(first token) + log p(answer), as the code of ALBEF and X-VLM does.
       submission: format of a file of results (`capvl.evals.submissions.FORMATS`); "" for none.
     """
 
@@ -49,11 +56,17 @@ class Vqa(Decoding):
     metrics: tuple[str, ...] = ("exact",)
     prior: str = ""
     vocabulary: str = ""
+    rank: int = 0
+    first_twice: bool = False
     submission: str = ""
 
     def __post_init__(self):
         super().__post_init__()
-        check_limits(self, "limit")
+        check_limits(self, "limit", "rank")
+        if self.rank and not self.vocabulary or self.first_twice and not self.rank:
+            raise UserError("vqa: rank needs a vocabulary, and first_twice a rank.")
+        if self.rank and any(getattr(self, name) != value for name, value in _USUAL.items()):
+            raise UserError("vqa: what is ranked is not written: leave the options of writing (beams …) as they are.")
         for what, known in ((self.task, FEATURE_OF), *((m, answer_metrics.METRICS) for m in self.metrics)):
             if what not in known:
                 raise UserError(f"vqa: {what!r} is unknown." + nearest(what, known))
@@ -64,7 +77,7 @@ class Vqa(Decoding):
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require(Ability.DECODER, "vqa")
+        context.require((Ability.DECODER, Ability.ANSWERS), "vqa")
         data, transform = context.data, image_transform(context)
         feature = FEATURE_OF[self.task]
         name = self.name or data.parts()[0][0]
@@ -85,7 +98,10 @@ class Vqa(Decoding):
         if cut:
             say(f"{len(cut)} of {len(rows)} questions are longer than the model's prompts and were cut at their end.")
         names = self._names(context, source, tokenizer)
-        writer, decode = compile_writer(context, self, names=names, widest=prompt_NP.shape[1])
+        if self.rank:
+            writer, decode = compile_ranker(context, self, names, prompt_NP.shape[1])
+        else:
+            writer, decode = compile_writer(context, self, names=names, widest=prompt_NP.shape[1])
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch
@@ -130,6 +146,18 @@ class Vqa(Decoding):
         labels = sources.labels(name, self.split, context.data.directory())
         names = source.label_names() or class_names("", source, labels)
         return Names.of(names, tokenizer)
+
+
+def compile_ranker(context: Context, options: Vqa, names: Names, widest: int):
+    """As `compile_writer`, for answers that are ranked: a jitted function that gives the likeliest text (B, W)."""
+    planned_length(context.model, Decoding(max_tokens=names.longest), widest)
+
+    def function(model, rows):
+        image_kv, prompt_BP = begin(model, *rows)
+        ranked = rank(model, image_kv, prompt_BP, names.sequences, options.rank, first_twice=options.first_twice)
+        return jnp.asarray(names.sequences)[ranked.index_Bk[:, 0]]
+
+    return compiled(context.blueprint, function), context.tokenizer().decode
 
 
 class Row(NamedTuple):

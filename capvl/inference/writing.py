@@ -25,9 +25,17 @@ from capvl.values import convert
 Written = list[str] | list[list[str]]
 
 
+def begin(model, image_BRRC, prompt_BP) -> tuple[Any, jax.Array]:
+    """The decoder's keys and values that texts are written behind, and the tokens that these begin with: the prompts,
+    or none where the model reads questions by themselves (`Ability.ANSWERS`)."""
+    if hasattr(model, "ask"):
+        return model.ask(image_BRRC, prompt_BP), prompt_BP[:, :0]
+    return model.decoder.image_kv(model.encode(image_BRRC)), prompt_BP
+
+
 def write(model, image_BRRC, prompt_BP, length: int, eos: int, decoding: Decoding, **how) -> jax.Array:
     """Tokens (B, L) of a text of each image, or (B * samples, L); `how` and the others: see `generate`."""
-    kv = model.decoder.image_kv(model.encode(image_BRRC))
+    kv, prompt_BP = begin(model, image_BRRC, prompt_BP)
     return generate(model, kv, length, eos, decoding, prompt_BP=prompt_BP, **how)[0]
 
 
@@ -134,7 +142,7 @@ def n_best(
     pixels = self.clips(images) if Ability.CLIPS in abilities(self.options) else self.pixels(images)
 
     def function(model, image, prompt_BP, length, tree):
-        kv = model.decoder.image_kv(model.encode(image))
+        kv, prompt_BP = begin(model, image, prompt_BP)
         found = best_texts(model, kv, length, self.tokenizer.eos, how, prompt_BP, names=tree)
         return found.tokens, found.scores
 
@@ -147,7 +155,7 @@ def n_best(
 
 def _prompts(model: Loaded, task: str, questions: list[str]) -> np.ndarray:
     """Tokens (N, P) of prompts; warns of questions that were cut."""
-    model.need(Ability.DECODER)
+    model.need(Ability.DECODER, Ability.ANSWERS)
     rows, cut = prompts(model.options, model.objective, model.tokenizer, task, questions)
     for text in cut:
         warnings.warn(f"The question {text!r} is too long for the model and was cut at its end.", stacklevel=3)

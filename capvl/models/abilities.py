@@ -14,23 +14,30 @@ class Ability(enum.StrEnum):
       TEXTS: `embed_text(tokens)`, and `embed_image(images)` into the same space.
       DECODER: `decoder`, which writes and scores texts behind `decoder.image_kv(encode(images))`
         [`vocab`, `length`, `text_positions`, `prompt(tokenizer, task, text)`].
+      ANSWERS: `ask(images, questions)`, behind which `decoder` writes answers and nothing else [as DECODER].
       PARALLEL: `decoder.parallel`: all tokens at once from the image alone (Pa).
       CLIPS: images are clips of `options.frames` frames.
       REGIONS: `regions(images, boxes, owners)`: boxes given, tokens of the regions that they hold.
-      MATCHES: `match(encode(images), tokens)`: a score of each pair that looks at both sides at once.
+      MATCHES: `match(encode(images), tokens)`: a score of each pair that looks at both sides at once; with `states`,
+        `opened_match` and masks of regions as `capvl.models.xvlm.XVlm` has them [`cross_layers`, `grid`].
       BOXES: `locate(encode(images), tokens)`: where texts are in images.
+      With TEXTS, what has MATCHES or REGIONS embeds what is encoded already: `embed_tokens(encode(images))`,
+        `embed_states(states(tokens))`.
       CLASSIFIERS: the heads of a probe.
+      JUDGES: `judge(images, tokens)`: which of `options.classes` what texts say of `options.images` images is.
     """
 
     IMAGES = "an image tower"
     TEXTS = "a text tower"
     DECODER = "a decoder"
+    ANSWERS = "an answering head"
     PARALLEL = "parallel prediction (mode 'pa')"
     CLIPS = "clips"
     REGIONS = "regions"
     MATCHES = "a matching head"
     BOXES = "boxes"
     CLASSIFIERS = "classifiers"
+    JUDGES = "a class head for images with texts"
 
 
 def abilities(options: Any) -> frozenset[Ability]:

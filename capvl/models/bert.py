@@ -114,11 +114,12 @@ def layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:
 class Bert(nnx.Module):
     """Token ids (B, L) -> states (B, L, D), and what its heads make of them: a pooled state, logits of both tasks."""
 
-    def __init__(self, options: BertOptions, *, rngs: nnx.Rngs):
+    def __init__(self, options: BertOptions, *, depth: int | None = None, rngs: nnx.Rngs):
+        """depth: number of layers where it isn't that of `options.text`; 0 for a table and heads alone."""
         size = sizes.parse_size(options.text)
         width, init = size.width, weights.normal(0.02)
         self.dtype, self.activation = jnp.dtype(options.dtype), options.activation
-        self.depth, self.dropout = size.depth, options.dropout
+        self.depth, self.dropout = size.depth if depth is None else depth, options.dropout
         self.remat, self.unroll = options.remat, options.unroll
         self.tokens = weight(rngs, (options.vocab, width), ("vocab", "embed"), init)
         self.positions = weight(rngs, (options.length, width), (None, "embed"), init)
@@ -126,7 +127,7 @@ class Bert(nnx.Module):
         self.norm = LayerNorm(width, eps=options.eps, rngs=rngs)
         self.pad, self.first_position = options.pad, options.first_position
         kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
-        self.blocks = stack(lambda r: BertBlock(size, r, **kind), size.depth, rngs)
+        self.blocks = stack(lambda r: BertBlock(size, r, **kind), self.depth, rngs) if self.depth else None
         square = dict(init=init, bias=(width,), rngs=rngs)
         pooled = options.heads in ("pretraining", "pooler")
         self.pooler = Dense((width, width), ("embed", None), **square) if pooled else None

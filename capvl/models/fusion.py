@@ -6,6 +6,8 @@ cross-attention between its self-attention and its MLP (arXiv 2107.07651, sectio
 Letters beside those of `capvl.nn.weights`: C width of the image tokens.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +20,7 @@ from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, attend_with_dropout
 from capvl.nn.layers import Dense, LayerNorm, drop
 from capvl.nn.padding import real
-from capvl.nn.stack import scan, stack
+from capvl.nn.stack import layer_of, scan, stack
 
 
 class FusionBlock(BertBlock):
@@ -59,27 +61,62 @@ class FusionBlock(BertBlock):
         mixed = attend_with_dropout(q_BLHK, k_BNHK, v_BNHK, mask=image_mask, dropout=self.dropout, key=keys[0])
         return self.after_cross_attention(x_BLD, mixed, keys[1])
 
+    def cross_weights(self, x_BLD, k_BNHK, *, image_mask=None) -> jax.Array:
+        """What `crossed` weighs values by: softmax over image tokens, (B, H, L, N) float32."""
+        q_BLHK = self.cross_attn.q(x_BLD)[:, :, 0]
+        logits = jnp.einsum("blhk,bnhk->bhln", q_BLHK * q_BLHK.shape[-1] ** -0.5, k_BNHK).astype(jnp.float32)
+        return jax.nn.softmax(logits if image_mask is None else jnp.where(image_mask, logits, -1e9))
+
     def after_cross_attention(self, x_BLD, mixed_BLHK, key=None) -> jax.Array:
         """LN(x + projection of what the heads of the cross-attention mixed)."""
         return self.cross_norm(x_BLD + drop(self.cross_attn.out(mixed_BLHK), self.dropout, key))
 
 
+class TwoImageBlock(nnx.Module):
+    """Two layers for texts about two images: the first looks at one image, the second at the other (X-VLM for NLVR2).
+
+    Keys and values of both are one projection's, as the official weights tie them.
+    """
+
+    def __init__(self, size: Size, image_width: int, rngs: nnx.Rngs, **kind):
+        self.first, self.second = (FusionBlock(size, image_width, rngs, **kind) for _ in range(2))
+        self.second.cross_kv = self.first.cross_kv
+
+    def __call__(self, x_BLD, images, *, mask=None, image_mask=None, causal: bool = False, key=None) -> jax.Array:
+        """As `FusionBlock`, with a pair of image tokens, and of masks of them where these aren't None."""
+        masks, keys = image_mask or (None, None), split_key(key, 2)
+        for block, image_BNC, seen, own_key in zip((self.first, self.second), images, masks, keys, strict=True):
+            x_BLD = block(x_BLD, image_BNC, mask=mask, image_mask=seen, causal=causal, key=own_key)
+        return x_BLD
+
+
 class FusionBert(Bert):
     """A BERT of the lower layers, and the upper ones, which look at images."""
 
-    def __init__(self, options: BertOptions, cross_layers: int, image_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        options: BertOptions,
+        cross_layers: int,
+        image_width: int,
+        block: type = FusionBlock,
+        *,
+        lower: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         """Makes it.
 
         Args:
           options: of the lower layers.
           cross_layers: how many there are above them.
           image_width: C.
+          block: the class of these; with `TwoImageBlock` each of them is two, and `fuse` takes pairs of images.
+          lower: number of lower layers where it isn't that of `options`; 0 for none.
           rngs: of the weights.
         """
-        super().__init__(options, rngs=rngs)
+        super().__init__(options, depth=lower, rngs=rngs)
         size = parse_size(options.text)
         kind = dict(activation=options.activation, eps=options.eps, dropout=options.dropout)
-        self.cross = stack(lambda r: FusionBlock(size, image_width, r, **kind), cross_layers, rngs)
+        self.cross = stack(lambda r: block(size, image_width, r, **kind), cross_layers, rngs)
         self.cross_layers = cross_layers
 
     def states(self, text_BL, *, causal: bool = False, key=None) -> jax.Array:
@@ -94,20 +131,48 @@ class FusionBert(Bert):
         Args:
           states_BLD: of `states`.
           text_BL: their tokens; padding is not seen.
-          image_BNC: image tokens; of B / g rows, where g consecutive texts look at one image.
-          image_mask_BN: which of them are seen, of as many rows; None for all.
+          image_BNC: image tokens; of B / g rows, where g consecutive texts look at one image. A pair of them with
+            `TwoImageBlock`.
+          image_mask_BN: which of them are seen, of as many rows (or a pair); None for all.
           causal: a position sees only itself and those before it.
           key: means training.
         """
-        mask, image_mask = real(text_BL)[:, None, None], None
-        if image_mask_BN is not None:
-            image_mask = jnp.repeat(image_mask_BN, len(text_BL) // len(image_mask_BN), axis=0)[:, None, None]
+        mask = real(text_BL)[:, None, None]
+        image_mask = jax.tree.map(lambda m: jnp.repeat(m, len(text_BL) // len(m), axis=0)[:, None, None], image_mask_BN)
 
         def body(block, h, key):
             return block(h, image_BNC, mask=mask, image_mask=image_mask, causal=causal, key=key)
 
         keys = layer_keys(key, self.cross_layers)
         return scan(self.cross, body, states_BLD, keys, remat=self.remat, unroll=self.unroll)
+
+    def opened(self, states_BLD, text_BL, image_BNC, layer: int) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """The upper layers with the cross-attention of one of them laid open, for Grad-CAM.
+
+        Args:
+          states_BLD, text_BL, image_BNC: as for `fuse`.
+          layer: number of an upper layer, from 0.
+
+        Returns:
+          Its weights (B, H, L, N) float32, and the function from such weights to what `fuse` gives.
+        """
+        mask = real(text_BL)[:, None, None]
+        x = states_BLD
+        for number in range(layer):
+            x = layer_of(self.cross, number)(x, image_BNC, mask=mask)
+        block = layer_of(self.cross, layer)
+        x = block.attended(x, mask=mask)
+        repeats = len(text_BL) // len(image_BNC)
+        k_BNHK, v_BNHK = (jnp.repeat(part, repeats, axis=0) for part in block.image_kv(image_BNC))
+
+        def fused(weights_BHLN):
+            mixed = jnp.einsum("bhln,bnhk->blhk", weights_BHLN.astype(v_BNHK.dtype), v_BNHK)
+            h = block.after_attention(block.after_cross_attention(x, mixed))
+            for number in range(layer + 1, self.cross_layers):
+                h = layer_of(self.cross, number)(h, image_BNC, mask=mask)
+            return h
+
+        return block.cross_weights(x, k_BNHK), fused
 
 
 def fusion_flops(size: Size, layers: int, length: int, image_tokens: int, image_width: int) -> float:

@@ -8,6 +8,7 @@ and text tokens, E width of the joint space, S regions of each of Q groups of im
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -224,10 +225,7 @@ class XVlm(nnx.Module):
 
     def read(self, text_BL) -> jax.Array:
         """The tokens that the model reads of texts, which end with their end: without it, if `reads_end` is False."""
-        if self.reads_end:
-            return text_BL
-        place_1L = jnp.arange(text_BL.shape[1], dtype=jnp.int32)[None]
-        return jnp.where(place_1L < lengths(text_BL)[:, None] - 1, text_BL, 0)
+        return text_BL if self.reads_end else without_end(text_BL)
 
     def states(self, text_BL, *, key=None) -> jax.Array:
         """Texts by themselves, (B, L, D)."""
@@ -237,9 +235,26 @@ class XVlm(nnx.Module):
         """Encoded texts that look at encoded images or regions, (B, L, D); see `FusionBert.fuse`."""
         return self.text.fuse(states_BLD, self.read(text_BL), image_BNC, image_mask_BN, key=key)
 
-    def match(self, image_BNC, text_BL) -> jax.Array:
-        """How well texts belong to encoded images, (B,) float32: the matching head's logit of "yes" ("itm")."""
-        return self.itm(self.fuse(self.states(text_BL), text_BL, image_BNC)[:, 0])[:, 1]
+    def match(self, image_BNC, text_BL, image_mask_BN=None, *, states_BLD=None) -> jax.Array:
+        """How well texts belong to encoded images or regions, (B,) float32: the matching head's logit of "yes" ("itm").
+
+        Args:
+          image_BNC: images, or regions; fewer rows than texts where several texts in a row have one.
+          text_BL: tokens.
+          image_mask_BN: which tokens a region has; None for all.
+          states_BLD: the texts' `states`, where they are known.
+        """
+        states_BLD = self.states(text_BL) if states_BLD is None else states_BLD
+        return self._yes(self.fuse(states_BLD, text_BL, image_BNC, image_mask_BN))
+
+    def opened_match(self, image_BNC, text_BL, layer: int) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """Weights (B, H, L, N) float32 of the cross-attention of an upper layer, from 0, and the function from such
+        weights to what `match` gives ("itm")."""
+        weights, fused = self.text.opened(self.states(text_BL), self.read(text_BL), image_BNC, layer)
+        return weights, lambda weights_BHLN: self._yes(fused(weights_BHLN))
+
+    def _yes(self, fused_BLD) -> jax.Array:
+        return self.itm(fused_BLD[:, 0])[:, 1]
 
     def locate(self, image_BNC, text_BL) -> jax.Array:
         """Boxes (x0, y0, x1, y1) float32 (B, 4), in fractions, of what texts name in encoded images ("box")."""
@@ -252,6 +267,12 @@ class XVlm(nnx.Module):
     def temperature(self) -> jax.Array:
         """The learned temperature, a float32 scalar; its gradient ends where it would leave its range."""
         return _clamp(self.temp[...].astype(jnp.float32)[0])
+
+
+def without_end(text_BL) -> jax.Array:
+    """Texts, which end with their end, without it."""
+    place_1L = jnp.arange(text_BL.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(place_1L < lengths(text_BL)[:, None] - 1, text_BL, 0)
 
 
 @jax.custom_vjp

@@ -25,7 +25,12 @@ OBJECTIVES = {
     "git": "capvl.objectives.git:Git",
     "scst": "capvl.objectives.scst:Scst",
     "xvlm": "capvl.objectives.xvlm:XVlm",
+    "xvlm_caption": "capvl.objectives.xvlm_caption:XVlmCaption",
+    "xvlm_scst": "capvl.objectives.xvlm_caption:XVlmScst",
+    "xvlm_answers": "capvl.objectives.xvlm_answers:XVlmAnswering",
     "probe": "capvl.objectives.probe:Probe",
+    "judge": "capvl.objectives.judge:Judge",
+    "text_assignment": "capvl.objectives.judge:TextAssignment",
 }
 
 

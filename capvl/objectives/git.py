@@ -171,12 +171,15 @@ class Git:
             hidden, weights = model.decoder.causal(batch["text"], kv, dtype=model.dtype, key=keys[2]), batch["weights"]
         else:
             hidden, weights = self._masked(model, batch, kv, keys)
-        total, _ = vocabulary_loss(
-            hidden, batch["text"], weights, *model.decoder.output_layer(), self.smoothing, self.chunk
-        )
-        nll = total / len(batch["text"])
-        loss = nll - smoothed_entropy(self.smoothing, model.decoder.vocab)
+        smoothing, scale, entropy = self.smoothed(model.decoder.vocab)
+        total, _ = vocabulary_loss(hidden, batch["text"], weights, *model.decoder.output_layer(), smoothing, self.chunk)
+        nll = scale * total / len(batch["text"])
+        loss = nll - entropy
         return loss, {"loss": loss, "nll": nll, "cut": batch["cut"].astype(jnp.float32).mean()}
+
+    def smoothed(self, vocab: int) -> tuple[float, float, float]:
+        """How the loss is smoothed: `capvl.losses.vocabulary`'s smoothing, a factor of it, and what is taken off."""
+        return self.smoothing, 1.0, smoothed_entropy(self.smoothing, vocab)
 
     def _masked(self, model: git.Git, batch, kv, keys):
         """Hidden states (B, L, D) that predict hidden tokens from all others, and the weights of the hidden ones.

@@ -15,13 +15,13 @@ from capvl.data.examples import slots
 from capvl.data.images.crops import Crop
 from capvl.data.reading.sources import default_data_dir
 from capvl.data.text import frequencies, tokenizers
-from capvl.decoding.generate import GREEDY, Decoding, generate
+from capvl.decoding.generate import GREEDY, Decoding, generate, with_prompt
 from capvl.errors import UserError
 from capvl.losses.cider import cider_d
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models.git import Git, GitOptions
-from capvl.models.prompts import caption_prompt
-from capvl.nn.padding import real
+from capvl.models.prompts import check_task
+from capvl.nn.padding import lengths, real
 from capvl.objectives.images import unit_range
 
 
@@ -46,6 +46,8 @@ class Scst:
     chunk: int = 1024
 
     Model: ClassVar[type] = GitOptions
+    room: ClassVar[int] = 0
+    """Most tokens of a caption's prompt."""
 
     def __post_init__(self):
         if min(self.samples, self.references, self.chunk, self.end) < 1:
@@ -76,31 +78,41 @@ class Scst:
                 f"Tokenizer {tokenizer.path!r} ends texts with id {tokenizer.eos}, not objective.end={self.end}."
             )
         crop = Crop.of_model(data, model_options, train=train)
-        return ImageReferences(crop, tokenizer, model_options.length, self.references)
+        prompt = model_options.prompt(tokenizer, "caption")
+        if len(prompt) > self.room:
+            raise UserError(f"A caption's prompt has {len(prompt)} tokens, more than the {self.room} that SCST takes.")
+        prompt = np.pad(prompt, (0, self.room - len(prompt))).astype(np.int32)
+        return ImageReferences(crop, tokenizer, model_options.length, self.references, prompt)
 
     def batch_spec(self, model_options: GitOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, …), references int32 (B, R, L) without their ends."""
-        return {
+        """image uint8 (B, …), references int32 (B, R, L) without their ends; prompt int32 (B, P), 0 behind it, where
+        captions have one."""
+        references = (batch, self.references, model_options.length)
+        prompt = {"prompt": jax.ShapeDtypeStruct((batch, self.room), jnp.int32)} if self.room else {}
+        return prompt | {
             "image": jax.ShapeDtypeStruct((batch, *model_options.image_shape()), jnp.uint8),
-            "references": jax.ShapeDtypeStruct((batch, self.references, model_options.length), jnp.int32),
+            "references": jax.ShapeDtypeStruct(references, jnp.int32),
         }
 
     def prompt(self, model_options: GitOptions, tokenizer, task: str, text: str = "") -> np.ndarray:
-        """A caption has no prompt, and nothing else is trained."""
-        return caption_prompt(task)
+        """The model's own for a caption; nothing else is trained."""
+        check_task(task, ("caption",))
+        return model_options.prompt(tokenizer, task)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1]."""
-        return {"image": unit_range(batch["image"]), "references": batch["references"]}
+        return batch | {"image": unit_range(batch["image"])}
 
     def loss(self, model: Git, batch, key):
         """Mean over samples of -(reward - greedy reward) * log-probability; metrics `reward` and `greedy`."""
-        decoder, length = model.decoder, batch["references"].shape[2]
+        decoder, (images, _, length) = model.decoder, batch["references"].shape
+        prompt_BP = batch.get("prompt", jnp.zeros((images, 0), jnp.int32))
         kv = decoder.image_kv(model.encode(batch["image"]))
         still = jax.lax.stop_gradient(kv)
         sampling = Decoding(temperature=1.0, top_p=self.top_p)
-        sampled, _ = generate(model, still, length, self.end, sampling, key=key, samples=self.samples)
-        greedy, _ = generate(model, still, length, self.end, GREEDY)
+        how = dict(prompt_BP=prompt_BP, key=key)
+        sampled, _ = generate(model, still, length, self.end, sampling, **how, samples=self.samples)
+        greedy, _ = generate(model, still, length, self.end, GREEDY, prompt_BP=prompt_BP)
         sampled, greedy = jax.lax.stop_gradient((sampled, greedy))
         table, documents = self._table()
 
@@ -110,9 +122,12 @@ class Scst:
         baseline_B = rewards(greedy, batch["references"])
         reward_X = rewards(sampled, jnp.repeat(batch["references"], self.samples, axis=0))
         advantage_X = reward_X - jnp.repeat(baseline_B, self.samples)
-        weights_XL = jnp.where(real(sampled), advantage_X[:, None], 0.0)
-        hidden = decoder.causal(sampled, kv, dtype=model.dtype)
-        total, _ = vocabulary_loss(hidden, sampled, weights_XL, *decoder.output_layer(), 0.0, self.chunk)
+        prompt_XP = jnp.repeat(prompt_BP, self.samples, axis=0)
+        whole_XT = with_prompt(prompt_XP, sampled)[:, :length]
+        written_XT = real(whole_XT) & (jnp.arange(whole_XT.shape[1])[None] >= lengths(prompt_XP)[:, None])
+        weights_XT = jnp.where(written_XT, advantage_X[:, None], 0.0)
+        hidden = decoder.causal(whole_XT, kv, dtype=model.dtype)
+        total, _ = vocabulary_loss(hidden, whole_XT, weights_XT, *decoder.output_layer(), 0.0, self.chunk)
         return total / len(sampled), {
             "loss": total / len(sampled),
             "reward": reward_X.mean(),
@@ -133,12 +148,14 @@ class ImageReferences:
       tokenizer: of the captions.
       length: L.
       count: R.
+      prompt: int32 (P,), what captions begin with; P may be 0.
     """
 
     crop: Crop
     tokenizer: Any
     length: int
     count: int
+    prompt: np.ndarray
 
     def __call__(self, example: dict, uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
@@ -146,4 +163,5 @@ class ImageReferences:
         rows = [{"references": self.tokenizer(text, self.length)} for text in drawn]
         references = slots.fill(rows, self.count, {"references": np.zeros(self.length, np.int32)})["references"]
         references[references == self.tokenizer.eos] = 0
-        return {"image": self.crop(example, uniforms), "references": references}
+        prompt = {"prompt": self.prompt} if len(self.prompt) else {}
+        return prompt | {"image": self.crop(example, uniforms), "references": references}

@@ -30,6 +30,9 @@ from capvl.models.git import GitOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
+from capvl.models.xvlm_answers import XVlmAnswersOptions
+from capvl.models.xvlm_captioner import XVlmCaptionerOptions
+from capvl.models.xvlm_judge import JudgeOptions
 from capvl.weights import Weights
 
 IMAGE = dict(encoder="w16d2h2m32/8", res=24, dtype="float32")
@@ -48,12 +51,17 @@ MODELS = {
     "git": GitOptions(
         **IMAGE, text="w16d2h2m32", vocab=30, start=1, length=8, text_positions=8, frames=2, embedding_eps=1e-12,
     ),
-    "xvlm": XVlmOptions(
-        **IMAGE, pool="cls", pre_norm=True, class_position=True, pixels="clip", activation="quick_gelu", eps=1e-5,
-        text="w16d2h2m32", cross_layers=1, vocab=30, length=8, text_positions=8, projection=20, local_layers=1,
-        reads_end=False,
-    ),
 }  # fmt: skip
+CLIP_IMAGE = IMAGE | dict(
+    pool="cls", pre_norm=True, class_position=True, pixels="clip", activation="quick_gelu", eps=1e-5
+)
+FUSION = dict(text="w16d2h2m32", cross_layers=1, vocab=30, length=8, text_positions=8)
+MODELS |= {
+    "xvlm": XVlmOptions(**CLIP_IMAGE, **FUSION, projection=20, local_layers=1, reads_end=False),
+    "xvlm captioner": XVlmCaptionerOptions(**CLIP_IMAGE, **FUSION, start=28),
+    "xvlm answers": XVlmAnswersOptions(**CLIP_IMAGE, **FUSION, question_length=8, answer_layers=2, start=28, end=29),
+    "judge": JudgeOptions(**CLIP_IMAGE, **FUSION, images=2, classes=("False", "True")),
+}
 MODELS["untied git"] = dataclasses.replace(MODELS["git"], tied=False)
 
 
@@ -65,7 +73,7 @@ def random_params(options, seed=0):
 def weights_of(name):
     options = MODELS[name]
     params = random_params(options)
-    if name in ("clip", "git", "untied git", "xvlm"):  # CLIP has no place for these.
+    if name in ("clip", "git", "untied git") or name.startswith(("xvlm", "judge")):  # CLIP has no place for these.
         params |= {"encoder/stem/bias": np.zeros(16, np.float32)}
     if name == "clip":
         params |= {"bias": np.zeros(1, np.float32)}
@@ -98,6 +106,9 @@ WAYS = [
     ("map encoder", "timm"),
     ("class token", "timm"),
     ("xvlm", "xvlm"),
+    ("xvlm captioner", "xvlm"),
+    ("xvlm answers", "xvlm"),
+    ("judge", "xvlm"),
 ]
 
 
@@ -113,7 +124,7 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
     again = folder.read_model(str(tmp_path / "again"))
     assert_same(again.params, weights.params)
     assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
-    if name in ("clip", "lit", "git", "untied git", "xvlm") and framework in ("huggingface", "xvlm"):
+    if framework == "xvlm" or (framework == "huggingface" and name in ("clip", "lit", "git", "untied git")):
         assert again.options == weights.options
 
 

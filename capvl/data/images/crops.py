@@ -100,7 +100,7 @@ class Crop:
     @classmethod
     def from_options(cls, data, *, res: int, train: bool, max_side: int = 0, frames: int = 0) -> "Crop":
         """From `config.data` (`capvl.data.options.DataOptions`)."""
-        kind = data.crop if train or data.crop != "random" else "center"
+        kind = data.crop if train else data.still_crop
         kind = "aspect" if max_side else kind
         how = kind, data.crop_scale, data.crop_ratio, data.interpolation, data.crop_fraction, max_side, frames, train
         return cls(res, *how, randaugment=data.randaugment if train else "")

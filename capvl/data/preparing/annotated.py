@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 
@@ -31,8 +31,8 @@ NAME_SHOWN = 200
 _ROW = re.compile(r"(.*\.tsv)#(\d+)", re.ASCII | re.DOTALL)
 
 
-def features(frames: int, classes: Sequence[str]):
-    """The schema: image or frames, captions, questions (`answers` is a JSON list), and the class."""
+def features(frames: int, classes: Sequence[str], pairs: bool = False):
+    """The schema: image, frames or `images` of pairs, captions, questions (`answers` is a JSON list), and the class."""
     # tfds is slow to import.
     import tensorflow_datasets as tfds
 
@@ -40,10 +40,11 @@ def features(frames: int, classes: Sequence[str]):
     image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg" if frames else None)
     asked = {name: text() for name in ("id", "question", "answers", "kind")}
     label = {"label": tfds.features.ClassLabel(names=list(classes))} if classes else {}
+    several = "frames" if frames else "images" if pairs else ""
     return tfds.features.FeaturesDict(
         {
             "image_id": text(),
-            **({"frames": tfds.features.Sequence(image)} if frames else {"image": image}),
+            **({several: tfds.features.Sequence(image)} if several else {"image": image}),
             "text": tfds.features.Sequence(text()),
             "questions": tfds.features.Sequence(asked),
             **label,
@@ -82,12 +83,14 @@ def prepare(
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
     items, left = _read(format, splits)
-    paths = _paths(items, files, frames)
+    pairs = _are_pairs(items, frames)
+    names = dict.fromkeys(name for rows in items.values() for item in rows for name in item.images)
+    paths = find_files(names, files, tuple(f".{s}" for s in video.SUFFIXES) if frames else annotations.IMAGE_SUFFIXES)
     classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
     parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
     storage.make_folder(parts)
     try:
-        made, report = _write(items, paths, parts, frames, classes, workers)
+        made, report = _write(items, paths, parts, frames, classes, workers, pairs)
         for split, rejected in left.items():
             report.setdefault(split, Rejected()).add(rejected)
         for split, rows in made.items():
@@ -103,13 +106,28 @@ def prepare(
             if split in made or rejected
         }
         text = f"{format} annotations with their images, prepared by capvl."
-        publish(folder, name, features(frames, classes), made, text, {"report.json": json.dumps(shown, indent=1)})
+        schema = features(frames, classes, pairs)
+        publish(folder, name, schema, made, text, {"report.json": json.dumps(shown, indent=1)})
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     return folder
 
 
-def _write(items, paths: dict[str, tuple[str, str]], parts, frames: int, classes, workers: int):
+def _are_pairs(items: dict[str, list[Item]], frames: int) -> bool:
+    """Whether items have two images.
+
+    Raises:
+      UserError: only some have, or they should be clips.
+    """
+    pairs = {bool(item.second) for rows in items.values() for item in rows}
+    if len(pairs) > 1:
+        raise UserError("Some rows have two images and others one; prepare them as two data sets.")
+    if pairs == {True} and frames:
+        raise UserError(f"Rows have two images each, and --frames={frames} is of clips.")
+    return pairs == {True}
+
+
+def _write(items, paths: dict[str, tuple[str, str]], parts, frames: int, classes, workers: int, pairs: bool):
     """(split -> shards, split -> what was left out); parts are made in processes."""
     jobs = [
         (split, number, rows[first : first + EACH])
@@ -122,8 +140,8 @@ def _write(items, paths: dict[str, tuple[str, str]], parts, frames: int, classes
     with concurrent.futures.ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs) or 1), spawn) as pool:
         calls = []
         for split, number, rows in jobs:
-            named = [(item, *paths[item.image]) for item in rows]
-            calls.append(pool.submit(write_part, str(parts / f"{split}-{number:05d}"), named, frames, classes))
+            named = [(item, *_files(item, paths)) for item in rows]
+            calls.append(pool.submit(write_part, str(parts / f"{split}-{number:05d}"), named, frames, classes, pairs))
         for (split, number, _), call in zip(jobs, calls, strict=True):
             examples, size, rejected = call.result()
             made[split].append(Shard(parts / f"{split}-{number:05d}", examples, size))
@@ -131,8 +149,16 @@ def _write(items, paths: dict[str, tuple[str, str]], parts, frames: int, classes
     return made, report
 
 
-def write_part(part: str, items: list[tuple[Item, str, str]], frames: int, classes: Sequence[str]):
-    """Writes the records of some items, each with its file and why there is none ("" where there is one).
+def _files(item: Item, paths: dict[str, tuple[str, str]]) -> tuple[tuple[str, ...], str]:
+    """(the files of an item's images, why one lacks)."""
+    found = [paths[name] for name in item.images]
+    return tuple(path for path, _ in found), next((why for _, why in found if why), "")
+
+
+def write_part(
+    part: str, items: list[tuple[Item, tuple[str, ...], str]], frames: int, classes: Sequence[str], pairs: bool = False
+):
+    """Writes the records of some items, each with its files and why one lacks ("" where none does).
 
     Returns:
       (examples, bytes, what was left out).
@@ -140,15 +166,15 @@ def write_part(part: str, items: list[tuple[Item, str, str]], frames: int, class
     # Slow to import.
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    schema, rejected, count, size = features(frames, classes), Rejected(), 0, 0
+    schema, rejected, count, size = features(frames, classes, pairs), Rejected(), 0, 0
     writer = ArrayRecordWriter(part, "group_size:1")
     try:
-        for item, path, why in items:
+        for item, files, why in items:
             if why:
                 rejected.count(why, item.image[:NAME_SHOWN])
                 continue
             try:
-                record = schema.serialize_example(schema.encode_example(_example(item, path, frames, classes)))
+                record = schema.serialize_example(schema.encode_example(_example(item, files, frames, classes)))
             except (BadImageError, video.BadVideoError) as e:
                 rejected.count(_reason(e), item.image[:NAME_SHOWN])
                 continue
@@ -165,7 +191,7 @@ def _reason(error: Exception) -> str:
     return "too few frames" if "are needed" in str(error) else "undecodable"
 
 
-def _example(item: Item, path: str, frames: int, classes: Sequence[str]) -> dict:
+def _example(item: Item, files: tuple[str, ...], frames: int, classes: Sequence[str]) -> dict:
     example = {
         "image_id": item.id,
         "text": list(item.text),
@@ -174,13 +200,25 @@ def _example(item: Item, path: str, frames: int, classes: Sequence[str]) -> dict
     if classes:
         example["label"] = item.class_name or NO_CLASS
     if frames:
-        return example | {"frames": [shards.encode_jpeg(f) for f in video.read_frames(path, frames)]}
+        return example | {"frames": [shards.encode_jpeg(f) for f in video.read_frames(files[0], frames)]}
+    if item.second:
+        return example | {"images": [_image(path) for path in files]}
+    data = _image(files[0])
+    return example | {"image": data if item.region is None else around(data, item.region)}
+
+
+def _image(path: str) -> bytes:
+    """The encoded image of a file, or of a row of a TSV.
+
+    Raises:
+      BadImageError: it can't be read.
+    """
     try:
         data = Tsv(row[1]).image(int(row[2])) if (row := _ROW.fullmatch(path)) else pathlib.Path(path).read_bytes()
     except (UserError, OSError) as e:
         raise BadImageError(f"{path!r} can't be read: {e}") from e
     image_size(data)
-    return example | {"image": data if item.region is None else around(data, item.region)}
+    return data
 
 
 _decoded = functools.lru_cache(maxsize=1)(decode)
@@ -237,7 +275,7 @@ def _identified(items: list[Item]) -> list[Item]:
     return [item if item.id else dataclasses.replace(item, id=name(item)) for item in items]
 
 
-def _paths(items: dict[str, list[Item]], folder: str, frames: int) -> dict[str, tuple[str, str]]:
+def find_files(names: Iterable[str], folder: str, suffixes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """(file, why there is none) by the name that annotations give it: its path, from the folder or not, or see
     `capvl.data.reading.lookup.Names`.
 
@@ -247,11 +285,10 @@ def _paths(items: dict[str, list[Item]], folder: str, frames: int) -> dict[str, 
     root = pathlib.Path(folder)
     if folder and not root.is_dir():
         raise UserError(f"Folder {folder!r} does not exist.")
-    suffixes = tuple(f".{s}" for s in video.SUFFIXES) if frames else annotations.IMAGE_SUFFIXES
     known = lookup.Names(suffixes)
     for file in lookup.files(root.resolve(), suffixes) if folder else ():
         known.add(str(file), str(file))
-    wanted = dict.fromkeys(item.image for rows in items.values() for item in rows)
+    wanted = list(names)
     found = {name: path for name in wanted if (path := _as_it_stands(root, name))}
     others, why = known.find(name for name in wanted if name not in found)
     return {name: (path, "") for name, path in (found | others).items()} | {

@@ -17,6 +17,7 @@ import pydantic
 
 from capvl.data.preparing.asked import gqa, textvqa, vizwiz, vqa
 from capvl.data.preparing.films import msrvtt, msvd, vatex
+from capvl.data.preparing.stated import nlvr2, snli_ve
 from capvl.data.reading.rejected import Rejected
 from capvl.data.reading.rows import (
     Asked,
@@ -194,6 +195,7 @@ class _LineQuestion(Row):
 
 class _Line(Row):
     image: Id | None = None
+    images: tuple[Id, Id] | None = None
     video: Id | None = None
     id: Id = ""
     text: Texts = []
@@ -203,14 +205,14 @@ class _Line(Row):
 
     @pydantic.model_validator(mode="after")
     def _named(self):
-        if not (self.image or self.video):
+        if not (self.image or self.images or self.video):
             raise ValueError("image is missing")
         return self
 
 
 def lines(split: str, left: Rejected, path: str) -> Items:
-    """JSON lines of our own: {"image" (or "video"), "id", "text": [...], "class_name", "split",
-    "questions": [{"id", "question", "answers": [...], "kind"}]}; all but the first may be left out.
+    """JSON lines of our own: {"image" (or "images", two of them, or "video"), "id", "text": [...], "class_name",
+    "split", "questions": [{"id", "question", "answers": [...], "kind"}]}; all but the first may be left out.
 
     A row whose texts or questions are all unusable is left out.
     """
@@ -229,7 +231,8 @@ def lines(split: str, left: Rejected, path: str) -> Items:
                 asked.append(Asked(q.id or f"{number}-{i}", q.question, q.answers, q.kind))
         if (row.text and not texts) or (row.questions and not asked):
             continue
-        item = Item(row.image or row.video, row.id, texts, tuple(asked), row.class_name)
+        image, second = row.images or (row.image or row.video, "")
+        item = Item(image, row.id, texts, tuple(asked), row.class_name, second=second)
         yield row.split or split, item
 
 
@@ -329,6 +332,8 @@ FORMATS = {
     "textvqa": (textvqa, ("questions.json",)),
     "vizwiz": (vizwiz, ("questions.json",)),
     "gqa": (gqa, ("questions.json",)),
+    "snli_ve": (snli_ve, ("statements.jsonl",)),
+    "nlvr2": (nlvr2, ("statements.json",)),
     "msrvtt": (msrvtt, ("videodatainfo.json", "questions.json?")),
     "msvd": (msvd, ("captions.txt",)),
     "vatex": (vatex, ("captions.json",)),

@@ -36,6 +36,7 @@ class Item:
       questions: questions.
       class_name: its class; "" for none.
       region: (x0, y0, x1, y1) in pixels of the part that the text is about; None for the whole image.
+      second: another image, which the text is about too; "" for none.
     """
 
     image: str
@@ -44,6 +45,12 @@ class Item:
     questions: tuple[Asked, ...] = ()
     class_name: str = ""
     region: tuple[float, float, float, float] | None = None
+    second: str = ""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of all its images."""
+        return (self.image, self.second) if self.second else (self.image,)
 
 
 Items = Iterator[tuple[str, Item]]

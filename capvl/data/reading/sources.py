@@ -4,6 +4,7 @@ An Example is a dict with some of these keys:
   image   encoded bytes (JPEG, PNG, WebP …)
   text    list of captions, str or UTF-8 bytes
   label   int
+  images  the encoded images of an example that has several
 and, as they stand in the data set, any other feature that was asked for (objects, questions …).
 """
 
@@ -61,6 +62,7 @@ FIELDS = {
     "places365_small": Fields(label="label"),
     "mnist": Fields(label="label"),
 }
+_PLAIN = ("image", "images", "text", "label", "frames")
 _TEXT_NAMES = ("text", "captions", "caption")
 
 
@@ -99,7 +101,7 @@ class Source:
         _check_features(name, builder.info.features, wanted)
         # Images, texts and labels are taken straight from the tf.train.Example, in a tenth of the
         # time that tfds needs to rebuild the whole record; the rest is left to tfds.
-        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in ("image", "text", "label", "frames")}
+        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in _PLAIN}
         self._rest = {k: p for k, p in self._paths.items() if k not in self._plain}
         self._decoder = None
         if self._rest:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from capvl.data.scenes import examples, world
+from capvl.data.scenes import examples, statements, world
 
 
 @dataclasses.dataclass(eq=False)
@@ -19,6 +19,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     Attributes:
       side: image side in pixels.
       frames: 0 for images, else frames of a clip.
+      stated: 0 for captioned images; else of how many scenes, 1 or 2, statements are (`capvl.data.scenes.statements`).
       most, zoom, plain, words: of `world.draw_scene`.
       counts: examples of train, val and test.
       seed: of everything.
@@ -26,6 +27,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     side: int = 64
     frames: int = 0
+    stated: int = 0
     most: int = 6
     zoom: float = 1.0
     plain: bool = False
@@ -44,7 +46,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     Example keys: `image` (JPEG), `text` (captions), `objects` (bbox as tfds BBox, phrase, shape,
     color, size, texture, word), `questions` (kind, question, answer), `label` (shape of the
     largest shaped object, an index into `world.SHAPES`), `index`. Clips have `frames` instead
-    of `image` and the `direction` of what moves.
+    of `image` and the `direction` of what moves. Of statements there are `image`, or `images` (a list of two), and
+    `questions` (id, kind, question, answer), whose answer is what holds.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -59,10 +62,21 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("clips_few", frames=6, most=3, zoom=1.4, plain=True, words=0.0, counts=(4_000, 400, 400)),
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
+        *(
+            _config(f"{name}{size}", stated=scenes, most=4, zoom=1.2, plain=True, words=0.0, counts=counts)
+            for scenes, name in ((1, "statements"), (2, "pairs"))
+            for size, counts in (("", (12_000, 1_000, 1_000)), ("_tiny", (64, 16, 16)))
+        ),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
         text, image = tfds.features.Text, tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+        if self.builder_config.stated:
+            asked = {name: text() for name in ("id", "kind", "question", "answer")}
+            features = {"questions": tfds.features.Sequence(asked), "index": np.int64}
+            pair = self.builder_config.stated == 2
+            features |= {"images": tfds.features.Sequence(image)} if pair else {"image": image}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
         things = {name: text() for name in ("phrase", "shape", "color", "size", "texture", "word")}
         features = {
             "text": tfds.features.Sequence(text()),
@@ -85,11 +99,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int):
         config = self.builder_config
         options = dict(most=config.most, zoom=config.zoom, plain=config.plain, words=config.words)
-        make = functools.partial(examples.make, config.seed, split, config.side, config.frames, **options)
+        maker = (statements.make, config.stated) if config.stated else (examples.make, config.frames)
+        make = functools.partial(maker[0], config.seed, split, config.side, maker[1], **options)
         # Spawned, not forked: JAX's threads may be running.
         with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 1 + count // 500)) as pool:
             for index, example in enumerate(pool.imap(make, range(count), chunksize=32)):
-                for thing in example["objects"]:
+                for thing in example.get("objects", ()):
                     x0, y0, x1, y1 = thing["bbox"]
                     thing["bbox"] = tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1)
                 yield index, example

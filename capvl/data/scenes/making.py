@@ -3,11 +3,17 @@
 import os
 import tempfile
 
-from capvl.data.scenes import language, world
+from capvl.data.scenes import language, statements, world
 from capvl.data.text import training
 from capvl.errors import UserError, nearest
 
 SCENES_VOCAB = 128
+TOKENIZERS = {
+    "unigram": f"tokenizer_{SCENES_VOCAB}.model",
+    "wordpiece": "wordpiece.txt",
+    "statements": "statements.txt",
+}
+"""Files of the tokenizers by their kind."""
 
 
 def scenes(config: str, data_dir: str) -> str:
@@ -55,17 +61,20 @@ def scenes_tokenizer(data_dir: str, kind: str = "unigram") -> str:
 
     Args:
       data_dir: where prepared data sets are.
-      kind: "unigram" (SentencePiece, SCENES_VOCAB pieces at most) or "wordpiece" (all words, as BERT's).
+      kind: "unigram" (SentencePiece, SCENES_VOCAB pieces at most), "wordpiece" (all words of captions and questions, as
+        BERT's) or "statements" (beside them those of statements).
     """
-    name = f"tokenizer_{SCENES_VOCAB}.model" if kind == "unigram" else "wordpiece.txt"
-    path = os.path.join(data_dir, "scenes", name)
+    path = os.path.join(data_dir, "scenes", TOKENIZERS[kind])
     if not os.path.exists(path):
-        texts = []
+        texts = statements.texts(2000) if kind == "statements" else []
         for i in range(2000):
             rng = world.generator(0, "train", i)
             scene = world.draw_scene(rng)
             texts += language.captions(scene, rng)
             texts += [row[k] for row in language.questions(scene, rng) for k in ("question", "answer")]
             texts += language.clip_captions(world.draw_clip(rng, 4))
-        training.TRAINERS[kind](texts, SCENES_VOCAB if kind == "unigram" else 4 * SCENES_VOCAB, path)
+        if kind == "unigram":
+            training.train(texts, SCENES_VOCAB, path)
+        else:
+            training.train_word_piece(texts, 4 * SCENES_VOCAB, path)
     return path

@@ -86,9 +86,9 @@ class Scene:
     plain: bool = False
 
 
-def generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one example."""
-    return np.random.Generator(np.random.Philox(key=[seed, SPLITS[split]], counter=[0, 0, 0, index]))
+def generator(seed: int, split: str, index: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of one example; there may be several streams of them."""
+    return np.random.Generator(np.random.Philox(key=[seed, SPLITS[split]], counter=[0, 0, stream, index]))
 
 
 def draw_scene(
