@@ -111,14 +111,14 @@ class XVlm:
 
     def check(self, model_options: XVlmOptions, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other."""
+        if self.itm and not self.itc:
+            raise UserError("objective.itm draws hard negatives by the similarities that objective.itc trains.")
         heads = {"itc": self.itc, "itm": self.itm, "mlm": self.mlm, "box": self._boxes}
         for head, weight in heads.items():
             if weight and head not in model_options.heads:
                 raise UserError(f"The objective has a loss {head!r}, and model.heads={model_options.heads} lacks it.")
             if not weight and head in model_options.heads:
                 raise UserError(f"model.heads has {head!r}, which no loss of the objective trains; leave it out.")
-        if self.itm and not self.itc:
-            raise UserError("objective.itm draws hard negatives by the similarities that objective.itc trains.")
         if micro_batches > 1:
             raise UserError(
                 f"micro_batches={micro_batches} would leave contrast and matching only the negatives of a part of the "

@@ -117,7 +117,7 @@ def prepare(
     rules = rules or Rules()
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
-    training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits["train"])
+    training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
     evaluations += [leaks.of_items(own, rows) for own, rows in items.items() if own != "train" and not allow_leaks]
@@ -155,7 +155,8 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
     return folder
 
 
-def _only_scenes(format: str, names: list[str]) -> bool:
+def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
+    names = [name for own in splits.values() for name in own]
     return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
 
 
@@ -264,7 +265,11 @@ def _claim(file: epath.Path, text: str) -> None:
 def _run_here(jobs: list[Job], workers: int) -> None:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "parts", TimeRemainingColumn())
     spawn = multiprocessing.get_context("spawn")
-    workers = min(workers or os.cpu_count() or 1, len(jobs) or 1)
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers == 1:
+        for job in jobs:
+            write_part(job)
+        return
     with Progress(*columns) as progress, concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
         task = progress.add_task("preparing", total=len(jobs))
         for future in concurrent.futures.as_completed([pool.submit(write_part, job) for job in jobs]):
