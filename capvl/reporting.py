@@ -12,13 +12,13 @@ from PIL import Image
 
 from capvl import goodput, metrics, storage
 from capvl.errors import UserError
-from capvl.evals import Confusion, Samples
+from capvl.evals import SHOWN, Confusion, Pictures
 
 CURVES = ("loss", "nll_cap", "nll_pa", "grad_norm", "lr", "images_per_second")
 COLORS = ("#2a6fdb", "#e0683b", "#2f9e62", "#9750c9", "#c2a100", "#d0447d")
 
 
-def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[Samples | Confusion]]) -> None:
+def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[SHOWN]]) -> None:
     """Writes what evaluators have to show, by their names, to workdir/samples/STEP.json, on the first host; nothing
     where they have nothing to show."""
     if not shown or jax.process_index():
@@ -29,9 +29,12 @@ def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[Samples | C
     storage.replace_text(folder / f"{step}.json", json.dumps(values))
 
 
-def _plain(value: Samples | Confusion) -> dict:
+def _plain(value: SHOWN) -> dict:
     if isinstance(value, Confusion):
         return {"title": value.title, "names": value.names, "counts": value.counts.tolist()}
+    if isinstance(value, Pictures):
+        rows = zip(value.images, value.captions, strict=True)
+        return {"title": value.title, "pictures": [{"image": _png(i), "caption": c} for i, c in rows]}
     rows = zip(value.images, value.written, value.references, strict=True)
     return {"samples": [{"image": _png(i), "written": w, "reference": r} for i, w, r in rows]}
 

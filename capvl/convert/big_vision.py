@@ -12,6 +12,7 @@ import numpy as np
 
 from capvl.convert.assembling import assemble
 from capvl.convert.files import Source, Target, read_npz, write_npz
+from capvl.convert.hugging_face import check_form
 from capvl.convert.pixels import Pixels
 from capvl.convert.shapes import options_of
 from capvl.errors import UserError
@@ -302,5 +303,6 @@ def write(weights: Weights, target: Target) -> None:
     options = weights.options
     if Ability.IMAGES not in abilities(options) or getattr(options, "text_norm", "pre") != "pre":
         raise UserError("big_vision has no form of this BERT.")
+    check_form(options, {}, "big_vision model")
     theirs = to_big_vision(weights.params, scan=target.scan)
     write_npz(target.path, {f"params/{name}": value for name, value in theirs.items()})

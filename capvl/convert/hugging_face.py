@@ -282,8 +282,10 @@ def section(size: sizes.Size, activation: str, eps: float) -> dict[str, Any]:
     }
 
 
-def check_form(options: Any, wanted: Mapping[str, Any], what: str) -> None:
-    """Raises UserError where an option is not as the other framework's model has it."""
+def check_form(options: Any, wanted: Mapping[str, Any], what: str, *, kind: str = "ViT") -> None:
+    """Raises UserError where the image encoder, or an option, is not as the other framework's model has it."""
+    if options.encoder_kind.called != kind:
+        raise UserError(f"A {what} has a {kind}; this model has model.encoder={options.encoder!r}.")
     for name, value in wanted.items():
         found = getattr(options, name, value)
         if found != value:

@@ -1,4 +1,4 @@
-"""timm's Vision Transformers, in and out."""
+"""timm's Vision Transformers, in and out; and its Swins, whose names are the original's (`capvl.convert.swin`)."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import files, pixels, rules
+from capvl.convert import files, pixels, rules, swin
 from capvl.convert.assembling import assemble
 from capvl.convert.files import Source, Target
 from capvl.convert.hugging_face import check_form, with_table
@@ -79,7 +79,8 @@ def architecture(name: str, width: int) -> dict[str, Any]:
     """
     if not re.fullmatch(_FAMILIES, name):
         raise UserError(
-            f"timm's architecture {name!r} is not known; of timm plain ViTs are read (vit_*_patch*, deit*, flexivit_*)."
+            f"timm's architecture {name!r} is not known; of timm plain ViTs (vit_*_patch*, deit*, flexivit_*) and "
+            f"Swins (swin_*) are read."
         )
     heads = _HEADS.get(width, width // 64)
     if name.startswith(("vit_giantopt_", "vit_base_patch16_gap_")):
@@ -225,7 +226,10 @@ def write_timm(options: ImageOptions, params: Mapping[str, np.ndarray]):
 
 def read(source: Source) -> Weights:
     """An encoder with the pixels of its pretrained_cfg."""
-    options, params = read_timm(source.arrays, source.config, source.heads)
+    if str(source.config.get("architecture")).startswith("swin_"):
+        options, params = swin.read_timm(source.arrays, source.config)
+    else:
+        options, params = read_timm(source.arrays, source.config, source.heads)
     processor = pixels.of_timm(source.config.get("pretrained_cfg") or {}, options.res)
     return assemble(source, options, params, resize="timm", pixels=processor)
 
@@ -238,6 +242,7 @@ def write(weights: Weights, target: Target) -> None:
     """
     if Ability.IMAGES not in abilities(weights.options):
         raise UserError("timm has image models only, and this model has no image tower.")
-    state, config = write_timm(weights.options, weights.params)
+    to_timm = swin.write_timm if swin.fits(weights.options) else write_timm
+    state, config = to_timm(weights.options, weights.params)
     config["pretrained_cfg"] |= pixels.to_timm(weights)
     files.write_model(target.path, state, config)

@@ -5,6 +5,10 @@ python -m capvl.data.prepare tars --name=flickr8k --train='…/train/*.tar' --va
 python -m capvl.data.prepare tars --name=web --train='gs://…/{000..999}.parquet' --beam='--runner=…'
 python -m capvl.data.prepare tars --name=clips --train='…/*.tar' --frames=16
 python -m capvl.data.prepare annotated --name=coco --format=karpathy --all=dataset_coco.json --files=coco/
+python -m capvl.data.prepare regions --name=vg --format=visual_genome --train=image_data.json,objects.json \\
+    --files=vg/ --exclude=refs_unc.json,dataset_coco.json
+python -m capvl.data.prepare look --data=vg --out=vg.html
+python -m capvl.data.prepare odvg --data=vg --out=vg.jsonl
 python -m capvl.data.prepare tfds --name=coco_captions
 """
 
@@ -18,7 +22,7 @@ from rich.table import Column, Table
 
 from capvl import storage
 from capvl.command import run
-from capvl.data.preparing import annotated, annotations, catalog, corpus, filters
+from capvl.data.preparing import annotated, annotations, catalog, corpus, filters, look, region_sets, regional
 from capvl.data.reading import sources
 from capvl.data.reading.samples import Names
 from capvl.data.scenes import making
@@ -32,12 +36,19 @@ def print_report(folder: pathlib.Path) -> None:
     headings = ("split", "what", "count", "first", "files")
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():
-        table.add_row(split, "examples", str(entry["examples"]), "", "")
+        for what in ("examples", "captions", "boxes", "phrases", "attributes"):
+            if what in entry:
+                table.add_row(split, what, str(entry[what]), "", "")
         for what, column in entry.get("columns", {}).items():
             table.add_row(split, f"{what} from column", "", escape(column), "")
         for reason, rejected in sorted(entry["rejected"].items()):
             names = (" ".join(rejected["first"]), " ".join(entry.get("files", {}).get(reason, ())))
             table.add_row(split, escape(f"rejected: {reason}"), str(rejected["count"]), *map(escape, names))
+        for reason, changed in sorted(entry.get("changed", {}).items()):
+            names = escape(" ".join(changed["first"]))
+            table.add_row(split, escape(f"changed: {reason}"), str(changed["count"]), names, "")
+        for name, count in entry.get("images that are trained on in", {}).items():
+            table.add_row(split, escape(f"IMAGES THAT {name} TRAINS ON: make it anew"), str(count), "", "")
     console.print(table)
 
 
@@ -62,6 +73,46 @@ def _annotated_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--files", default="", help="folder of the images or videos")
 
 
+def _regions_arguments(sub: argparse.ArgumentParser) -> None:
+    shown = "; ".join(f"{name}: {','.join(f.files)} ({f.boxes})" for name, f in region_sets.FORMATS.items())
+    default = regional.Rules()
+    sub.add_argument("--format", required=True, help=f"with its annotation files, and boxes: {shown}")
+    for split in ("train", "val", "test"):
+        sub.add_argument(f"--{split}", default="", help=f"annotation files of split {split}, with commas between them")
+    sub.add_argument("--all", default="", help="annotation files that say themselves which split is whose")
+    sub.add_argument("--files", default="", help="folder of the images")
+    sub.add_argument(
+        "--exclude", default="", help="files that name images of evaluations, 'prepared' or 'own', with commas between"
+    )
+    sub.add_argument("--allow_leaks", action="store_true", help="train on images of evaluations, too")
+    sub.add_argument("--max_phrase", type=int, default=default.max_phrase, help="characters of a phrase")
+    sub.add_argument(
+        "--turned", default=default.turned, help=f"boxes of images that EXIF turns: {', '.join(regional.TURNED)}"
+    )
+    sub.add_argument("--beam", help="options of Apache Beam, to run there, such as '--runner=DirectRunner'")
+
+
+def _regions(args: argparse.Namespace, data_dir: str) -> None:
+    print_report(
+        region_sets.prepare(
+            args.name,
+            args.format,
+            _files(args),
+            args.files,
+            data_dir,
+            exclude=tuple(filter(None, args.exclude.split(","))),
+            allow_leaks=args.allow_leaks,
+            rules=regional.Rules(args.max_phrase, args.turned),
+            workers=args.workers,
+            beam=None if args.beam is None else shlex.split(args.beam),
+        )
+    )
+
+
+def _files(args: argparse.Namespace) -> dict[str, list[str]]:
+    return {s: v.split(",") for s in ("train", "val", "test", "all") if (v := getattr(args, s))}
+
+
 def _filters(args: argparse.Namespace) -> filters.Filters:
     return filters.Filters(
         min_side=args.min_side,
@@ -74,17 +125,26 @@ def _filters(args: argparse.Namespace) -> filters.Filters:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m capvl.data.prepare", description="Prepare a data set for capvl.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("scenes", "tars", "annotated", "tfds"):
+    for command in ("scenes", "tars", "annotated", "regions", "look", "odvg", "tfds"):
         sub = commands.add_parser(command, allow_abbrev=False)
         sub.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
         if command == "scenes":
             sub.add_argument("--config", default="64")
+            continue
+        if command in ("look", "odvg"):
+            sub.add_argument("--data", required=True, help="a prepared data set")
+            sub.add_argument("--split", default="train")
+            sub.add_argument("--out", required=True, help="of the page (a .png comes beside it), or of the lines")
+            if command == "odvg":
+                sub.add_argument("--images", default="", help="folder that the images are written to")
+            if command == "look":
+                sub.add_argument("--count", type=int, default=24, help="pictures")
+                sub.add_argument("--seed", type=int, default=0, help="of which ones")
             continue
         sub.add_argument("--name", required=True)
         if command == "tars":
@@ -97,8 +157,16 @@ def main(argv: list[str] | None = None) -> None:
             _annotated_arguments(sub)
         if command in ("tars", "annotated"):
             sub.add_argument("--frames", type=int, default=0, help="of clips, so many are kept; default: images")
+        if command == "regions":
+            _regions_arguments(sub)
+        if command in ("tars", "annotated", "regions"):
             sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = _parser().parse_args(argv)
     data_dir = args.data_dir or sources.default_data_dir()
     if args.command == "scenes":
         print(making.scenes(args.config, data_dir))
@@ -106,8 +174,15 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "tfds":
         print(catalog.from_tfds(args.name, data_dir))
     elif args.command == "annotated":
-        splits = {s: v.split(",") for s in ("train", "val", "test", "all") if (v := getattr(args, s))}
-        print_report(annotated.prepare(args.name, args.format, splits, args.files, data_dir, args.frames, args.workers))
+        how = data_dir, args.frames, args.workers
+        print_report(annotated.prepare(args.name, args.format, _files(args), args.files, *how))
+    elif args.command == "regions":
+        _regions(args, data_dir)
+    elif args.command == "look":
+        print(*look.look(args.data, args.split, args.count, args.out, data_dir, args.seed), sep="\n")
+    elif args.command == "odvg":
+        counts = look.write_odvg(args.data, args.split, args.out, data_dir, args.images)
+        print(", ".join(f"{n} lines of {kind}" for kind, n in counts.items()))
     else:
         splits = {s: getattr(args, s) for s in ("train", "val", "test") if getattr(args, s)}
         if not splits:

@@ -2,7 +2,7 @@
 
 An evaluator is a frozen dataclass of its options (`config.evals.NAME`) with one method,
 `setup(context)`, which opens its data and compiles its functions and returns
-`evaluate(params) -> iterator of (name, value)`. A value is a float, or `Samples` or `Confusion` for the report.
+`evaluate(params) -> iterator of (name, value)`. A value is a float, or one of SHOWN for the report.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ EVALUATORS = {
     "zeroshot": "capvl.evals.zeroshot:ZeroShot",
     "zeroshot_likelihood": "capvl.evals.zeroshot_likelihood:ZeroShotLikelihood",
     "retrieval": "capvl.evals.retrieval:Retrieval",
+    "grounding": "capvl.evals.grounding:Grounding",
     "compositionality": "capvl.evals.compositionality:Compositionality",
     "entailment": "capvl.evals.entailment:Entailment",
     "judge": "capvl.evals.judge:Judged",
@@ -118,6 +119,25 @@ class Confusion:
     counts: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Images with something drawn into them, for the report.
+
+    Attributes:
+      title: what they show.
+      images: uint8 (H, W, 3) each.
+      captions: a line below each.
+    """
+
+    title: str
+    images: list[np.ndarray]
+    captions: list[str]
+
+
+SHOWN = Samples | Confusion | Pictures
+"""What evaluators have to show."""
+
+
 def check_limits(evaluator: Any, *names: str) -> None:
     """Raises UserError where a number of examples is negative; 0 is for all."""
     for name in names:
@@ -157,14 +177,14 @@ def _count_not_finite(params: dict) -> jax.Array:
     return sum((~jnp.isfinite(p)).sum() for p in params.values())
 
 
-def run(evaluators: dict, params: dict) -> tuple[dict[str, float], dict[str, list[Samples | Confusion]]]:
+def run(evaluators: dict, params: dict) -> tuple[dict[str, float], dict[str, list[SHOWN]]]:
     """Numbers by name of evaluators that are set up, and what they have to show by the evaluator's name.
 
     An evaluator that meets rows that aren't finite has one number, `not_finite`: how many they are; where parameters
     aren't, each has `not_finite_parameters`.
     """
     rows: dict[str, float] = {}
-    shown: dict[str, list[Samples | Confusion]] = {}
+    shown: dict[str, list[SHOWN]] = {}
     bad = int(jax.jit(_count_not_finite)(params)) if evaluators else 0
     if bad:
         say(f"{bad} parameters are not finite; nothing is evaluated.")
@@ -176,7 +196,7 @@ def run(evaluators: dict, params: dict) -> tuple[dict[str, float], dict[str, lis
             say(f"{name}: {e}; it has no result.")
             found = [("not_finite", float(e.bad))]
         for key, value in found:
-            if isinstance(value, Samples | Confusion):
+            if isinstance(value, SHOWN):
                 shown.setdefault(name, []).append(value)
             else:
                 rows[f"{name}/{key}"] = value

@@ -1,7 +1,8 @@
 """Does the model know which caption is right when the words are nearly the same?
 
-A captioner picks the caption of higher likelihood, a two-tower model the more similar one. Beside
-stands the blind control: the same model with a grey image, which shows what the words alone give away.
+A captioner picks the caption of higher likelihood, a matching head the one that it finds right, a two-tower model the
+more similar one. Beside stands the blind control: the same model with a grey image, which shows what the words alone
+give away.
 """
 
 import dataclasses
@@ -19,13 +20,32 @@ from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits, foils
 from capvl.evals.encode import grey_image, image_transform, over_rows, tokenize
 from capvl.inference.compiled import compiled
-from capvl.inference.matching import cosines
+from capvl.inference.matching import cosines, matches
 from capvl.inference.scoring import likelihoods
 from capvl.models.abilities import Ability, abilities
 from capvl.nn.padding import lengths
 from capvl.terminal import say
 
 GREY = ""
+SCORES = {
+    "likelihood": (Ability.DECODER, likelihoods),
+    "match": (Ability.MATCHES, matches),
+    "similarity": (Ability.TEXTS, cosines),
+}
+"""What a score of an image with a text may be: the ability that it needs, and its function."""
+MADE = {"order": foils.of_captions, "scenes": foils.of_scenes}
+"""Tests that are made of a prepared data set."""
+
+
+def check_by(evaluator: str, by: str) -> None:
+    """Raises UserError where `by` is neither of SCORES nor empty."""
+    if by not in ("", *SCORES):
+        raise UserError(f"{evaluator} by={by!r} is unknown." + nearest(by, SCORES))
+
+
+def needed(by: str) -> tuple[Ability, ...]:
+    """Abilities of which a model needs one."""
+    return tuple(ability for name, (ability, _) in SCORES.items() if by in ("", name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +57,13 @@ class Compositionality:
     (arXiv 2204.03162) `text`, `image` and `group` are the paper's three scores.
 
     Attributes:
-      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.evals.foils`), or "order": the first
-        captions of the data set `images`, with foils whose words are shuffled, or two of them swapped.
-      file: of the test, or a folder with its files; {data_dir} is where prepared data sets are; none for "order".
-      images: a folder of image files, or a prepared data set; "" for none: only the blind control is run.
-      by: "likelihood" or "similarity"; "" for what the model can do.
+      format: "sugarcrepe", "aro", "negclip", "winoground" or "valse" (`capvl.evals.foils`); "order": the first
+        captions of the data set `images`, with foils whose words are shuffled, or two of them swapped; or "scenes":
+        attributes and relations of embedded scenes, `images`, with foils in which two of them are swapped.
+      file: of the test, or a folder with its files; {data_dir} is where prepared data sets are; none for the last two.
+      images: a folder of image files, or a prepared data set; "" for none: only the blind control is run. For tests
+        that are made, "NAME:SPLIT"; the split is "val" where none is named.
+      by: "likelihood", "match" or "similarity"; "" for the first of these that the model can do.
       mean: divide a likelihood by the number of tokens.
       plain: compare captions in lower case and without punctuation. In some files foils are spaced otherwise than
         captions (NegCLIP's "yak ." for "yak."), which gives them away.
@@ -58,26 +80,24 @@ class Compositionality:
 
     def __post_init__(self):
         check_limits(self, "limit")
-        known = ("", "likelihood", "similarity")
-        if self.by not in known:
-            raise UserError(f"compositionality by={self.by!r} is unknown." + nearest(self.by, known))
-        if self.format == "order" and not self.images:
-            raise UserError("compositionality: the format 'order' needs a prepared data set with captions as images.")
+        check_by("compositionality", self.by)
+        if self.format in MADE and not self.images:
+            raise UserError(f"compositionality: the format {self.format!r} needs a prepared data set as images.")
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        needed = {"likelihood": Ability.DECODER, "similarity": Ability.TEXTS, "": (Ability.TEXTS, Ability.DECODER)}
-        context.require(needed[self.by], "compositionality")
-        directory = context.data.directory()
-        if self.format == "order":
-            questions = foils.of_captions(context.path(self.images), directory, context.seed)
+        context.require(needed(self.by), "compositionality")
+        directory, where = context.data.directory(), context.path(self.images)
+        if self.format in MADE:
+            where = where if ":" in where else f"{where}:val"
+            questions = MADE[self.format](where, directory, context.seed)
         else:
             left = Rejected()
             questions = foils.read(self.format, context.path(self.file), left)
             for reason, (count, places) in left.items():
                 say(f"{count} rows of {self.file!r} are left out: {reason} (the first is {places[0]}).")
         questions = _limited(foils.plain(questions) if self.plain else questions, self.limit)
-        images = lookup.open_images(context.path(self.images), directory) if self.images else lookup.Names()
+        images = lookup.open_images(where, directory) if self.images else lookup.Names()
         named, why = images.find(name for q in questions for name in q.images)
         if lookup.SEVERAL in why.values():
             several = [name for name, reason in why.items() if reason == lookup.SEVERAL]
@@ -183,8 +203,8 @@ class PairScorer:
     def __init__(self, context: Context, *, by: str = "", mean: bool = False):
         """by, mean: see `Compositionality`."""
         self._context, self._mean = context, mean
-        self._likelihood = by == "likelihood" or (by == "" and Ability.DECODER in abilities(context.model))
-        function = likelihoods if self._likelihood else cosines
+        self.by = by or next(name for name, (ability, _) in SCORES.items() if ability in abilities(context.model))
+        function = SCORES[self.by][1]
         self._score = compiled(context.blueprint, lambda model, rows: function(model, *rows))
         self._blind = compiled(
             context.blueprint, lambda model, text: function(model, grey_image(context.model), text[None])[0]
@@ -234,7 +254,7 @@ class PairScorer:
         if bad:
             name, reason = next(iter(bad.items()))
             say(f"{len(bad)} images can't be used and are left out; the first is {name!r}: {reason}.")
-        if self._mean and self._likelihood:
+        if self._mean and self.by == "likelihood":
             counts = {c: int(lengths(t)) for c, t in tokens.items()}
             scores = {(name, c): s / counts[c] for (name, c), s in scores.items()}
         return scores

@@ -12,7 +12,7 @@ from capvl.data.preparing.stated import ENTAILMENT, UNDECIDED, Pair
 from capvl.data.reading import lookup
 from capvl.errors import UserError
 from capvl.evals import Context, check_limits, judge
-from capvl.evals.compositionality import GREY, PairScorer
+from capvl.evals.compositionality import GREY, PairScorer, check_by, needed
 from capvl.lines import parse_json, read_text, split
 from capvl.models.abilities import Ability, abilities
 
@@ -24,38 +24,43 @@ class Entailment:
     and `count`.
 
     A captioner's score is log p(sentence | image) - log p(sentence | grey image), per token: sentences differ in
-    length and in how likely they are by themselves. A two-tower model's is the cosine. That of a class head is the
-    log-probability of entailment, and there is also what `capvl.evals.judge.Judged` yields but `blind`, which is
-    `accuracy_blind` here.
+    length and in how likely they are by themselves. A matching head's is its own, a two-tower model's the cosine. That
+    of a class head is the log-probability of entailment, and there is also what `capvl.evals.judge.Judged` yields but
+    `blind`, which is `accuracy_blind` here.
 
     Attributes:
       file: JSON lines with `hypothesis`, `label`, and the image as `image_id` or `key`, or SNLI-VE's own (`sentence2`,
         `gold_label`, `Flickr30K_ID` or `captionID`; those without a gold label, "-", are left out); {data_dir} is where
         prepared data sets are.
       images: a folder of image files, or a prepared data set.
+      by: "likelihood", "match" or "similarity"; "" for the first of these that the model can do.
       limit: pairs; 0 for all.
     """
 
     file: str = ""
     images: str = ""
+    by: str = ""
     limit: int = 0
 
     def __post_init__(self):
         check_limits(self, "limit")
+        check_by("entailment", self.by)
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require((Ability.TEXTS, Ability.DECODER, Ability.JUDGES), "entailment")
+        by_class = not self.by and Ability.JUDGES in abilities(context.model)
+        if not by_class:
+            context.require(needed(self.by), "entailment")
         rows = read_pairs(context.path(self.file))[: self.limit or None]
         images = lookup.open_images(context.path(self.images), context.data.directory())
         found, _ = images.find(image for image, _, _ in rows)
         rows = [r for r in rows if r[0] in found]
         if not rows:
             raise UserError(f"None of the images of {self.file!r} is in {self.images!r}.")
-        if Ability.JUDGES in abilities(context.model):
+        if by_class:
             return _by_class(context, rows, found)
-        likelihood = Ability.DECODER in abilities(context.model)
-        scorer = PairScorer(context, mean=likelihood)
+        scorer = PairScorer(context, by=self.by, mean=True)
+        likelihood = scorer.by == "likelihood"
 
         def evaluate(params):
             pairs = [(name, text) for image, text, _ in rows for name in (image, GREY)]

@@ -1,4 +1,5 @@
-"""Tests of compositional understanding from their own files: captions, and foils that are wrong by a little.
+"""Tests of compositional understanding: captions, and foils that are wrong by a little. From the tests' own files, or
+made of a data set.
 
 SugarCrepe (arXiv 2306.14610), ARO (2210.01936) with its NegCLIP format, Winoground (2204.03162), VALSE (2112.07566).
 """
@@ -9,12 +10,13 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from capvl.data.reading import lookup, sources
 from capvl.data.reading.rejected import Rejected
+from capvl.data.scenes import language
 from capvl.errors import UserError, nearest
 from capvl.lines import parse_json, read_json, read_text, split
 
@@ -145,7 +147,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
     caption, with all words shuffled, and with two different words swapped; a function of (seed, index).
 
     Args:
-      name: a prepared data set, as in `capvl.data.reading.lookup.open_images`; one split must be named.
+      name: a prepared data set and one of its splits, "NAME:SPLIT".
       data_dir: where prepared data sets are.
       seed: of the foils.
 
@@ -153,7 +155,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
       UserError: the data set is not there.
     """
     dataset, _, split = name.partition(":")
-    source = sources.open_source(dataset, split or "val", data_dir, features=("text", *lookup.NAMED_BY))
+    source = sources.open_source(dataset, split, data_dir, features=("text",))
     questions = []
     for i in range(len(source)):
         record = source[i]
@@ -168,10 +170,60 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
         shuffled = list(words)
         while shuffled == words:
             shuffled = [words[j] for j in rng.permutation(len(words))]
-        image = lookup.names(record)[0]
+        image = lookup.names_of(source, i)[0]
         for group, foil in (("shuffled", shuffled), ("swapped", swapped)):
             questions.append(Foil(group, (image,), (" ".join(words), " ".join(foil))))
     return questions
+
+
+def of_scenes(name: str, data_dir: str, seed: int) -> list[Foil]:
+    """Foils of embedded scenes, two of each image, whose words are the caption's own in another order; a function of
+    (seed, index):
+
+      attribute: two things in a list, and the same with their colours swapped, where neither is there then;
+      relation: one thing left of, right of, above or below another, and the same with the things swapped.
+
+    Things are named by colour and shape, as `capvl.data.scenes.language` has them; words are no things here.
+
+    Args:
+      name: a scenes data set and one of its splits, "NAME:SPLIT".
+      data_dir: where prepared data sets are.
+      seed: which things of a scene are asked for.
+
+    Raises:
+      UserError: the data set is not there, or is none of scenes.
+    """
+    dataset, _, split = name.partition(":")
+    source = sources.open_source(dataset, split, data_dir, features=("objects?",))
+    questions = []
+    for i in range(len(source)):
+        rows, rng = source[i].get("objects", {}), np.random.default_rng([seed, i])
+        if "color" not in rows or "shape" not in rows:
+            raise UserError(f"The format 'scenes' needs an embedded data set, such as scenes/demo, not {dataset!r}.")
+        things = [
+            (sources.as_text(color), sources.as_text(shape), (x0 + x1) / 2, (y0 + y1) / 2)
+            for (y0, x0, y1, x1), color, shape in zip(rows["bbox"], rows["color"], rows["shape"], strict=True)
+            if sources.as_text(shape) != "word"
+        ]
+        if len(things) < 2:
+            continue
+        image, there = lookup.names_of(source, i)[0], {thing[:2] for thing in things}
+        first, second = (things[k] for k in rng.permutation(len(things))[:2])
+        a, b = (language.a(f"{color} {shape}") for color, shape, *_ in (first, second))
+        where = language.relation(*(Place(*thing[2:]) for thing in (first, second)))
+        questions.append(Foil("relation", (image,), (f"{a} {where} {b}", f"{b} {where} {a}")))
+        swapped = (second[0], first[1]), (first[0], second[1])
+        if not there & set(swapped):
+            other = " and ".join(language.a(" ".join(thing)) for thing in swapped)
+            questions.append(Foil("attribute", (image,), (f"{a} and {b}", other)))
+    return questions
+
+
+class Place(NamedTuple):
+    """The centre of a thing."""
+
+    x: float
+    y: float
 
 
 def read(format: str, path: str, left: Rejected | None = None) -> list[Foil]:

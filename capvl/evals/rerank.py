@@ -12,9 +12,15 @@ from capvl.inference.compiled import compiled
 from capvl.terminal import progress
 
 
+def pair_scorer(context: Context, function):
+    """The compiled form of (model, rows of queries, rows of candidates) -> scores (B,) of the pairs; images come in
+    [-1, 1]."""
+    return compiled(context.blueprint, lambda model, rows: function(model, *rows))
+
+
 def rerank(
     context: Context,
-    function,
+    score,
     params,
     queries: ShardedRows,
     candidates: ShardedRows,
@@ -25,7 +31,7 @@ def rerank(
 
     Args:
       context: of the run; pairs are scored context.batch at a time.
-      function: (model, rows of queries, rows of candidates) -> scores (B,) of the pairs; images come in [-1, 1].
+      score: of `pair_scorer`.
       params: of the model.
       queries, candidates: what the function needs of either: features, tokens, or pixels, whatever the sets hold.
       numbers: (N, K) candidates of each query (`capvl.evals.sharded.top`).
@@ -34,7 +40,6 @@ def rerank(
     Raises:
       NotFiniteError: a score is NaN or infinite.
     """
-    score = compiled(context.blueprint, lambda model, rows: function(model, *rows))
     pairs, size, k = numbers.size, context.batch, numbers.shape[1]
     flat, scores, waiting = numbers.reshape(-1), [], None
     for first in progress(range(0, pairs, size), -(-pairs // size), what):
@@ -49,17 +54,23 @@ def rerank(
 def ranks_of_scores(
     scores: np.ndarray, numbers: np.ndarray, query_groups: np.ndarray, candidate_groups: np.ndarray
 ) -> np.ndarray:
-    """Of each query, how many of its candidates of other groups have at least the score that the best one of its own
-    group has: (N,) int. A query without one of its own among them has the number of all candidates of the set.
+    """Of each query, how many others of the set come before the best one of its own group: (N,) int.
+
+    These are the candidates of other groups that have at least its score. What is no candidate comes behind all that
+    are, equal to each other: where none of its own is among them, all others of the set come before it.
 
     Args:
       scores, numbers: (N, K), of each query's candidates.
       query_groups, candidate_groups: whole numbers (N,) and (M,): what belongs together has the same.
     """
-    own = np.asarray(candidate_groups)[numbers] == np.asarray(query_groups)[:, None]
+    query_groups, candidate_groups = np.asarray(query_groups), np.asarray(candidate_groups)
+    own = candidate_groups[numbers] == query_groups[:, None]
     best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
     above = ((scores >= best) & ~own).sum(axis=1)
-    return np.where(own.any(axis=1), above, len(candidate_groups))
+    groups, counts = np.unique(candidate_groups, return_counts=True)
+    place = np.searchsorted(groups, query_groups).clip(max=len(groups) - 1)
+    others = len(candidate_groups) - np.where(groups[place] == query_groups, counts[place], 0)
+    return np.where(own.any(axis=1), above, others)
 
 
 def recall(ranks: np.ndarray, k: int) -> float:

@@ -1,14 +1,15 @@
-"""Zero-shot classification by a two-tower model with prompt ensembles (CLIP, section 3.1.4; LiT)."""
+"""Zero-shot classification with prompts by two towers (CLIP, section 3.1.4; LiT) or by a matching head."""
 
 import dataclasses
 
 import numpy as np
 
+from capvl.errors import UserError, nearest
 from capvl.evals import Context, finite
-from capvl.evals.encode import over_images, over_texts
+from capvl.evals.encode import over_images, over_texts, tokenize
 from capvl.evals.labels import class_names, open_labelled
 from capvl.inference.compiled import compiled
-from capvl.inference.matching import class_vectors, image_vectors, read_templates, text_vectors
+from capvl.inference.matching import TextMatcher, class_vectors, image_vectors, read_templates, text_vectors
 from capvl.models.abilities import Ability
 
 
@@ -22,24 +23,39 @@ class ZeroShot:
       name, split: a data set with labels.
       classes: file of class names in the labels' order; "" for the data set's own.
       templates: file of prompt templates; "" for the package's own.
+      by: "similarity", or "match": the class whose prompts the matching head finds right, in the mean.
     """
 
     name: str = "cifar10"
     split: str = "test"
     classes: str = ""
     templates: str = ""
+    by: str = "similarity"
+
+    def __post_init__(self):
+        if self.by not in ("similarity", "match"):
+            raise UserError(f"zeroshot by={self.by!r} is unknown." + nearest(self.by, ("similarity", "match")))
 
     def setup(self, context: Context):
         """See `capvl.evals`."""
-        context.require(Ability.TEXTS, "zeroshot")
+        context.require(Ability.MATCHES if self.by == "match" else Ability.TEXTS, "zeroshot")
         source, labels = open_labelled(context, self.name, self.split)
         names = class_names(context.path(self.classes), source, labels)
         templates = read_templates(context.path(self.templates))
+        prompts = [template.format(name) for name in names for template in templates]
+        if self.by == "match":
+            match = compiled(context.blueprint, TextMatcher(tokenize(context, prompts)))
+
+            def evaluate_matches(params):
+                scores, rest = over_images(context, source, match, params, f"images of {self.name}")
+                means = scores.reshape(len(scores), len(names), len(templates)).mean(axis=2)
+                yield from accuracies(means, rest["label"])
+
+            return evaluate_matches
         embed_image = compiled(context.blueprint, image_vectors)
         embed_text = compiled(context.blueprint, text_vectors)
 
         def evaluate(params):
-            prompts = [template.format(name) for name in names for template in templates]
             texts = over_texts(context, prompts, embed_text, params, f"prompts of {self.name}")
             classes = class_vectors(texts, len(templates))
             images, rest = over_images(context, source, embed_image, params, f"images of {self.name}")

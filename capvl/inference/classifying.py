@@ -1,19 +1,29 @@
-"""Zero-shot classification: the nearest prompt ensemble of two towers, or the likeliest text of a captioner."""
+"""Zero-shot classification: the nearest prompt ensemble of two towers, the likeliest text of a captioner, or the text
+that a matching head finds right."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from capvl.errors import UserError
+from capvl.errors import UserError, nearest
 from capvl.inference import matching, scoring
 from capvl.inference.inputs import Images, as_list
 from capvl.inference.loaded import Loaded
 from capvl.models.abilities import Ability, abilities
 
+WAYS = {"similarity": Ability.TEXTS, "likelihood": Ability.DECODER, "match": Ability.MATCHES}
+"""What scores of classes are, and what they need."""
+
 
 def classify(
-    self: Loaded, images: Images, names: Sequence[str], *, templates: str | Sequence[str] = "", top: int = 1
+    self: Loaded,
+    images: Images,
+    names: Sequence[str],
+    *,
+    templates: str | Sequence[str] = "",
+    top: int = 1,
+    by: str = "",
 ) -> list[Any]:
     """The name of each image: of a two-tower model the nearest prompt ensemble, of a captioner the likeliest text.
 
@@ -22,13 +32,20 @@ def classify(
       names: classes, at least two.
       templates: of prompts, with {} for the name; "" for the package's own (two towers), or the bare name.
       top: 1 for names; k for lists of the k best (name, score).
+      by: "similarity" (two towers), "likelihood" (a captioner) or "match" (a matching head: the mean over templates);
+        "" for the first of these that the model can do.
     """
-    names, two_towers = as_list(names), Ability.TEXTS in abilities(self.options)
+    names = as_list(names)
+    if by not in ("", *WAYS):
+        raise UserError(f"classify has no by={by!r}." + nearest(by, WAYS))
+    by = by or next((way for way, ability in WAYS.items() if ability in abilities(self.options)), "likelihood")
+    self.need(WAYS[by])
     if len(names) < 2 or len({n.casefold() for n in names}) < len(names):
         raise UserError("classify needs at least two names, each once.")
     if isinstance(templates, str):
-        templates = matching.read_templates(templates) if templates or two_towers else ["{}"]
-    scores = _by_prompts(self, images, names, templates) if two_towers else _by_texts(self, images, names, templates)
+        templates = matching.read_templates(templates) if templates or by == "similarity" else ["{}"]
+    way = {"similarity": _by_prompts, "likelihood": _by_texts, "match": _by_matches}[by]
+    scores = way(self, images, names, templates)
     order = np.argsort(-scores, axis=1)
     if top == 1:
         return [names[i] for i in order[:, 0]]
@@ -41,7 +58,14 @@ def _by_prompts(model: Loaded, images: Images, names: list[str], templates: Sequ
 
 
 def _by_texts(model: Loaded, images: Images, names: list[str], templates: Sequence[str]) -> np.ndarray:
-    model.need(Ability.DECODER)
     pixels = model.pixels(images)
     tokens = [model.ids([t.format(n) for n in names], whole=True) for t in templates]
     return np.logaddexp.reduce([scoring.every(model, pixels, t) for t in tokens]) - np.log(len(templates))
+
+
+def _by_matches(model: Loaded, images: Images, names: list[str], templates: Sequence[str]) -> np.ndarray:
+    pixels = model.pixels(images)
+    ids = model.ids([t.format(n) for n in names for t in templates], whole=True)
+    pairs = np.indices((len(pixels), len(ids))).reshape(2, -1)
+    scores = matching.match_pairs(model, pixels, ids, *pairs)
+    return scores.reshape(len(pixels), len(names), len(templates)).mean(axis=2)

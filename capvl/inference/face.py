@@ -6,7 +6,7 @@
 Functions are compiled once for each power of two of rows (`capvl.inference.compiled`).
 """
 
-from capvl.inference import classifying, judging, matching, scoring, writing
+from capvl.inference import classifying, grounding, judging, matching, retrieving, scoring, writing
 from capvl.inference.loaded import Loaded
 
 
@@ -22,6 +22,9 @@ class LoadedModel(Loaded):
     embed_text = matching.embed_text
     tokens = matching.tokens
     similarity = matching.similarity
+    match = matching.match
+    retrieve = retrieving.retrieve
+    ground = grounding.ground
 
     score = scoring.score
     classify = classifying.classify

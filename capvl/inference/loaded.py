@@ -28,6 +28,7 @@ class Loaded:
       blueprint: the model without them.
       name: for messages.
       objective: that it was trained with, for its prompts; None where that isn't known.
+      crop: how images become what it sees; None where it sees none.
     """
 
     def __init__(self, weights: Weights, name: str):
@@ -36,7 +37,7 @@ class Loaded:
         self.blueprint = Blueprint(weights.options)
         self.params = {k: jnp.asarray(v) for k, v in weights.params.items()}
         self._tokenizer_path = weights.tokenizer
-        self._crop = _crop(weights) if Ability.IMAGES in abilities(weights.options) else None
+        self.crop = _crop(weights) if Ability.IMAGES in abilities(weights.options) else None
         self._compiled: dict[Hashable, Any] = {}
 
     def __repr__(self) -> str:
@@ -63,7 +64,7 @@ class Loaded:
           UserError: there is none, or one can't be read.
         """
         self.need(Ability.IMAGES)
-        return inputs.pixels(self._crop, images)
+        return inputs.pixels(self.crop, images)
 
     def clips(self, videos: Any) -> np.ndarray:
         """Videos as the model sees them: (N, F, R, R, 3) uint8.
@@ -73,7 +74,7 @@ class Loaded:
         """
         if Ability.CLIPS not in abilities(self.options):
             raise UserError(f"The model {self.name!r} reads images, not clips.")
-        return inputs.clips(self._crop, videos)
+        return inputs.clips(self.crop, videos)
 
     def ids(self, texts: list[str], *, whole: bool = False) -> np.ndarray:
         """Tokens (N, L) of texts; see `capvl.inference.inputs.tokens`."""

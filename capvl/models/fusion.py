@@ -6,6 +6,8 @@ cross-attention between its self-attention and its MLP (arXiv 2107.07651, sectio
 Letters beside those of `capvl.nn.weights`: C width of the image tokens.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +20,7 @@ from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, attend_with_dropout
 from capvl.nn.layers import Dense, LayerNorm, drop
 from capvl.nn.padding import real
-from capvl.nn.stack import scan, stack
+from capvl.nn.stack import layer_of, scan, stack
 
 
 class FusionBlock(BertBlock):
@@ -58,6 +60,12 @@ class FusionBlock(BertBlock):
         q_BLHK = checkpoint_name(self.cross_attn.q(x_BLD)[:, :, 0], "cross_q")
         mixed = attend_with_dropout(q_BLHK, k_BNHK, v_BNHK, mask=image_mask, dropout=self.dropout, key=keys[0])
         return self.after_cross_attention(x_BLD, mixed, keys[1])
+
+    def cross_weights(self, x_BLD, k_BNHK, *, image_mask=None) -> jax.Array:
+        """What `crossed` weighs values by: softmax over image tokens, (B, H, L, N) float32."""
+        q_BLHK = self.cross_attn.q(x_BLD)[:, :, 0]
+        logits = jnp.einsum("blhk,bnhk->bhln", q_BLHK * q_BLHK.shape[-1] ** -0.5, k_BNHK).astype(jnp.float32)
+        return jax.nn.softmax(logits if image_mask is None else jnp.where(image_mask, logits, -1e9))
 
     def after_cross_attention(self, x_BLD, mixed_BLHK, key=None) -> jax.Array:
         """LN(x + projection of what the heads of the cross-attention mixed)."""
@@ -137,6 +145,34 @@ class FusionBert(Bert):
 
         keys = layer_keys(key, self.cross_layers)
         return scan(self.cross, body, states_BLD, keys, remat=self.remat, unroll=self.unroll)
+
+    def opened(self, states_BLD, text_BL, image_BNC, layer: int) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """The upper layers with the cross-attention of one of them laid open, for Grad-CAM.
+
+        Args:
+          states_BLD, text_BL, image_BNC: as for `fuse`.
+          layer: number of an upper layer, from 0.
+
+        Returns:
+          Its weights (B, H, L, N) float32, and the function from such weights to what `fuse` gives.
+        """
+        mask = real(text_BL)[:, None, None]
+        x = states_BLD
+        for number in range(layer):
+            x = layer_of(self.cross, number)(x, image_BNC, mask=mask)
+        block = layer_of(self.cross, layer)
+        x = block.attended(x, mask=mask)
+        repeats = len(text_BL) // len(image_BNC)
+        k_BNHK, v_BNHK = (jnp.repeat(part, repeats, axis=0) for part in block.image_kv(image_BNC))
+
+        def fused(weights_BHLN):
+            mixed = jnp.einsum("bhln,bnhk->blhk", weights_BHLN.astype(v_BNHK.dtype), v_BNHK)
+            h = block.after_attention(block.after_cross_attention(x, mixed))
+            for number in range(layer + 1, self.cross_layers):
+                h = layer_of(self.cross, number)(h, image_BNC, mask=mask)
+            return h
+
+        return block.cross_weights(x, k_BNHK), fused
 
 
 def fusion_flops(size: Size, layers: int, length: int, image_tokens: int, image_width: int) -> float:

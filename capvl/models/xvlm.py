@@ -8,6 +8,7 @@ and text tokens, E width of the joint space, S regions of each of Q groups of im
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -234,9 +235,26 @@ class XVlm(nnx.Module):
         """Encoded texts that look at encoded images or regions, (B, L, D); see `FusionBert.fuse`."""
         return self.text.fuse(states_BLD, self.read(text_BL), image_BNC, image_mask_BN, key=key)
 
-    def match(self, image_BNC, text_BL) -> jax.Array:
-        """How well texts belong to encoded images, (B,) float32: the matching head's logit of "yes" ("itm")."""
-        return self.itm(self.fuse(self.states(text_BL), text_BL, image_BNC)[:, 0])[:, 1]
+    def match(self, image_BNC, text_BL, image_mask_BN=None, *, states_BLD=None) -> jax.Array:
+        """How well texts belong to encoded images or regions, (B,) float32: the matching head's logit of "yes" ("itm").
+
+        Args:
+          image_BNC: images, or regions; fewer rows than texts where several texts in a row have one.
+          text_BL: tokens.
+          image_mask_BN: which tokens a region has; None for all.
+          states_BLD: the texts' `states`, where they are known.
+        """
+        states_BLD = self.states(text_BL) if states_BLD is None else states_BLD
+        return self._yes(self.fuse(states_BLD, text_BL, image_BNC, image_mask_BN))
+
+    def opened_match(self, image_BNC, text_BL, layer: int) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """Weights (B, H, L, N) float32 of the cross-attention of an upper layer, from 0, and the function from such
+        weights to what `match` gives ("itm")."""
+        weights, fused = self.text.opened(self.states(text_BL), self.read(text_BL), image_BNC, layer)
+        return weights, lambda weights_BHLN: self._yes(fused(weights_BHLN))
+
+    def _yes(self, fused_BLD) -> jax.Array:
+        return self.itm(fused_BLD[:, 0])[:, 1]
 
     def locate(self, image_BNC, text_BL) -> jax.Array:
         """Boxes (x0, y0, x1, y1) float32 (B, 4), in fractions, of what texts name in encoded images ("box")."""

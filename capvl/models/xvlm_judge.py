@@ -85,9 +85,8 @@ class XVlmJudge(nnx.Module):
             self.head = Head(width, classes, rngs=rngs)
         else:
             self.head = Dense((width, classes), ("embed", None), init, bias=(classes,), rngs=rngs)
-        joint = (options.projection,)
-        self.image_head = None
         if options.projection:
+            joint = (options.projection,)
             self.image_head = Dense((options.encoder_width, *joint), ("embed", None), init, bias=joint, rngs=rngs)
 
     def encode(self, image_IHWC, *, key=None) -> jax.Array:

@@ -70,11 +70,11 @@ def resize(positions_ND: np.ndarray, old: tuple[int, int], new: tuple[int, int],
     if rule == "big_vision":
         zoomed = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
         return zoomed.reshape(new[0] * new[1], -1)
-    rows, columns = (_bicubic(o, n, rule == "timm") for o, n in zip(old, new, strict=True))
+    rows, columns = (bicubic(o, n, rule == "timm") for o, n in zip(old, new, strict=True))
     return np.einsum("yr,xc,rcd->yxd", rows, columns, grid.astype(np.float64)).reshape(new[0] * new[1], -1)
 
 
-def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
+def bicubic(old: int, new: int, antialias: bool = False) -> np.ndarray:
     """Weights (new, old) of cubic convolution along one axis (Keys, 1981), pixel centres at halves."""
     scale = old / new
     a, width = (-0.5, max(scale, 1.0)) if antialias else (-0.75, 1.0)
@@ -110,7 +110,7 @@ def resize_on_device(positions_ND, old: tuple[int, int], new_B: tuple[jax.Array,
 
 
 def _bicubic_on_device(old: int, new_B, size: int) -> jax.Array:
-    """As `_bicubic` without widening, with the new length of each image: (B, size, old) float32."""
+    """As `bicubic` without widening, with the new length of each image: (B, size, old) float32."""
     scale_B1 = old / new_B.astype(jnp.float32)[:, None]
     centre_BS1 = ((jnp.arange(size, dtype=jnp.float32) + 0.5)[None] * scale_B1)[..., None]
     taps_BS4 = jnp.floor(centre_BS1 - 0.5) + jnp.arange(-1.0, 3.0)[None, None]

@@ -37,12 +37,16 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
       BadImageError: not an image, or more than MAX_PIXELS.
     """
-    height, width, _ = _measure(data)
+    height, width, _ = measure(data)
     return height, width
 
 
-def _measure(data: bytes) -> tuple[int, int, int]:
-    """(height, width) of the upright image, and the orientation in which it is stored (`turn`)."""
+def measure(data: bytes) -> tuple[int, int, int]:
+    """(height, width) of the upright image, and the orientation in which it is stored (`turn`).
+
+    Raises:
+      BadImageError: see `image_size`.
+    """
     try:
         if _is_jpeg(data):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -108,6 +112,18 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
+    """Boxes (N, 4) of (x0, y0, x1, y1), in fractions of the stored image, in the upright one: they go with `turn`."""
+    x0, y0, x1, y1 = boxes.T
+    if orientation in (5, 6, 7, 8):
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if orientation in (3, 4, 7, 8):
+        y0, y1 = 1 - y1, 1 - y0
+    if orientation in (2, 3, 6, 7):
+        x0, x1 = 1 - x1, 1 - x0
+    return np.stack([x0, y0, x1, y1], axis=1)
+
+
 def decode(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     """(H, W, 3) uint8 RGB, upright.
 
@@ -119,7 +135,7 @@ def decode(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     Raises:
       BadImageError: truncated, not an image, too large, or without a defined range of values.
     """
-    height, width, orientation = _measure(data)
+    height, width, orientation = measure(data)
     if _is_jpeg(data):
         try:
             factor = _dct_factor(height, width, min_height, min_width)

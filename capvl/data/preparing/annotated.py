@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 
@@ -84,7 +84,8 @@ def prepare(
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
     items, left = _read(format, splits)
     pairs = _are_pairs(items, frames)
-    paths = _paths(items, files, frames)
+    names = dict.fromkeys(name for rows in items.values() for item in rows for name in item.images)
+    paths = find_files(names, files, tuple(f".{s}" for s in video.SUFFIXES) if frames else annotations.IMAGE_SUFFIXES)
     classes = sorted({item.class_name for rows in items.values() for item in rows} - {""})
     parts = storage.folder(data_dir) / name / f"incomplete.{os.getpid()}"
     storage.make_folder(parts)
@@ -274,7 +275,7 @@ def _identified(items: list[Item]) -> list[Item]:
     return [item if item.id else dataclasses.replace(item, id=name(item)) for item in items]
 
 
-def _paths(items: dict[str, list[Item]], folder: str, frames: int) -> dict[str, tuple[str, str]]:
+def find_files(names: Iterable[str], folder: str, suffixes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """(file, why there is none) by the name that annotations give it: its path, from the folder or not, or see
     `capvl.data.reading.lookup.Names`.
 
@@ -284,11 +285,10 @@ def _paths(items: dict[str, list[Item]], folder: str, frames: int) -> dict[str, 
     root = pathlib.Path(folder)
     if folder and not root.is_dir():
         raise UserError(f"Folder {folder!r} does not exist.")
-    suffixes = tuple(f".{s}" for s in video.SUFFIXES) if frames else annotations.IMAGE_SUFFIXES
     known = lookup.Names(suffixes)
     for file in lookup.files(root.resolve(), suffixes) if folder else ():
         known.add(str(file), str(file))
-    wanted = dict.fromkeys(name for rows in items.values() for item in rows for name in item.images)
+    wanted = list(names)
     found = {name: path for name in wanted if (path := _as_it_stands(root, name))}
     others, why = known.find(name for name in wanted if name not in found)
     return {name: (path, "") for name, path in (found | others).items()} | {

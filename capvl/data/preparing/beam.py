@@ -5,6 +5,10 @@ is found by grouping; shards with later ones are thinned. Both steps may be repe
 harm, as runners do.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
@@ -49,6 +53,38 @@ def run_on_beam(plan: Plan, options: list[str]) -> None:
     Raises:
       UserError: an option is unknown, or the pipeline failed.
     """
+    jobs = [(order, job, source) for order, (job, source) in enumerate(plan.sources.items())]
+    with _pipeline(options) as pipeline:
+        (
+            pipeline
+            | "shards" >> beam.Create(jobs)
+            | "spread" >> beam.Reshuffle()
+            | "write" >> beam.FlatMap(_write, plan)
+            | "by identity" >> beam.GroupByKey()
+            | "later ones" >> beam.FlatMap(_all_but_first)
+            | "by shard" >> beam.GroupByKey()
+            | "thin" >> beam.Map(_thin, plan)
+        )
+
+
+def map_on_beam(call: Callable[[Any], None], jobs: Sequence[Any], options: list[str]) -> None:
+    """Calls a function for each of some jobs in a Beam pipeline; it may be called again for the same.
+
+    Args:
+      call: of a module, so that workers find it.
+      jobs: plain values.
+      options: see `run_on_beam`.
+
+    Raises:
+      UserError: see `run_on_beam`.
+    """
+    with _pipeline(options) as pipeline:
+        pipeline | "jobs" >> beam.Create(jobs) | "spread" >> beam.Reshuffle() | "make" >> beam.Map(call)
+
+
+@contextlib.contextmanager
+def _pipeline(options: list[str]) -> Iterator[beam.Pipeline]:
+    """A pipeline that runs when the block is over, and fails in one sentence."""
     pipeline_options = PipelineOptions(options)
     unknown = set(PipelineOptions(options).get_all_options(retain_unknown_options=True)) - set(
         pipeline_options.get_all_options()
@@ -56,19 +92,9 @@ def run_on_beam(plan: Plan, options: list[str]) -> None:
     if unknown:
         raise UserError(f"Beam does not know the option --{sorted(unknown)[0]}.")
     pipeline_options.view_as(SetupOptions).save_main_session = False
-    jobs = [(order, job, source) for order, (job, source) in enumerate(plan.sources.items())]
     try:
         with beam.Pipeline(options=pipeline_options) as pipeline:
-            (
-                pipeline
-                | "shards" >> beam.Create(jobs)
-                | "spread" >> beam.Reshuffle()
-                | "write" >> beam.FlatMap(_write, plan)
-                | "by identity" >> beam.GroupByKey()
-                | "later ones" >> beam.FlatMap(_all_but_first)
-                | "by shard" >> beam.GroupByKey()
-                | "thin" >> beam.Map(_thin, plan)
-            )
+            yield pipeline
     except UserError:
         raise
     except Exception as e:  # Each runner has exceptions of its own, around those of the workers.

@@ -119,7 +119,7 @@ def open_images(where: str, data_dir: str = "") -> Names:
         for part in splits:
             opened = sources.open_source(name, part, data_dir, features=("image",))
             for i in range(len(opened)):
-                for alias in dict.fromkeys(names(opened.read(i, NAMED_BY))):
+                for alias in names_of(opened, i):
                     found.add(alias, lambda i=i, opened=opened: opened[i]["image"])
     except UserError as e:
         raise UserError(f"The images {where!r} are neither a folder nor a prepared data set: {e}") from e
@@ -129,6 +129,11 @@ def open_images(where: str, data_dir: str = "") -> Names:
 def files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     """The files below a folder with one of some suffixes, but for those that macOS puts beside others ("._NAME")."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("._"))
+
+
+def names_of(opened: Any, index: int) -> list[str]:
+    """Different names of a record of an opened data set; its number where it has none."""
+    return [n for n in dict.fromkeys(names(opened.read(index, NAMED_BY))) if n] or [str(index)]
 
 
 def names(record: dict) -> list[str]:

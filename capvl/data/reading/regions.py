@@ -34,6 +34,11 @@ class Region:
     attributes: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called: its phrases, else its class."""
+        return self.phrases or ((self.category,) if self.category else ())
+
 
 def regions(example: dict[str, Any]) -> list[Region]:
     """The regions of an Example, in its order; [] where it has none. Crowds are none.
@@ -64,10 +69,9 @@ def categories(source: Any) -> list[str]:
       source: of `capvl.data.reading.sources.open_source`.
     """
     for name in ("boxes", "objects"):
-        rows = source.info.features.get(name)
-        label = getattr(rows, "feature", {}).get("label") if rows is not None else None
-        if getattr(label, "names", None):
-            return list(label.names)
+        rows = getattr(source.info.features[name], "feature", {}) if name in source.info.features else {}
+        if "label" in rows and getattr(rows["label"], "names", None):
+            return list(rows["label"].names)
     return []
 
 

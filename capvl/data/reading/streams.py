@@ -18,7 +18,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from capvl import storage
-from capvl.data.images.decode import BadImageError
+from capvl.data.images.decode import BadImageError, image_size
 from capvl.data.randomness import Uniforms, replacement
 from capvl.data.reading import records
 from capvl.data.reading.batches import stack
@@ -59,7 +59,7 @@ def tar_samples(path: str) -> Iterator[dict[str, bytes]]:
 
 
 def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
-    """Examples with `image`, `text`, `label` and `class_name` of a tar or parquet file.
+    """Examples with `image`, `text`, `label`, `class_name`, `boxes` and `phrases` of a tar or parquet file.
 
     Args:
       path: of the file.
@@ -69,6 +69,9 @@ def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
     for key, members in samples(path, MAX_BYTES, count, names):
         try:
             image, record = records.image(members, names.image), records.read(members, names.text)
+            boxes = records.boxes(record.schema, image_size(image)) if record.schema.boxes else []
+        except BadImageError:
+            boxes = []  # Who decodes the image replaces it.
         except RejectedError as e:
             count(str(e), key)
             continue
@@ -78,7 +81,17 @@ def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
             "text": [caption.encode() for caption in record.captions],
             "label": record.schema.label,
             "class_name": record.schema.class_name,
+            "boxes": _columns(boxes, ("bbox", "chain", "label", "category")),
+            "phrases": _columns(records.phrases(record.schema), _PHRASE),
         }
+
+
+_PHRASE = ("phrase", "chain", "sentence", "first_word", "num_words")
+
+
+def _columns(rows: list[dict], names: tuple[str, ...]) -> dict[str, list]:
+    """Rows as prepared records have them: a list of each name."""
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def tfrecord_examples(path: str, image: str, text: str, count: Count | None = None) -> Iterator[dict]:

@@ -65,6 +65,19 @@ CASES = {
         [{"70": {"imageId": "a", "question": "so?", "answer": "yes", "types": {"structural": "verify"}}}],
         [("val", Item("a", "a", questions=(Asked("70", "so?", ("yes",), "verify"),)))],
     ),
+    "snli_ve": (
+        ['{"Flickr30K_ID": "12", "sentence2": "so", "gold_label": "neutral", "pairID": "12.jpg#0r1n"}\n'
+         '{"captionID": "12.jpg#1", "sentence2": "x", "gold_label": "-"}\n'
+         '{"image_id": 12, "hypothesis": "no", "label": "contradiction"}\n'],
+        [("val", Item("12", "12", questions=(Asked("12.jpg#0r1n", "so", ("neutral",)),
+                                             Asked("2", "no", ("contradiction",)))))],
+    ),
+    "nlvr2": (
+        ['{"identifier": "dev-8-0-0", "sentence": "so", "label": "True", "left_url": "http://x/a.jpg"}\n'
+         '{"identifier": "dev-8-0-1", "sentence": "no", "label": "False"}\n'],
+        [("val", Item("dev-8-0-img0.png", "dev-8-0-0", second="dev-8-0-img1.png",
+                      questions=(Asked("dev-8-0-0", "so", ("True",)), Asked("dev-8-0-1", "no", ("False",)))))],
+    ),
     "msrvtt": (
         [{"videos": [{"video_id": "video0", "split": "validate"}],
           "sentences": [{"video_id": "video0", "caption": "one"}]},
@@ -128,6 +141,37 @@ def test_images_questions_and_classes(tmp_path):
     assert not list(tmp_path.glob("mine/incomplete*"))
     with pytest.raises(UserError, match="already prepared"):
         annotated.prepare("mine", "lines", {"val": ["x"]}, "", str(tmp_path))
+
+
+def test_pairs_of_images(tmp_path):
+    """X-VLM's list of NLVR2: both images, as they are; a hidden label; rows and pairs that lack something."""
+    (tmp_path / "a.png").write_bytes(picture((255, 0, 0)))
+    (tmp_path / "b.png").write_bytes(picture((0, 255, 0)))
+    rows = [
+        {"images": ["dev/a.png", "dev/b.png"], "sentence": "so", "label": True},
+        {"images": ["b.png", "a.png"], "sentence": "so", "label": None},
+        {"images": ["a.png", "gone.png"], "sentence": "so", "label": "True"},
+        {"images": ["a.png", "b.png"], "sentence": "so", "label": "maybe"},
+        {"identifier": "dev-1", "sentence": "so", "label": "True"},
+    ]
+    (tmp_path / "nlvr.json").write_text(json.dumps(rows))
+    files = {"val": [str(tmp_path / "nlvr.json")]}
+    folder = annotated.prepare("pairs", "nlvr2", files, str(tmp_path), str(tmp_path), workers=1)
+    report = json.loads((folder / "report.json").read_text())["val"]
+    assert report["examples"] == 2 and sum(v["count"] for v in report["rejected"].values()) == 3
+    assert any("identifier should read SPLIT-SET-PAIR-SENTENCE" in reason for reason in report["rejected"])
+    source = sources.open_source("pairs", "val", str(tmp_path), features=("images", "questions"))
+    red, green = picture((255, 0, 0)), picture((0, 255, 0))
+    assert [list(source[i]["images"]) for i in range(2)] == [[red, green], [green, red]]
+    assert [questions(source[i]["questions"])[0].answers for i in range(2)] == [("True",), ()]
+    (tmp_path / "mixed.jsonl").write_text('{"image": "a.png"}\n{"images": ["a.png", "b.png"]}\n')
+    with pytest.raises(UserError, match="Some rows have two images and others one"):
+        annotated.prepare("mixed", "lines", {"val": [str(tmp_path / "mixed.jsonl")]}, str(tmp_path), str(tmp_path))
+    with pytest.raises(UserError, match="two images each, and --frames=2 is of clips"):
+        annotated.prepare("clips", "nlvr2", files, str(tmp_path), str(tmp_path), frames=2)
+    (tmp_path / "others.jsonl").write_text('{"caption": "x"}\n')
+    with pytest.raises(UserError, match="is not of the format 'nlvr2', or has nothing to use"):
+        annotated.prepare("others", "nlvr2", {"val": [str(tmp_path / "others.jsonl")]}, "", str(tmp_path))
 
 
 def test_regions_are_cut_out_with_what_is_around_them(tmp_path):

@@ -1,0 +1,388 @@
+"""Images with annotations of regions -> a tfds data set in ArrayRecord files, here or on Apache Beam.
+
+`FORMATS` is the index of what is read. Annotations are read first and dealt to parts of EACH images; a part that is
+finished is never made again, so a killed preparation goes on where it stopped. What is left out is counted by reason.
+"""
+
+import base64
+import binascii
+import concurrent.futures
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from capvl import storage
+from capvl.data.preparing import annotated, detections, groundings, leaks, region_lines, regional
+from capvl.data.preparing.annotations import IMAGE_SUFFIXES
+from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
+from capvl.data.preparing.regional import Annotated, Rules
+from capvl.data.reading import sources
+from capvl.data.reading.rejected import Rejected, RejectedError
+from capvl.data.reading.rows import FormatError
+from capvl.errors import UserError, nearest
+
+EACH = 1000
+SHOWN = 200
+"""Characters of a name in the report."""
+
+
+class Format(NamedTuple):
+    """How annotations are read.
+
+    Attributes:
+      adapter: (split, what is left out, classes, files …) -> (split, Annotated).
+      files: their names; "?" may be left out, "+" stands for one or more, "*" for any number.
+      boxes: how the format gives them, for people.
+      leaks: whether its images may be among those that others evaluate on.
+    """
+
+    adapter: Any
+    files: tuple[str, ...]
+    boxes: str
+    leaks: bool = True
+
+
+FORMATS = {
+    "coco": Format(detections.coco, ("instances.json", "captions.json?"), "x, y, width, height in pixels"),
+    "objects365": Format(detections.objects365, ("instances.json",), "x, y, width, height in pixels", leaks=False),
+    "openimages": Format(
+        detections.openimages, ("class-descriptions.csv", "boxes.csv+"), "XMin, XMax, YMin, YMax in fractions", False
+    ),
+    "visual_genome": Format(
+        groundings.visual_genome,
+        ("image_data.json", "region_descriptions.json or objects.json or attributes.json+"),
+        "x, y, width, height in pixels",
+    ),
+    "refcoco": Format(groundings.refcoco, ("refs.json", "instances.json"), "x, y, width, height in pixels"),
+    "mdetr": Format(groundings.mdetr, ("annotations.json",), "x, y, width, height in pixels"),
+    "xvlm_refcoco": Format(groundings.xvlm_refcoco, ("expressions.json",), "x, y, width, height in pixels"),
+    "flickr30k_entities": Format(
+        groundings.flickr30k_entities, ("Sentences", "Annotations", "list.txt?"), "x0, y0, x1, y1 in pixels from 1 on"
+    ),
+    "odvg": Format(region_lines.odvg, ("lines.jsonl", "label_map.json?"), "x0, y0, x1, y1 in pixels"),
+    "xvlm": Format(region_lines.xvlm, ("lines.jsonl+",), "x, y, width, height in pixels"),
+    "prepared": Format(region_lines.prepared, ("NAME or NAME:SPLIT",), "as prepared"),
+}
+
+
+class Job(NamedTuple):
+    """One part: its records go to `part`, what they are made of is in `part`.items.json."""
+
+    part: str
+    source: str
+    classes: list[str]
+    rules: Rules
+    data_dir: str
+
+
+def prepare(
+    name: str,
+    format: str,
+    splits: dict[str, list[str]],
+    files: str,
+    data_dir: str,
+    *,
+    exclude: Sequence[str] = (),
+    allow_leaks: bool = False,
+    rules: Rules | None = None,
+    workers: int = 0,
+    beam: list[str] | None = None,
+) -> epath.Path:
+    """Prepares a data set of regions.
+
+    Args:
+      name: of the data set to make.
+      format: a key of FORMATS.
+      splits: split -> its annotation files; "all" for files that say which split is whose.
+      files: folder of the images; "" where the annotations name whole paths or hold the images.
+      data_dir: where prepared data sets are; with Beam also a bucket.
+      exclude, allow_leaks: see `capvl.data.preparing.leaks.evaluations`.
+      rules: what is let in.
+      workers: processes; 0 for one a core.
+      beam: options of Apache Beam, to run there instead; None for here.
+
+    Returns:
+      The data set's folder; it holds `report.json` and `images.json`.
+
+    Raises:
+      UserError: bad annotations, evaluations that are not named, no images, or a data set of that name.
+    """
+    rules = rules or Rules()
+    folder = _check(name, format, splits, data_dir, rules, beam)
+    items, left, classes = read(format, splits, data_dir)
+    training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
+    evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
+    # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
+    evaluations += [leaks.of_items(own, rows) for own, rows in items.items() if own != "train" and not allow_leaks]
+    if "train" in items:
+        items["train"] = _without(items["train"], evaluations, left["train"])
+    parts = storage.folder(data_dir) / name / "incomplete"
+    jobs = _deal(items, files, parts, Job("", format, classes, rules, data_dir), format)
+    if beam is None:
+        _run_here([job for _, job in jobs], workers)
+    else:
+        from capvl.data.preparing.beam import map_on_beam  # Optional, and slow to import.
+
+        map_on_beam(write_part, [job for _, job in jobs], beam)
+    _finish(folder, name, format, jobs, left, items, classes, evaluations)
+    parts.rmtree()
+    return folder
+
+
+def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
+    """The data set's folder, where the arguments make sense."""
+    check_name(name)
+    if format not in FORMATS:
+        raise UserError(f"The format {format!r} is unknown." + nearest(format, FORMATS))
+    if not splits:
+        raise UserError("Say which annotation files: --train=…, --val=…, --test=…, or --all=….")
+    if rules.turned not in regional.TURNED:
+        raise UserError(f"--turned={rules.turned!r} is unknown." + nearest(rules.turned, regional.TURNED))
+    if rules.max_phrase < 1:
+        raise UserError(f"--max_phrase must be at least 1, not {rules.max_phrase}.")
+    if beam is not None and not importlib.util.find_spec("apache_beam"):
+        raise UserError("Preparing on Apache Beam needs it installed: pip install -e '.[beam]'.")
+    folder = storage.folder(data_dir) / name / VERSION
+    if folder.exists():
+        raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
+    return folder
+
+
+def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
+    names = [name for own in splits.values() for name in own]
+    return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
+
+
+def read(
+    format: str, splits: dict[str, list[str]], data_dir: str = ""
+) -> tuple[dict[str, list[Annotated]], dict[str, Rejected], list[str]]:
+    """(split -> its images, split -> what was left out, names of a closed list of classes).
+
+    Raises:
+      UserError: files are missing, unreadable, not of this format, or have nothing that can be used.
+    """
+    form = FORMATS[format]
+    items: dict[str, list[Annotated]] = {}
+    left: dict[str, Rejected] = {}
+    classes: dict[str, None] = {}
+    for split, paths in splits.items():
+        least = sum(not f.endswith("?") for f in form.files)
+        if len(paths) < least or (len(paths) > len(form.files) and not form.files[-1].endswith("+")):
+            raise UserError(f"The format {format!r} has the files {','.join(form.files)}, not {','.join(paths)}.")
+        rejected = left.setdefault(split, Rejected())
+        try:
+            found = list(form.adapter(split, rejected, classes, *paths, *((data_dir,) * (format == "prepared"))))
+        except FormatError as e:
+            raise UserError(f"{', '.join(paths)} is not of the format {format!r}: {e}.") from e
+        if not found:
+            why = "; ".join(f"{first[0]}: {reason} ({n} x)" for reason, (n, first) in rejected.items()) or "no images"
+            raise UserError(f"{', '.join(paths)} has nothing of the format {format!r} to use: {why}.")
+        for own, item in found:
+            items.setdefault(own, []).append(item)
+    if "all" in items:
+        raise UserError(
+            f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
+        )
+    for own, rows in items.items():
+        items[own] = _merged(rows, left.setdefault(own, Rejected()))
+    return items, left, list(classes)
+
+
+def _merged(rows: list[Annotated], left: Rejected) -> list[Annotated]:
+    """Each image once: what several rows say of it is put together."""
+    found: dict[Any, Annotated] = {}
+    for number, row in enumerate(rows):
+        key = row.image or (number, row.id)
+        first = found.get(key)
+        if first is None:
+            found[key] = row
+        elif first.size != row.size or first.fractions != row.fractions:
+            left.count("image has several sizes", row.image[:SHOWN])
+        else:
+            moved = [_moved(entity, len(first.text)) for entity in row.entities]
+            found[key] = first._replace(text=(*first.text, *row.text), entities=(*first.entities, *moved))
+    return list(found.values())
+
+
+def _moved(entity: regional.Entity, count: int) -> regional.Entity:
+    phrases = tuple(p._replace(sentence=p.sentence + count) if p.sentence >= 0 else p for p in entity.phrases)
+    return entity._replace(phrases=phrases)
+
+
+def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: Rejected) -> list[Annotated]:
+    """Images that nothing is evaluated on."""
+    kept = []
+    for item in rows:
+        name = next((e.name for e in evaluations if e.has(item)), None)
+        if name is None:
+            kept.append(item)
+        else:
+            left.count(f"image of the evaluation {name}", (item.id or item.image)[:SHOWN])
+    return kept
+
+
+def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[tuple[str, Job]]:
+    """(split, job) of every part, whose items are written beside it."""
+    names = dict.fromkeys(item.image for rows in items.values() for item in rows if item.image)
+    if format == "prepared":
+        paths = {name: (name, "") for name in names}
+    elif files and storage.in_bucket(storage.folder(files)):  # Listing a bucket would take longer than reading it.
+        paths = {name: (str(storage.folder(files) / name), "") for name in names}
+    else:
+        paths = annotated.find_files(names, files, IMAGE_SUFFIXES)
+    dealt = [
+        (split, job._replace(part=str(parts / f"{split}-{number:05d}")), rows[first : first + EACH])
+        for split, rows in items.items()
+        for number, first in enumerate(range(0, len(rows), EACH))
+    ]
+    storage.make_folder(parts)
+    names = [os.path.basename(own.part) for _, own, _ in dealt]
+    _claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, names]))
+    for _, own, rows in dealt:
+        listed = [[regional.plain(item), *paths.get(item.image, ("", ""))] for item in rows]
+        _claim(storage.folder(own.part + ".items.json"), json.dumps(listed))
+    return [(split, own) for split, own, _ in dealt]
+
+
+def _claim(file: epath.Path, text: str) -> None:
+    """Writes a file of a preparation; refuses to go on with another one."""
+    if not file.exists():
+        storage.replace_text(file, text)
+    elif storage.read_text(file) != text:
+        raise UserError(
+            f"{file.parent} holds an unfinished preparation of other annotations, images or options; remove it to "
+            f"begin anew."
+        )
+
+
+def _run_here(jobs: list[Job], workers: int) -> None:
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "parts", TimeRemainingColumn())
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers == 1:
+        for job in jobs:
+            write_part(job)
+        return
+    with Progress(*columns) as progress, concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
+        task = progress.add_task("preparing", total=len(jobs))
+        for future in concurrent.futures.as_completed([pool.submit(write_part, job) for job in jobs]):
+            future.result()
+            progress.advance(task)
+
+
+def write_part(job: Job) -> None:
+    """Makes the records of a part and, last, its report; does nothing where that is there.
+
+    Raises:
+      UserError: storage failed again and again.
+    """
+    if not storage.folder(job.part + ".json").exists():
+        storage.retry(_write_part, job, what=f"Preparing {job.part!r}")
+
+
+def _write_part(job: Job) -> None:
+    # Slow to import.
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    schema, labels = regional.features(job.classes), {name: i for i, name in enumerate(job.classes)}
+    left, changed = Rejected(), Rejected()
+    counts = dict.fromkeys(("examples", "bytes", "captions", "boxes", "phrases", "attributes"), 0)
+    with storage.new_file(storage.folder(job.part)) as file:
+        writer = ArrayRecordWriter(file, "group_size:1")
+        try:
+            for row, path, why in storage.read_json(storage.folder(job.part + ".items.json")):
+                item = regional.from_plain(row)
+                try:
+                    data = _image(item, path, why, job.data_dir)
+                    example = regional.to_example(item, data, job.source, labels, job.rules, left, changed)
+                except RejectedError as e:
+                    left.count(str(e), (item.id or item.image)[:SHOWN])
+                    continue
+                record = schema.serialize_example(schema.encode_example(example))
+                # A map's order is by chance; the same input shall give the same file.
+                record = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+                writer.write(record)
+                counts["examples"] += 1
+                counts["bytes"] += len(record)
+                counts["captions"] += len(example["text"])
+                for what in ("boxes", "phrases", "attributes"):
+                    counts[what] += len(example[what])
+        finally:
+            writer.close()
+    storage.replace_text(
+        storage.folder(job.part + ".json"), json.dumps(counts | {"rejected": left, "changed": changed})
+    )
+
+
+_RECORD = re.compile(r"(.*):([^:#]*)#(\d+)", re.DOTALL)
+
+
+def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
+    """The encoded image.
+
+    Raises:
+      RejectedError: there is none.
+    """
+    if item.binary:
+        try:
+            return base64.b64decode(item.binary, validate=True)
+        except (binascii.Error, ValueError) as e:
+            raise RejectedError("image is not base64") from e
+    if why:
+        raise RejectedError(why)
+    if match := _RECORD.fullmatch(path):
+        return sources.open_source(match[1], match[2], data_dir, features=("image",))[int(match[3])]["image"]
+    try:
+        return epath.Path(path).read_bytes()
+    except OSError as e:
+        if storage.passes(e):
+            raise
+        raise RejectedError("file missing") from e
+
+
+def _finish(folder: epath.Path, name: str, format: str, jobs, left, items, classes, evaluations) -> None:
+    """Report and metadata; the data set appears."""
+    made: dict[str, list[Shard]] = {split: [] for split in items}
+    report: dict[str, dict[str, Any]] = {}
+    for split, job in jobs:
+        part = storage.read_json(storage.folder(job.part + ".json"))
+        made[split].append(Shard(storage.folder(job.part), part["examples"], part["bytes"]))
+        total = report.setdefault(split, {"changed": Rejected()})
+        for key, value in part.items():
+            if key == "rejected":
+                left[split].add(value)
+            elif key == "changed":
+                total["changed"].add(value)
+            elif key != "bytes":
+                total[key] = total.get(key, 0) + value
+    for split, rows in made.items():
+        if not any(shard.examples for shard in rows):
+            rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in left[split].items()) or "nothing"
+            raise UserError(f"Split {split!r} of {name!r} has no example; left out: {rejected}.")
+    for split, rejected in left.items():
+        if split in report or rejected:
+            own = report.setdefault(split, {"examples": 0, "changed": Rejected()})
+            own["changed"] = _shown(own["changed"])
+            own["rejected"] = _shown(rejected)
+    if "train" in report:
+        report["train"]["evaluations"] = [e.name for e in evaluations]
+        if FORMATS[format].leaks:
+            unknown = sum(not item.coco_id for item in items["train"])
+            report["train"]["images whose number in COCO is unknown"] = unknown
+    for split, rows in items.items():
+        if split != "train" and (others := leaks.trained_on(str(folder.parent.parent), rows)):
+            report[split]["images that are trained on in"] = others
+    files = {"report.json": json.dumps(report, indent=1), leaks.IMAGES: json.dumps(leaks.listing(items))}
+    publish(folder, name, regional.features(classes), made, f"Regions of {format}, prepared by capvl.", files)
+
+
+def _shown(rejected: Rejected) -> dict[str, dict[str, Any]]:
+    return {reason: {"count": n, "first": first} for reason, (n, first) in rejected.items()}
