@@ -15,6 +15,7 @@ from capvl.data.reading.regions import Region, regions
 from capvl.data.text.masking import Masking
 
 SIDES = ("skip", "swap")
+PAIR_TEXTS = ("captions", "phrases")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +63,15 @@ def image_id(example: dict[str, Any]) -> np.int32:
 
 @dataclasses.dataclass(frozen=True)
 class PairText:
-    """image uint8 (R, R, 3), flip bool, id int32 of the image, and what `TextReader` gives of one of its captions.
+    """image uint8 (R, R, 3), flip bool, id int32 of the image, and what `TextReader` gives of one of its texts.
 
     Attributes:
       crop: how images become pixels.
       read: reads texts.
       flip: whether half of the images are flipped (on the device).
       sides: what becomes of a flip where the caption names a side: "skip" (X-VLM) leaves it out, "swap" swaps words.
-      train: random crop, flip and caption; else the first caption and no randomness.
+      train: random crop, flip and text; else the first text and no randomness.
+      texts: "captions", or "phrases" of its regions.
     """
 
     crop: Crop
@@ -77,6 +79,7 @@ class PairText:
     flip: bool
     sides: str
     train: bool
+    texts: str = "captions"
 
     @property
     def tokenizer(self) -> Any:
@@ -85,8 +88,11 @@ class PairText:
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
-        texts = example["text"]
-        text = texts[uniforms.below(len(texts)) if self.train else 0] if len(texts) else ""
+        if self.texts == "captions":
+            texts = example["text"]
+        else:
+            texts = [text for region in regions(example) for text in texts_of(region)]
+        text = texts[uniforms.below(len(texts)) if self.train else 0] if texts else ""
         flip = self.train and self.flip and uniforms() < 0.5
         flip = flip and not (self.sides == "skip" and names_sides(text))
         geometry = self.crop.draw(example, uniforms, flip=flip)
