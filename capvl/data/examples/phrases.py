@@ -155,4 +155,6 @@ class RegionText:
 def texts_of(region: Region) -> tuple[str, ...]:
     """What a region may be called: its phrases, else its class; and each with an attribute in front, if it has some."""
     names = region.phrases or ((region.category,) if region.category else ())
-    return names + tuple(f"{attribute} {name}" for attribute in region.attributes for name in names)
+    pairs = ((attribute, name) for attribute in region.attributes for name in names)
+    # A described region may have its attribute in its words already.
+    return names + tuple(f"{attribute} {name}" for attribute, name in pairs if attribute not in name.split())
