@@ -13,7 +13,7 @@ from flax import nnx
 from handmade import COLORS, VOCAB, WORDS
 
 from capvl.models.abilities import Ability
-from capvl.models.features import Level, pooled_regions, with_summary
+from capvl.models.features import Level, regions_of, with_summary
 from capvl.models.two_towers import normalize
 from capvl.nn import weights
 from capvl.nn.weights import weight
@@ -33,7 +33,7 @@ class SeeingOptions:
     cross_layers: int = 1
     able: tuple[str, ...] = ("TEXTS", "MATCHES", "REGIONS", "BOXES")
 
-    token_grid: ClassVar[tuple[int, int]] = GRID
+    grid: ClassVar[tuple[int, int]] = GRID
     reads_start: ClassVar[bool] = False
 
     @property
@@ -65,7 +65,7 @@ class Seeing(nnx.Module):
         return self.encode(image)[:, 0]
 
     def regions(self, image, box, owner):
-        return pooled_regions(self.level(image), box, owner)
+        return regions_of(self.level(image), box, owner)
 
     def states(self, text_BL):
         color = jnp.stack([(text_BL == token).any(axis=1) for token in WORDS.values()], axis=1)

@@ -194,10 +194,10 @@ def of_scenes(name: str, data_dir: str, seed: int) -> list[Foil]:
       UserError: the data set is not there, or is none of scenes.
     """
     dataset, _, split = name.partition(":")
-    source = sources.open_source(dataset, split, data_dir, features=("objects",))
+    source = sources.open_source(dataset, split, data_dir, features=("objects?",))
     questions = []
     for i in range(len(source)):
-        rows, rng = source[i]["objects"], np.random.default_rng([seed, i])
+        rows, rng = source[i].get("objects", {}), np.random.default_rng([seed, i])
         if "color" not in rows or "shape" not in rows:
             raise UserError(f"The format 'scenes' needs an embedded data set, such as scenes/demo, not {dataset!r}.")
         things = [

@@ -105,7 +105,7 @@ class Grounding:
             given = dict(zip(images, detections.of_images(found, file, names, what), strict=True))
         tokens = tokenize(context, [row.phrase for row in rows])
         crop = whole(Crop.of_model(context.data, context.model, train=False))
-        return Asked(what, source, rows, tokens, crop, context.model.token_grid, given)
+        return Asked(what, source, rows, tokens, crop, context.model.grid, given)
 
 
 class Row(NamedTuple):
@@ -122,7 +122,10 @@ def opened(context: Context, name: str, split: str) -> sources.Source:
 
 
 def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged: bool = False) -> list[Row]:
-    """Phrases of the regions of a source, each of an image once; boxes without area are left out, and counted.
+    """Phrases of the regions of a source; boxes without area are left out, and counted.
+
+    Boxes that share all of their phrases are one entity's, asked for once a phrase. Two things that one expression of
+    several happens to name are asked for one by one, as in RefCOCO, where the other's box is then wrong.
 
     Args:
       source: the opened data set.
@@ -132,15 +135,15 @@ def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged
     """
     rows, empty = [], 0
     for i in range(min(images or len(source), len(source))):
-        said: dict[str, list] = {}
+        said: dict[tuple, list] = {}
         for region in regions(source.read(i, FEATURES)):
             x0, y0, x1, y1 = region.box
             if x0 < x1 and y0 < y1:
                 for phrase in region.phrases:
-                    said.setdefault(phrase, []).append(region.box)
+                    said.setdefault((phrase, region.phrases), []).append(region.box)
             else:
                 empty += 1
-        for phrase, own in said.items():
+        for (phrase, _), own in said.items():
             true = np.array(own)
             if merged:
                 true = np.concatenate([true[:, :2].min(axis=0), true[:, 2:].max(axis=0)])[None]

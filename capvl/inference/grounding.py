@@ -104,7 +104,7 @@ def locator(options: Any, method: str, *, layer: int = -1, cells: int = 0, given
         return by_head
     cells = cells or CELLS[method]
     if method == "gradcam":
-        how = dict(layer=layer_of_map(options, layer), grid=options.token_grid, cells=cells)
+        how = dict(layer=layer_of_map(options, layer), grid=options.grid, cells=cells)
         return functools.partial(by_gradcam, given=given, **how)
     return functools.partial(by_regions, by=method, cells=cells, given=given)
 
@@ -311,7 +311,7 @@ def ground(
     repeats = len(texts) if len(several) == 1 else 1
     rows = {"image": np.repeat(pixels, repeats, axis=0), "text": self.ids(texts)[:, None]}
     if boxes is not None:
-        rows |= _given(boxes, geometries, self.options.token_grid, len(texts))
+        rows |= _given(boxes, geometries, self.options.grid, len(texts))
     how = dict(layer=layer, given=boxes is not None)
     found = self.run(("ground", method, *how.values()), _with_score(self.options, method, how), rows)
     groundings = []
@@ -353,7 +353,7 @@ def _with_score(options, method: str, how: dict[str, Any]) -> Function:
     find = locator(options, method, **how)
     if Ability.MATCHES not in abilities(options):
         return find
-    map_of = functools.partial(heat_maps, layer=layer_of_map(options, how["layer"]), grid=options.token_grid)
+    map_of = functools.partial(heat_maps, layer=layer_of_map(options, how["layer"]), grid=options.grid)
 
     def function(model, rows):
         text_BSL, found = rows["text"], find(model, rows)

@@ -19,7 +19,7 @@ class Ability(enum.StrEnum):
       CLIPS: images are clips of `options.frames` frames.
       REGIONS: `regions(images, boxes, owners)`: boxes given, tokens of the regions that they hold.
       MATCHES: `match(encode(images), tokens)`: a score of each pair that looks at both sides at once; with `states`,
-        `opened_match` and masks of regions as `capvl.models.xvlm.XVlm` has them [`cross_layers`, `token_grid`].
+        `opened_match` and masks of regions as `capvl.models.xvlm.XVlm` has them [`cross_layers`, `grid`].
       BOXES: `locate(encode(images), tokens)`: where texts are in images.
       With TEXTS, what has MATCHES or REGIONS embeds what is encoded already: `embed_tokens(encode(images))`,
         `embed_states(states(tokens))`.

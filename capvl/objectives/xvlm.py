@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from capvl.data.examples.phrases import SIDES, PairText, RegionText, TextReader
+from capvl.data.examples.phrases import PAIR_TEXTS, REGION_TEXTS, SIDES, PairText, RegionText, TextReader
 from capvl.data.images.crops import Crop
 from capvl.data.reading import regions
 from capvl.data.text import tokenizers
@@ -22,7 +22,8 @@ from capvl.data.text.masking import Masking
 from capvl.errors import UserError, nearest
 from capvl.losses.boxes import box_losses
 from capvl.losses.contrastive import CHUNK, softmax_loss
-from capvl.losses.negatives import Negatives, hard_negatives, take_rows
+from capvl.losses.matching import Negatives, hard_negatives, matching_loss
+from capvl.losses.ring import take_rows
 from capvl.losses.vocabulary import vocabulary_loss
 from capvl.models import flops, sizes, xvlm
 from capvl.models.features import rows_of
@@ -45,6 +46,8 @@ class XVlm:
       group: (images, texts): of so many images with regions one after another a step takes so many texts, those with a
         low number in their image first.
       slots: regions of an image that are drawn, a caption among them.
+      pair_texts: what texts of pairs are: "captions", or "regions" for what regions of the image are called.
+      region_texts: by which of "phrases" and "classes" regions are called.
       captions: whether the caption of an image with regions is one of them (its box is the whole image).
       itc, itm, mlm, l1, giou: weights of the losses; 0 leaves one out.
       same_image: texts of the same image aren't each other's negatives, in ITC and ITM (retrieval; the paper's
@@ -64,6 +67,8 @@ class XVlm:
     share: float = 0.1875
     group: tuple[int, int] = (3, 8)
     slots: int = 5
+    pair_texts: str = "captions"
+    region_texts: tuple[str, ...] = REGION_TEXTS
     captions: bool = True
     itc: float = 1.0
     itm: float = 1.0
@@ -85,13 +90,16 @@ class XVlm:
     Model: ClassVar[type] = XVlmOptions
 
     def __post_init__(self):
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise UserError(f"objective.kinds: {kind!r} is unknown." + nearest(kind, KINDS))
+        for name, known in (("kinds", KINDS), ("region_texts", REGION_TEXTS)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise UserError(f"objective.{name}: {value!r} is unknown." + nearest(value, known))
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise UserError(f"objective.kinds should name {' or '.join(KINDS)} or both, each once, not {self.kinds}.")
-        if self.sides not in SIDES:
-            raise UserError(f"objective.sides={self.sides!r} is unknown." + nearest(self.sides, SIDES))
+        for name, known in (("sides", SIDES), ("pair_texts", PAIR_TEXTS)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise UserError(f"objective.{name}={value!r} is unknown." + nearest(value, known))
         losses = [getattr(self, name) for name in LOSSES]
         if min(losses) < 0 or not max(losses):
             raise UserError("objective: none of itc, itm, mlm, l1 and giou may be negative, and one must be above 0.")
@@ -106,14 +114,14 @@ class XVlm:
 
     def check(self, model_options: XVlmOptions, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other."""
-        heads = {"itc": self.itc, "itm": self.itm, "mlm": self.mlm, "box": self._boxes}
-        for head, weight in heads.items():
-            if weight and head not in model_options.heads and head != "mlm":
-                raise UserError(f"The objective has a loss {head!r}, and model.heads={model_options.heads} lacks it.")
-            if not weight and head in model_options.heads and head != "mlm":
-                raise UserError(f"model.heads has {head!r}, which no loss of the objective trains; leave it out.")
         if self.itm and not self.itc:
             raise UserError("objective.itm draws hard negatives by the similarities that objective.itc trains.")
+        heads = {"itc": self.itc, "itm": self.itm, "mlm": self.mlm, "box": self._boxes}
+        for head, weight in heads.items():
+            if weight and head not in model_options.heads:
+                raise UserError(f"The objective has a loss {head!r}, and model.heads={model_options.heads} lacks it.")
+            if not weight and head in model_options.heads:
+                raise UserError(f"model.heads has {head!r}, which no loss of the objective trains; leave it out.")
         if micro_batches > 1:
             raise UserError(
                 f"micro_batches={micro_batches} would leave contrast and matching only the negatives of a part of the "
@@ -127,9 +135,8 @@ class XVlm:
             )
 
     def frozen(self, model_options: XVlmOptions) -> tuple[str, ...]:
-        """What no loss reaches."""
-        unused = () if self.mlm else ("text/(transform|transform_norm)/.*", "text/word_bias")
-        return unused if self._fuses else (*unused, "text/cross/.*")
+        """The cross-modal encoder where no loss reaches it."""
+        return () if self._fuses else ("text/cross/.*",)
 
     @property
     def _boxes(self) -> float:
@@ -141,7 +148,9 @@ class XVlm:
 
     def features(self) -> dict[str, Kind]:
         """An image and its captions, or an image with regions."""
-        features = {"pairs": ("image", "text"), "regions": ("image", *regions.FEATURES, "text?")}
+        of_regions = ("image", *regions.FEATURES)
+        of_pairs = ("image", "text") if self.pair_texts == "captions" else of_regions
+        features = {"pairs": of_pairs, "regions": (*of_regions, "text?")}
         share = {"pairs": 1.0, "regions": self.share if "pairs" in self.kinds else 1.0}
         return {kind: Kind(features[kind], share[kind]) for kind in self.kinds}
 
@@ -156,7 +165,10 @@ class XVlm:
         read = TextReader(tokenizer, model_options.length, masking)
         how = crop, read, data.flip, self.sides, train
         photometric = dataclasses.replace(crop, randaugment=crop.randaugment and "photometric")
-        made = {"pairs": PairText(*how), "regions": RegionText(photometric, *how[1:], self.slots, self.captions)}
+        made = {
+            "pairs": PairText(*how, self.pair_texts, self.region_texts),
+            "regions": RegionText(photometric, *how[1:], self.slots, self.captions, self.region_texts),
+        }
         return {kind: made[kind] for kind in self.kinds}
 
     def batch_spec(self, model_options: XVlmOptions, batch: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -376,17 +388,3 @@ def _fuse_side_by_side(model: xvlm.XVlm, texts: list, key) -> list[jax.Array]:
         )
     fused = model.fuse(*(jnp.concatenate(column) for column in rows), mask, key=key)
     return jnp.split(fused, len(texts))
-
-
-def matching_loss(logits_3R2, weights_3R) -> dict[str, jax.Array]:
-    """Two-way cross-entropy of matching (X-VLM, equation 4), and the share that is right.
-
-    Args:
-      logits_3R2: of texts with their own image, with a negative image, and of images with a negative text, float32.
-      weights_3R: which of them count.
-    """
-    label_3R = jnp.zeros(weights_3R.shape, jnp.int32).at[0].set(1)
-    nll_3R = -jnp.take_along_axis(jax.nn.log_softmax(logits_3R2), label_3R[..., None], axis=-1)[..., 0]
-    right_3R = (logits_3R2.argmax(axis=-1) == label_3R).astype(jnp.float32)
-    count = jnp.maximum(weights_3R.sum(), 1.0)
-    return {"itm": (weights_3R * nll_3R).sum() / count, "itm_right": (weights_3R * right_3R).sum() / count}

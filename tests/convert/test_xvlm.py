@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_xvlm import FEATURES, close, load
+from test_convert import MODELS, weights_of
 
-from capvl.convert import xvlm_official
+from capvl.convert import formats, xvlm, xvlm_official
+from capvl.errors import UserError
 from capvl.models.features import with_summary
 
 PRETRAINED = ("pretrain_clip", "pretrain_swin")
@@ -107,3 +109,63 @@ def test_questions_and_captions_compute_the_same():
         return text.word_logits(text.fuse(text.states(ids, causal=True), ids, tokens, causal=True))
 
     close(captions.compute(logits), captions.out("logits"), FEATURES)
+
+
+def test_files_that_are_no_x_vlm():
+    """A sentence for each: other names, parts that lack, ties that aren't, layers of another order."""
+    state = xvlm.write_official(MODELS["xvlm"], weights_of("xvlm").params)
+    heads = dict(image_heads=2, text_heads=2)
+    word = "text_encoder.bert.embeddings.word_embeddings.weight"
+    for change, sentence in (
+        ({name: None for name in state if name.startswith("text_encoder.")}, "no text_encoder and no text_decoder"),
+        ({"vision_encoder.patch_embed.weight": None}, "no image encoder under 'vision_encoder.'"),
+        ({"itm_head.1.bias": None}, "lack 'itm_head.1.bias'"),
+        ({"more": np.zeros(1)}, "1 arrays that a model of X-VLM does not have: more"),
+        (
+            {"text_encoder.cls.predictions.decoder.weight": state[word] + 1},
+            "decoder.weight' differs from 'text_encoder",
+        ),
+        (
+            {name: None for name in state if ".layer.1.crossattention." in name},
+            r"Layers \[\] of 2 under 'text_encoder.bert.encoder.layer.' have cross-attention",
+        ),
+    ):
+        arrays = {name: value for name, value in (state | change).items() if value is not None}
+        with pytest.raises(UserError, match=sentence):
+            xvlm_official.form_of(arrays).read(arrays, **heads)
+
+
+@pytest.mark.parametrize(
+    "name, changes, sentence",
+    [
+        ("xvlm", {"pixels": "half"}, "model.pixels='clip'"),
+        ("xvlm", {"text_eps": 1e-5}, "model.text_eps=1e-12"),
+        ("judge", {"images": 1}, "class heads for 2 images and 2 classes"),
+        ("git", {}, "no form of this model, which has GitOptions"),
+    ],
+)
+def test_models_that_the_official_code_has_not(name, changes, sentence, tmp_path):
+    weights = weights_of(name)
+    weights = dataclasses.replace(weights, options=dataclasses.replace(weights.options, **changes))
+    with pytest.raises(UserError, match=sentence):
+        formats.write("xvlm", str(tmp_path / "out"), weights)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torch
+def test_the_file_of_the_official_code(tmp_path):
+    """{"model": state}, as torch.save writes it; read only where pickles are allowed, and then as weights only."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    weights = weights_of("xvlm")
+    path = str(tmp_path / "model_state_epoch_9.th")
+    formats.write("xvlm", path, weights)
+    state = torch.load(path, weights_only=True)["model"]
+    assert state["vision_encoder.position_ids"].dtype == torch.int64 and state["temp"].shape == ()
+    with pytest.raises(UserError, match="is a pickle, which can run any code"):
+        formats.read("xvlm", path, heads=2)
+    again = formats.read("xvlm", path, heads=2, allow_pickle=True)
+    assert again.options == weights.options
+    assert (again.crop, again.interpolation, again.resize, again.clean) == ("squash", "bicubic", "hugging_face", "xvlm")
+    assert again.params.keys() == weights.params.keys()
+    for name, value in weights.params.items():
+        np.testing.assert_array_equal(again.params[name], value, err_msg=name)

@@ -73,7 +73,7 @@ def test_heat_maps_equal_differences(xvlm, layer):
     """The gradient by the attention is that of small changes; the map is its positive part times the attention."""
     options, model = xvlm
     image, text = inputs(batch=1)
-    found = grounding.heat_maps(model, image, text, layer=layer, grid=options.token_grid)
+    found = grounding.heat_maps(model, image, text, layer=layer, grid=options.grid)
     assert found.shape == (1, 2, 4, 4)
     flat = text.reshape(-1, 8)
     weights, score = model.opened_match(model.encode(image), flat, layer)
@@ -166,7 +166,7 @@ def test_ground(sees, truth):
     picture = Image.fromarray(scene(truth, (64, 96)))
     one = sees.ground(picture, "the red")
     assert_close(one.box, truth["red"], 1e-6)
-    assert one.heat.shape == sees.options.token_grid and one.phrase == "the red" and isinstance(one.score, float)
+    assert one.heat.shape == sees.options.grid and one.phrase == "the red" and isinstance(one.score, float)
     drawn = one.picture()
     assert drawn.size == (96, 64) and np.any(np.asarray(drawn) != np.asarray(picture))
     plain = np.asarray(one.picture(heat=False))

@@ -11,7 +11,7 @@ from golden_xvlm import FEATURES, LOSS, close, load
 
 from capvl.convert import rules, xvlm, xvlm_names
 from capvl.losses.contrastive import softmax_loss
-from capvl.losses.negatives import LEAST, Negatives
+from capvl.losses.matching import LEAST, Negatives
 from capvl.nn.boxes import centres, corners, iou_and_giou
 from capvl.objectives.xvlm import XVlm
 

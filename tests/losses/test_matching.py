@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capvl.losses import negatives
+from capvl.losses.matching import hard_negatives
+from capvl.losses.ring import take_rows
 from capvl.parallel.mesh import MeshOptions, make_mesh
 from capvl.parallel.rules import batch_sharding
 
@@ -54,9 +55,7 @@ def test_draws_follow_the_softmax_of_the_similarities(among):
     draws = 3000
 
     def draw(key):
-        return negatives.hard_negatives(
-            image, text, jnp.float32(3.0), jnp.asarray(mask), jnp.asarray(ids), key, among=among
-        )
+        return hard_negatives(image, text, jnp.float32(3.0), jnp.asarray(mask), jnp.asarray(ids), key, among=among)
 
     found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), draws))
     expected = weights(image, text, 3.0, mask, ids, among)
@@ -75,7 +74,7 @@ def test_draws_are_the_same_on_any_number_of_devices(mesh):
     ids = jnp.arange(ROWS, dtype=jnp.int32) // 2
 
     def draw(image, text, mask, ids, chunk=1024):
-        return negatives.hard_negatives(image, text, jnp.float32(9.0), mask, ids, jax.random.key(5), chunk=chunk)
+        return hard_negatives(image, text, jnp.float32(9.0), mask, ids, jax.random.key(5), chunk=chunk)
 
     expected = draw(image, text, mask, ids, chunk=2)
     for a, b in zip(on(mesh, draw, image, text, mask, ids), expected, strict=True):
@@ -84,7 +83,7 @@ def test_draws_are_the_same_on_any_number_of_devices(mesh):
 
 def test_a_row_alone_has_no_negative():
     image, text = embeddings(2)
-    found = negatives.hard_negatives(image, text, jnp.float32(9.0), jnp.array([True, False]), None, jax.random.key(0))
+    found = hard_negatives(image, text, jnp.float32(9.0), jnp.array([True, False]), None, jax.random.key(0))
     assert not np.asarray(found.image_there).any() and not np.asarray(found.text_there).any()
 
 
@@ -98,7 +97,7 @@ def test_rows_are_taken_and_their_gradients_given_back(mesh):
 
     def ours(x, numbers, index, weight):
         def loss(x):
-            taken, whose = negatives.take_rows((x, numbers), index)
+            taken, whose = take_rows((x, numbers), index)
             return (weight * taken**2).sum(), whose
 
         return jax.value_and_grad(loss, has_aux=True)(x)

@@ -1,8 +1,9 @@
-"""Hard negatives of image-text matching (ALBEF, arXiv 2107.07651; X-VLM, 2111.08276), drawn on the devices.
+"""Image-text matching (ALBEF, arXiv 2107.07651; X-VLM, 2111.08276): its loss, and hard negatives drawn on the devices.
 
 For each text an image that isn't its own is drawn from the softmax of their similarities, and for each image a text. As
 in `capvl.losses.contrastive` texts go around a ring of the data-parallel devices, so that a device holds a block of the
-similarities and never all; what was drawn is fetched around the same ring. The host is not asked.
+similarities and never all; what was drawn is fetched around the same ring (`capvl.losses.ring.take_rows`). The host is
+not asked.
 
 Letters: I the images of a device, T the texts that are with it, C a chunk of them, E width.
 """
@@ -154,83 +155,15 @@ def _gumbel(key, row_I, row_C):
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys_I, row_C)
 
 
-@jax.custom_vjp
-def take_rows(x: Any, index_B) -> Any:
-    """Rows of a batch that is divided over the devices, by their numbers in it, each to the device that asks for it.
+def matching_loss(logits_3R2, weights_3R) -> dict[str, jax.Array]:
+    """Two-way cross-entropy of matching (X-VLM, equation 4), and the share that is right.
 
     Args:
-      x: arrays (B, …), a pytree.
-      index_B: int32 numbers of rows.
-
-    Returns:
-      Arrays (B, …): row i is row index_B[i] of x. Every device's rows visit every device, so that none holds all.
+      logits_3R2: of texts with their own image, with a negative image, and of images with a negative text, float32.
+      weights_3R: which of them count.
     """
-    return _taken(x, index_B)
-
-
-def _taken(x, index_B):
-    rows = ring.rows()
-
-    def local(x, index_I):
-
-        def visit(travelling, out):
-            passing, first = travelling
-            place_I, here_I = _places(index_I, first, len(index_I))
-
-            def pick(block, out):
-                here = here_I.reshape(-1, *(1,) * (block.ndim - 1))
-                return jnp.where(here, block[place_I], out)
-
-            return (passing, first), jax.tree.map(pick, passing, out)
-
-        first = ring.own_rows(len(index_I))[0]
-        _, out = ring.around(visit, (x, first), jax.tree.map(jnp.zeros_like, x))
-        return out
-
-    return ring.mapped(local, (rows, rows), rows)(x, index_B)
-
-
-def _places(index_I, first, count):
-    """Places of rows in a block that begins with the row `first`, and which are in it."""
-    place_I = index_I - first
-    here_I = (place_I >= 0) & (place_I < count)
-    return jnp.where(here_I, place_I, 0), here_I
-
-
-def _given_back(index_B, gradient):
-    """The other way: the gradient of each row goes back to where the row came from."""
-    rows = ring.rows()
-
-    def local(index_I, gradient):
-
-        def visit(travelling, carry):
-            sums, first = travelling
-            place_I, here_I = _places(index_I, first, len(index_I))
-
-            def add(total, g):
-                here = here_I.reshape(-1, *(1,) * (g.ndim - 1))
-                # A product with ones and zeros, as scatter-adds run row by row on TPUs.
-                chosen_II = jax.nn.one_hot(place_I, len(index_I), dtype=jnp.float32, axis=0)
-                kept = jnp.where(here, g, jnp.zeros((), g.dtype)).astype(jnp.float32)
-                return total + jnp.tensordot(chosen_II, kept, axes=(1, 0))
-
-            return (jax.tree.map(add, sums, gradient), first), carry
-
-        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), gradient)
-        first = ring.own_rows(len(index_I))[0]
-        (sums, _), _ = ring.around(visit, (zeros, first), ())
-        return jax.tree.map(lambda total, g: total.astype(g.dtype), sums, gradient)
-
-    return ring.mapped(local, (rows, rows), rows)(index_B, gradient)
-
-
-def _take_backward(index_B, gradient):
-    leaves, structure = jax.tree.flatten(gradient)
-    # Whole numbers have gradients of type float0, which stay as they are.
-    floats = [jnp.issubdtype(g.dtype, jnp.inexact) for g in leaves]
-    back = iter(_given_back(index_B, [g for g, is_float in zip(leaves, floats, strict=True) if is_float]))
-    leaves = [next(back) if is_float else g for g, is_float in zip(leaves, floats, strict=True)]
-    return jax.tree.unflatten(structure, leaves), None
-
-
-take_rows.defvjp(lambda x, index_B: (_taken(x, index_B), index_B), _take_backward)
+    label_3R = jnp.zeros(weights_3R.shape, jnp.int32).at[0].set(1)
+    nll_3R = -jnp.take_along_axis(jax.nn.log_softmax(logits_3R2), label_3R[..., None], axis=-1)[..., 0]
+    right_3R = (logits_3R2.argmax(axis=-1) == label_3R).astype(jnp.float32)
+    count = jnp.maximum(weights_3R.sum(), 1.0)
+    return {"itm": (weights_3R * nll_3R).sum() / count, "itm_right": (weights_3R * right_3R).sum() / count}

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.golden
 def test_heat_map():
     case = load("task_gradcam")
     grid = case.out("gradcam").shape[1:]
-    layer = int(case.config["block_num"]) - int(case.config["fusion_layer"])
+    layer = int(case.golden["in.block_num"]) - int(case.config["fusion_layer"])
     rows = case.image(), case.ids("in.text_ids")[:, None]
     found = case.compute(lambda model: heat_maps(model, *rows, layer=layer, grid=grid))[:, 0]
-    assert case.options.token_grid == grid
+    assert case.options.grid == grid
     assert_close(found, case.out("gradcam"), 1e-4)
 
 
