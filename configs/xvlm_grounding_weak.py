@@ -18,7 +18,7 @@ EXPRESSIONS = 120_191
 def get_config():
     config = xvlm_retrieval.get_config()
     config.steps = 5 * EXPRESSIONS // 160
-    config.objective.pair_texts = "phrases"
+    config.objective.pair_texts = "regions"
     config.data.name = "refcoco_plus"
     config.optimizer.lr = 2e-5
     config.schedule.warmup = config.steps // 10

@@ -2,7 +2,9 @@
 
 python -m capvl.convert --from=huggingface --to=capvl openai-clip-vit-base-patch16/ clip_b16/
 python -m capvl.convert --from=git --to=capvl GIT_BASE_COCO/snapshot/model.pt git_b/ --allow_pickle
+python -m capvl.convert --from=xvlm --to=capvl 4m_base_model_state_step_199999.th xvlm_b/ --allow_pickle
 python -m capvl.convert --from=capvl --to=huggingface runs/lit_demo exported/
+python -m capvl.convert --from=capvl --to=xvlm runs/xvlm_4m exported.th
 python -m capvl.convert --from=capvl --to=stablehlo runs/cappa_demo encoder.stablehlo
 """
 
@@ -19,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--from", dest="source", required=True, choices=formats.SOURCES)
     parser.add_argument("--to", dest="target", required=True, choices=formats.TARGETS)
     parser.add_argument("src", help="a file or folder; for capvl: a workdir or a converted folder")
-    parser.add_argument("dst", help="a new folder; for big_vision an .npz, for stablehlo a file")
+    parser.add_argument("dst", help="a new folder; for big_vision an .npz, for stablehlo a file, for xvlm also a .th")
     parser.add_argument("--tokenizer", default="", help="a file to go with the model, where SRC has none")
     parser.add_argument("--heads", type=int, default=0, help="of the attention, where nothing else tells")
     parser.add_argument("--scan", action="store_true", help="big_vision's scanned layout")

@@ -1,5 +1,6 @@
 """Parameters to begin with: from a run, a converted folder or an .npz, positions resized where need be."""
 
+import dataclasses
 import os
 import re
 
@@ -15,6 +16,7 @@ from capvl.convert.tokens import of_vocabulary
 from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.models.parameters import Blueprint
+from capvl.models.pixels import PIXELS
 from capvl.nn.positions import resize_grid
 from capvl.nn.relative_positions import resize_tables
 from capvl.recipes import own_code
@@ -29,7 +31,7 @@ def load_parameters(
 
     Args:
       path: see `capvl.convert.folder.read_model`; several with + between them, the later ones adding what they have. A
-        converted BERT gives the decoder of a GIT, or the text tower of two towers.
+        converted BERT gives the decoder of a GIT, the text tower of two towers, or an X-VLM's texts' encoders.
       model_options: of the model that they are for.
       only: regexes of the parameters to take; () for all.
       tokenizer: path of the one that the model's texts go through; "" for any.
@@ -46,7 +48,7 @@ def load_parameters(
     params: dict[str, np.ndarray] = {}
     for part in path.split("+"):
         try:
-            weights = read_model(part.strip(), trust=trust)
+            weights = _for_pixels(read_model(part.strip(), trust=trust), getattr(model_options, "pixels", ""))
         except UserError as e:
             raise UserError(f"init_from: {e}") from e
         fitting = _fitting(weights, model_options, shapes, part.strip())
@@ -99,7 +101,7 @@ def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:
     """Parameters by the names of the model that they are for; its encoder's positions resized, absolute or relative."""
-    params = adapted(weights, model_options, path)
+    params = dict(adapted(weights, model_options, path))
     first = int(getattr(weights.options, "class_position", False))
     resized = {}
     for name, value in params.items():
@@ -110,6 +112,25 @@ def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np
         elif re.fullmatch(r"encoder/stages/\d+/offsets", name):
             resized[name] = resize_tables(value, shapes[name].shape[1])
     return params | resized
+
+
+def _for_pixels(weights: Weights, pixels: str) -> Weights:
+    """The weights of an encoder of patches that sees pixels normalised otherwise, and computes the same of an image.
+
+    What pixels of one kind are in another is linear in each channel, so it becomes part of the patches' embedding.
+    """
+    own, name = getattr(weights.options, "pixels", pixels), "encoder/stem/kernel"
+    if own == pixels or name not in weights.params or weights.options.stem != "patch":
+        return weights
+    (mean, std), (own_mean, own_std) = (np.asarray(PIXELS[kind], np.float64) for kind in (pixels, own))
+    kernel_PQcD = np.asarray(weights.params[name], np.float64) / own_std[None, None, :, None]
+    offset_D = np.einsum("pqcd,c->d", kernel_PQcD, mean - own_mean)
+    stem = {
+        name: kernel_PQcD * std[None, None, :, None],
+        "encoder/stem/bias": weights.params["encoder/stem/bias"] + offset_D,
+    }
+    params = weights.params | {key: value.astype(np.float32) for key, value in stem.items()}
+    return dataclasses.replace(weights, params=params, options=dataclasses.replace(weights.options, pixels=pixels))
 
 
 def initial_state(recipe, step, mesh):

@@ -24,45 +24,43 @@ _BUFFERS = ("relative_position_index", "attn_mask", "relative_coords_table")
 EPS = 1e-5
 
 
-def original(stages: int, prefix: str = "", ours: str = "encoder/", merge_at: int = 0) -> list[Rule]:
+def original(stages: int, merge_at: int = 0) -> list[Rule]:
     """Rules of the original names (github.com/microsoft/Swin-Transformer), which X-VLM has too.
 
     Args:
       stages: how many.
-      prefix: before their names.
-      ours: before our names.
       merge_at: number that the merging behind a stage has, from that of the stage on; timm's is of the next.
     """
     table = [
-        Rule(f"{ours}stem/kernel", (f"{prefix}patch_embed.proj.weight",), CONV),
-        Rule(f"{ours}stem/bias", (f"{prefix}patch_embed.proj.bias",)),
-        *rules.norm(f"{ours}stem_norm", f"{prefix}patch_embed.norm"),
-        *rules.norm(f"{ours}norm", f"{prefix}norm"),
+        Rule("encoder/stem/kernel", ("patch_embed.proj.weight",), CONV),
+        Rule("encoder/stem/bias", ("patch_embed.proj.bias",)),
+        *rules.norm("encoder/stem_norm", "patch_embed.norm"),
+        *rules.norm("encoder/norm", "norm"),
     ]
     for stage in range(stages):
-        block, theirs = f"{ours}stages/{stage}/blocks/{{i}}", f"{prefix}layers.{stage}.blocks.{{i}}"
+        block, theirs = f"encoder/stages/{stage}/blocks/{{i}}", f"layers.{stage}.blocks.{{i}}"
         qkv = f"{theirs}.attn.qkv"
         table += [
             *rules.norm(f"{block}/norm1", f"{theirs}.norm1"),
             *rules.packed_attention(f"{block}/attn", f"{qkv}.weight", f"{qkv}.bias", f"{theirs}.attn.proj"),
-            Rule(f"{ours}stages/{stage}/offsets/{{i}}", (f"{theirs}.attn.relative_position_bias_table",)),
+            Rule(f"encoder/stages/{stage}/offsets/{{i}}", (f"{theirs}.attn.relative_position_bias_table",)),
             *rules.norm(f"{block}/norm2", f"{theirs}.norm2"),
             *rules.dense(f"{block}/mlp/up", f"{theirs}.mlp.fc1"),
             *rules.dense(f"{block}/mlp/down", f"{theirs}.mlp.fc2"),
         ]
-    return table + _merges(stages, f"{prefix}layers.{{}}.downsample", ours, merge_at)
+    return table + _merges(stages, "layers.{}.downsample", merge_at)
 
 
-def hugging_face(stages: int, prefix: str = "swin.") -> list[Rule]:
+def hugging_face(stages: int) -> list[Rule]:
     """Rules of transformers' names on the hub."""
     table = [
-        Rule("encoder/stem/kernel", (f"{prefix}embeddings.patch_embeddings.projection.weight",), CONV),
-        Rule("encoder/stem/bias", (f"{prefix}embeddings.patch_embeddings.projection.bias",)),
-        *rules.norm("encoder/stem_norm", f"{prefix}embeddings.norm"),
-        *rules.norm("encoder/norm", f"{prefix}layernorm"),
+        Rule("encoder/stem/kernel", ("embeddings.patch_embeddings.projection.weight",), CONV),
+        Rule("encoder/stem/bias", ("embeddings.patch_embeddings.projection.bias",)),
+        *rules.norm("encoder/stem_norm", "embeddings.norm"),
+        *rules.norm("encoder/norm", "layernorm"),
     ]
     for stage in range(stages):
-        block, theirs = f"encoder/stages/{stage}/blocks/{{i}}", f"{prefix}encoder.layers.{stage}.blocks.{{i}}"
+        block, theirs = f"encoder/stages/{stage}/blocks/{{i}}", f"encoder.layers.{stage}.blocks.{{i}}"
         own = f"{theirs}.attention.self"
         q, k, v = (f"{own}.{part}" for part in ("query", "key", "value"))
         table += [
@@ -73,13 +71,13 @@ def hugging_face(stages: int, prefix: str = "swin.") -> list[Rule]:
             *rules.dense(f"{block}/mlp/up", f"{theirs}.intermediate.dense"),
             *rules.dense(f"{block}/mlp/down", f"{theirs}.output.dense"),
         ]
-    return table + _merges(stages, f"{prefix}encoder.layers.{{}}.downsample", "encoder/", 0)
+    return table + _merges(stages, "encoder.layers.{}.downsample", 0)
 
 
-def _merges(stages: int, theirs: str, ours: str, at: int) -> list[Rule]:
+def _merges(stages: int, theirs: str, at: int) -> list[Rule]:
     table = []
     for stage in range(stages - 1):
-        merge, name = f"{ours}stages/{stage}/merge", theirs.format(stage + at)
+        merge, name = f"encoder/stages/{stage}/merge", theirs.format(stage + at)
         table += [
             *rules.norm(f"{merge}/norm", f"{name}.norm"),
             *rules.dense(f"{merge}/out", f"{name}.reduction", bias=False),
@@ -117,8 +115,8 @@ class Names:
 
 ORIGINAL = Names("patch_embed.proj.weight", "layers.{}.blocks.{}.attn.relative_position_bias_table")
 HUGGING_FACE = Names(
-    "swin.embeddings.patch_embeddings.projection.weight",
-    "swin.encoder.layers.{}.blocks.{}.attention.self.relative_position_bias_table",
+    "embeddings.patch_embeddings.projection.weight",
+    "encoder.layers.{}.blocks.{}.attention.self.relative_position_bias_table",
 )
 
 
@@ -263,7 +261,7 @@ _NEW = (
     (r"\.attention\.relative_position_bias\.", ".attention.self."),
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
-    (r"^(?!swin\.|classifier\.)", "swin."),
+    (r"^swin\.", ""),
 )
 
 
@@ -282,7 +280,7 @@ def read_hugging_face(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any
         for pattern, new in _NEW:
             name = re.sub(pattern, new, name)
         renamed[name] = value
-    renamed.pop("swin.embeddings.mask_token", None)  # Of the pre-training task.
+    renamed.pop("embeddings.mask_token", None)  # Of the pre-training task.
     for part in ("query", "key", "value"):
         renamed = with_biases(renamed, f"attention.self.{part}")
     options, heads = options_of(
@@ -317,7 +315,7 @@ def write_hugging_face(options: ImageOptions, params: Mapping[str, np.ndarray]):
         "hidden_act": their_activation(options.activation),
         "layer_norm_eps": options.eps,
     }
-    return rules.write(_tower(params), hugging_face(len(kind.sizes), ""), "transformers' Swin"), config
+    return rules.write(_tower(params), hugging_face(len(kind.sizes)), "transformers' Swin"), config
 
 
 def fits(options: Any) -> bool:

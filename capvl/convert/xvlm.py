@@ -138,7 +138,7 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     options = XVlmOptions(**image, **text, **options, reads_end=not words, local_layers=local_layers(image))
     if words:
         theirs = xvlm_names.untied(theirs, xvlm_names.ties(TEXT, bool(options.text_pad)))
-    params = rules.read(theirs, table(options), heads_of(options), "X-VLM")
+    params = rules.read(theirs, table(options), heads_of(options), "model of X-VLM")
     return options, params | xvlm_names.fixed(options)
 
 
@@ -157,7 +157,7 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
     """
     check_image(options)
     check_text(options)
-    state = rules.write(xvlm_names.without_fixed(options, params), table(options), "X-VLM")
+    state = rules.write(xvlm_names.without_fixed(options, params), table(options), "model of X-VLM")
     words, roberta = "mlm" in options.heads, bool(options.text_pad)
     if words:
         state |= {copy: state[original] for copy, original in xvlm_names.ties(TEXT, roberta).items()}
@@ -166,12 +166,12 @@ def write_official(options: XVlmOptions, params: Mapping[str, np.ndarray]) -> di
 
 def check_text(options: TextOptions) -> None:
     """Raises UserError where a text model is not of a form that the official code has."""
-    check_form(options, _ROBERTA if options.text_pad else _BERT, "X-VLM")
+    form = _ROBERTA if options.text_pad else _BERT
+    check_form(options, form, "model of X-VLM", kind=options.encoder_kind.called)
 
 
 def check_image(options: Any) -> None:
     """Raises UserError where an image encoder is not of a form that the official code has."""
-    form = _CLIP if options.pre_norm else _DEIT
-    if isinstance(options.encoder_kind, SwinKind):
-        form = _SWIN
-    check_form(options, form | dict(pixels="clip"), "X-VLM")
+    kind, form = options.encoder_kind, _CLIP if options.pre_norm else _DEIT
+    form = _SWIN if isinstance(kind, SwinKind) else form
+    check_form(options, form | dict(pixels="clip"), "model of X-VLM", kind=kind.called)

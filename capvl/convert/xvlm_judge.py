@@ -38,7 +38,7 @@ def read_official(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, tex
     projection = len(theirs["vision_proj.weight"]) if "vision_proj.weight" in theirs else 0
     options = JudgeOptions(**image, **text, images=2, classes=classes, head=head, projection=projection)
     theirs = xvlm_names.untied(theirs, _ties(options))
-    params = rules.read(theirs, table(options), xvlm.heads_of(options), "X-VLM for NLVR2")
+    params = rules.read(theirs, table(options), xvlm.heads_of(options), "model of NLVR2")
     return options, params | xvlm_names.fixed(options)
 
 
@@ -89,7 +89,7 @@ def write_official(options: JudgeOptions, params: Mapping[str, np.ndarray]) -> P
         )
     xvlm.check_image(options)
     xvlm.check_text(options)
-    state = rules.write(xvlm_names.without_fixed(options, params), table(options), "X-VLM for NLVR2")
+    state = rules.write(xvlm_names.without_fixed(options, params), table(options), "model of NLVR2")
     state |= {copy: state[original] for copy, original in _ties(options).items()}
     return state | xvlm_names.image_buffers(options) | xvlm_names.text_buffers(state)
 

@@ -59,12 +59,14 @@ def form_of(names: Iterable[str]) -> Form:
 
 
 def read(source: Source) -> Weights:
-    """An X-VLM with the pixels that it was released with, and a tokenizer where there is one beside it."""
+    """An X-VLM with the pixels and the cleaning of texts that it was trained with, and a tokenizer where there is one
+    beside it."""
     heads = {f"{part}_heads": source.config.get(f"{part}_heads", source.heads) for part in ("image", "text")}
     options, params = form_of(source.arrays).read(source.arrays, **heads)
     pixels = Pixels(options.pixels, "squash", interpolation="bicubic")
     tokenizer = tokens.find(source.path)
-    return assemble(source, options, params, resize="hugging_face", pixels=pixels, tokenizer=tokenizer)
+    how = dict(resize="hugging_face", pixels=pixels, tokenizer=tokenizer, clean="xvlm")
+    return assemble(source, options, params, **how)
 
 
 def write(weights: Weights, target: Target) -> None:

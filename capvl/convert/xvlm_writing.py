@@ -29,7 +29,7 @@ def read_captioner(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, te
     start, _ = ends(text)
     options = XVlmCaptionerOptions(**image, **text, start=start)
     theirs = xvlm_names.untied(theirs, xvlm_names.ties(WORDS, bool(options.text_pad)))
-    params = rules.read(theirs, captioner_table(options), xvlm.heads_of(options), "X-VLM")
+    params = rules.read(theirs, captioner_table(options), xvlm.heads_of(options), "model of X-VLM")
     return options, params | xvlm_names.fixed(options)
 
 
@@ -67,7 +67,7 @@ def read_answers(theirs: Mapping[str, np.ndarray], *, image_heads: int = 0, text
     )
     options = XVlmAnswersOptions(**image, **text | named, start=start, end=end)
     theirs = xvlm_names.untied(theirs, xvlm_names.ties(WORDS, False))
-    params = rules.read(theirs, answers_table(options), xvlm.heads_of(options), "X-VLM")
+    params = rules.read(theirs, answers_table(options), xvlm.heads_of(options), "model of X-VLM")
     return options, params | xvlm_names.fixed(options)
 
 
@@ -95,7 +95,7 @@ def write_official(options: Any, params: Mapping[str, np.ndarray]) -> dict[str, 
     xvlm.check_image(options)
     xvlm.check_text(options)
     table = captioner_table(options) if captioner else answers_table(options)
-    state = rules.write(xvlm_names.without_fixed(options, params), table, "X-VLM")
+    state = rules.write(xvlm_names.without_fixed(options, params), table, "model of X-VLM")
     state |= {copy: state[original] for copy, original in xvlm_names.ties(WORDS, bool(options.text_pad)).items()}
     return state | xvlm_names.image_buffers(options) | xvlm_names.text_buffers(state)
 

@@ -85,6 +85,7 @@ def _regions_arguments(sub: argparse.ArgumentParser) -> None:
         "--exclude", default="", help="files that name images of evaluations, 'prepared' or 'own', with commas between"
     )
     sub.add_argument("--allow_leaks", action="store_true", help="train on images of evaluations, too")
+    sub.add_argument("--image_data", default="", help="Visual Genome's, for other formats that name its images")
     sub.add_argument("--max_phrase", type=int, default=default.max_phrase, help="characters of a phrase")
     sub.add_argument(
         "--turned", default=default.turned, help=f"boxes of images that EXIF turns: {', '.join(regional.TURNED)}"
@@ -102,6 +103,7 @@ def _regions(args: argparse.Namespace, data_dir: str) -> None:
             data_dir,
             exclude=tuple(filter(None, args.exclude.split(","))),
             allow_leaks=args.allow_leaks,
+            image_data=args.image_data,
             rules=regional.Rules(args.max_phrase, args.turned),
             workers=args.workers,
             beam=None if args.beam is None else shlex.split(args.beam),
@@ -125,8 +127,7 @@ def _filters(args: argparse.Namespace) -> filters.Filters:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m capvl.data.prepare", description="Prepare a data set for capvl.", allow_abbrev=False
     )
@@ -141,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
             sub.add_argument("--data", required=True, help="a prepared data set")
             sub.add_argument("--split", default="train")
             sub.add_argument("--out", required=True, help="of the page (a .png comes beside it), or of the lines")
+            if command == "odvg":
+                sub.add_argument("--images", default="", help="folder that the images are written to")
             if command == "look":
                 sub.add_argument("--count", type=int, default=24, help="pictures")
                 sub.add_argument("--seed", type=int, default=0, help="of which ones")
@@ -160,7 +163,12 @@ def main(argv: list[str] | None = None) -> None:
             _regions_arguments(sub)
         if command in ("tars", "annotated", "regions"):
             sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = _parser().parse_args(argv)
     data_dir = args.data_dir or sources.default_data_dir()
     if args.command == "scenes":
         print(making.scenes(args.config, data_dir))
@@ -168,14 +176,14 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "tfds":
         print(catalog.from_tfds(args.name, data_dir))
     elif args.command == "annotated":
-        splits = _files(args)
-        print_report(annotated.prepare(args.name, args.format, splits, args.files, data_dir, args.frames, args.workers))
+        how = data_dir, args.frames, args.workers
+        print_report(annotated.prepare(args.name, args.format, _files(args), args.files, *how))
     elif args.command == "regions":
         _regions(args, data_dir)
     elif args.command == "look":
         print(*look.look(args.data, args.split, args.count, args.out, data_dir, args.seed), sep="\n")
     elif args.command == "odvg":
-        counts = look.write_odvg(args.data, args.split, args.out, data_dir)
+        counts = look.write_odvg(args.data, args.split, args.out, data_dir, args.images)
         print(", ".join(f"{n} lines of {kind}" for kind, n in counts.items()))
     else:
         splits = {s: getattr(args, s) for s in ("train", "val", "test") if getattr(args, s)}

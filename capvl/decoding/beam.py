@@ -38,7 +38,8 @@ class HuggingFace:
     shares_places: ClassVar[bool] = False
 
     def score(self, logp, before, written) -> jax.Array:
-        """Of texts of `before` tokens in all, then one more, `written` of them by the search, that end."""
+        """Of texts of `before` tokens in all, a start and a prompt included, before their end, and of `written` tokens
+        by the search, an end included."""
         del before
         return logp / jnp.maximum(written, 1).astype(jnp.float32) ** self.penalty
 
@@ -53,14 +54,37 @@ class HuggingFace:
         """
         return jnp.zeros(len(best_B), bool)
 
-    def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
-        """Whether the search is over after this step, the best text that goes on having log-probability `running_B`."""
+    def over_after(self, done_BK, best_B, running_B, before, written_B) -> jax.Array:
+        """Whether the search is over after this step.
+
+        Args:
+          done_BK: scores of finished texts, best first.
+          best_B, running_B: log-probability of the best of this step's candidates, and of the best that goes on.
+          before, written_B: as for `score`.
+        """
         full_B = (done_BK > LOW / 2).all(axis=1)
         return full_B & (self.score(running_B, before, written_B) <= done_BK[:, -1])
 
     def cuts_last(self) -> bool:
         """Whether texts that reach their full length end there, their last token given up for the end."""
         return False
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceWhole(HuggingFace):
+    """As transformers was before it left out the prompt (4.12, which X-VLM's code needs): a text's score is its
+    log-probability / (its tokens before the end, start and prompt included) ** penalty. The search is over when no
+    candidate, whether it ends or not, could beat the worst kept text as it is now."""
+
+    def score(self, logp, before, written) -> jax.Array:
+        """See `HuggingFace.score`."""
+        del written
+        return logp / jnp.asarray(before, jnp.float32) ** self.penalty
+
+    def over_after(self, done_BK, best_B, running_B, before, written_B) -> jax.Array:
+        """See `HuggingFace.over_after`."""
+        full_B = (done_BK > LOW / 2).all(axis=1)
+        return full_B & (self.score(best_B, before, written_B) <= done_BK[:, -1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +116,7 @@ class Official:
         """See `HuggingFace.over_before`."""
         return (done_BK[:, 0] > LOW / 2) & (done_BK[:, 0] >= best_B / self._norm(most_B - 1))
 
-    def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
+    def over_after(self, done_BK, best_B, running_B, before, written_B) -> jax.Array:
         """See `HuggingFace.over_after`."""
         return jnp.zeros(len(running_B), bool)
 
@@ -135,7 +159,7 @@ class AllenNlp:
         """See `HuggingFace.over_before`."""
         return jnp.zeros(len(best_B), bool)
 
-    def over_after(self, done_BK, running_B, before, written_B) -> jax.Array:
+    def over_after(self, done_BK, best_B, running_B, before, written_B) -> jax.Array:
         """See `HuggingFace.over_after`."""
         return running_B <= LOW / 2
 
@@ -144,7 +168,12 @@ class AllenNlp:
         return False
 
 
-RULES = {"hugging_face": HuggingFace, "official": Official, "allennlp": AllenNlp}
+RULES = {
+    "hugging_face": HuggingFace,
+    "hugging_face_whole": HuggingFaceWhole,
+    "official": Official,
+    "allennlp": AllenNlp,
+}
 
 
 class Texts(NamedTuple):
@@ -218,7 +247,9 @@ def beam_search(
         stopped_B = state.stopped_B | rule.over_before(state.done.scores, best_logp[:, 0], limit_B + own)
         written_B = index + 1 - prefix_B
         may_end = rule.may_end(ends, beams) & ~stopped_B[:, None] & (best_logp > LOW / 2)
-        scores = jnp.where(may_end, rule.score(best_logp, before, written_B[:, None]), LOW)
+        # A text that is cut at its full length has no end.
+        before_end = before + (token != eos).astype(jnp.int32)
+        scores = jnp.where(may_end, rule.score(best_logp, before_end, written_B[:, None]), LOW)
         done = _keep_best(state.done, Texts(rows, scores, best_logp))
 
         # The best K that don't end go on.
@@ -227,7 +258,7 @@ def beam_search(
             done, running_logp = _share_places(done, running_logp)
         cache = _rows_of_parents(cache, jnp.take_along_axis(beam, running, axis=1), batch_axis)
         tokens = jnp.take_along_axis(rows, running[:, :, None], axis=1)
-        over_B = rule.over_after(done.scores, running_logp[:, 0], before, written_B)
+        over_B = rule.over_after(done.scores, best_logp[:, 0], running_logp[:, 0], before, written_B)
         return _State(index + 1, tokens, running_logp, done, stopped_B | over_B | full_B, cache)
 
     begin = _begin(batch, beams, length, cache)

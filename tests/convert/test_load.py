@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_close
@@ -10,9 +12,12 @@ from test_convert import MODELS, random_params, weights_of
 from capvl.convert import folder
 from capvl.convert.load import load_parameters
 from capvl.errors import UserError
+from capvl.models.encoder import EncoderOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
+from capvl.models.xvlm import XVlmOptions
 from capvl.nn.positions import resize, resize_grid
+from capvl.objectives.judge import ASSIGNED
 from capvl.weights import Weights
 
 
@@ -58,7 +63,6 @@ def test_a_git_begins_with_a_clip_and_a_bert(tmp_path):
             r"under encoder/ were trained with model.activation='quick_gelu' \(here 'gelu'",
         ),
         ("clip", {"eps": 1e-6}, r"under encoder/ were trained with model.eps=1e-05 \(here 1e-06\)"),
-        ("clip", {"pixels": "half"}, r"model.pixels='clip' \(here 'half'\)"),
         ("clip", {"text_causal": False}, r"under text/ were trained with model.text_causal=True"),
         ("git", {"text_eps": 1e-5}, r"under decoder/ were trained with model.text_eps=1e-12 \(here 1e-05\)"),
     ],
@@ -73,6 +77,80 @@ def test_parameters_that_would_compute_something_else(tmp_path, name, change, wo
     if "under text/" in words:
         only = ("encoder/.*",)
         assert load_parameters(str(tmp_path / name), dataclasses.replace(options, **change), only)
+
+
+@pytest.mark.parametrize("pixels, into", [("clip", "half"), ("imagenet", "clip"), ("half", "imagenet")])
+def test_an_encoder_that_sees_other_pixels_computes_the_same(tmp_path, pixels, into):
+    """Their normalisation becomes part of the patches' embedding; convolutions with padding have no place for it."""
+    options = dataclasses.replace(MODELS["class token"], pixels=pixels)
+    params = random_params(options)
+    folder.write_folder(str(tmp_path / "ours"), Weights(params, options))
+    other = dataclasses.replace(options, pixels=into)
+    loaded = load_parameters(str(tmp_path / "ours"), other)
+    image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, options.res, options.res, 3)), jnp.float32)
+    outputs = [
+        jax.jit(lambda p, o=o: Blueprint(o).bind(p).features(image))(p)
+        for o, p in ((options, params), (other, loaded), (other, params))
+    ]
+    assert_close(outputs[1], outputs[0], 2e-5)
+    assert np.abs(outputs[2] - outputs[0]).max() > 1e-2
+    conv = dataclasses.replace(options, stem="conv")
+    folder.write_folder(str(tmp_path / "conv"), Weights(random_params(conv), conv))
+    with pytest.raises(UserError, match=f"model.pixels='{pixels}' .here '{into}'"):
+        load_parameters(str(tmp_path / "conv"), dataclasses.replace(conv, pixels=into))
+
+
+def test_an_x_vlm_begins_with_a_swin_and_a_bert(tmp_path):
+    """Tables of a Swin become those of larger windows, near offsets as they were."""
+    image = dict(encoder="swin-w8d2-1h2-2/4", activation="gelu", eps=1e-5, dtype="float32")
+    small = EncoderOptions(**image, res=32, window=4, pixels="imagenet")
+    folder.write_folder(str(tmp_path / "swin"), Weights(random_params(small), small))
+    folder.write_folder(str(tmp_path / "bert"), weights_of("bert"))
+    options = XVlmOptions(
+        **image, res=48, window=6, pixels="clip", text="w16d2h2m32", cross_layers=1, vocab=30, length=8,
+        text_positions=8,
+    )  # fmt: skip
+    path, only = f"{tmp_path / 'swin'} + {tmp_path / 'bert'}", ("encoder/.*", "text/(?!cross/cross).*")
+    params = load_parameters(path, options, only)
+    left = set(Blueprint(options).shapes) - set(params)
+    assert left and all(
+        name.startswith(("image_head", "text_head", "temp", "itm", "box", "text/cross/c")) for name in left
+    )
+    tables, theirs = params["encoder/stages/0/offsets"], random_params(small)["encoder/stages/0/offsets"]
+    assert (tables.shape, theirs.shape) == ((2, 121, 2), (2, 49, 2))
+    assert_close(tables[:, 60], theirs[:, 24], 1e-5)
+    with pytest.raises(UserError, match="encoder/stages/0/blocks/attn/out/bias is only in the model"):
+        load_parameters(str(tmp_path / "bert"), options, only)
+
+
+def test_models_of_tasks_begin_with_an_x_vlm(tmp_path):
+    """Its encoders, each cross-modal layer twice for two images; decoders begin as its cross-modal layers."""
+    folder.write_folder(str(tmp_path / "xvlm"), weights_of("xvlm"))
+    theirs = weights_of("xvlm").params
+
+    def begin(name, only, **changes):
+        options = dataclasses.replace(MODELS[name], **changes)
+        params = load_parameters(str(tmp_path / "xvlm"), options, only)
+        return params, set(Blueprint(options).shapes) - set(params)
+
+    judge, left = begin("judge", ("(encoder|text)/.*",))
+    assert {name.split("/")[0] for name in left} == {"head"}
+    for part in ("first", "second"):
+        np.testing.assert_array_equal(judge[f"text/cross/{part}/mlp/up/kernel"], theirs["text/cross/mlp/up/kernel"])
+    captioner, left = begin("xvlm captioner", ())
+    assert not left
+    np.testing.assert_array_equal(captioner["text/word_bias"], theirs["text/word_bias"])
+    answers, left = begin("xvlm answers", (), answer_layers=1)
+    assert not left
+    np.testing.assert_array_equal(answers["answers/cross/mlp/up/kernel"], theirs["text/cross/mlp/up/kernel"])
+    with pytest.raises(UserError, match="1 cross-modal layers, fewer than model.answer_layers=2"):
+        begin("xvlm answers", ())
+    assigned = dataclasses.replace(MODELS["judge"], classes=ASSIGNED, head="linear", projection=4)
+    folder.write_folder(str(tmp_path / "assigned"), Weights(random_params(assigned), assigned))
+    params = load_parameters(str(tmp_path / "assigned"), MODELS["judge"], ("(encoder|text)/.*",))
+    np.testing.assert_array_equal(
+        params["text/cross/second/norm1/scale"], random_params(assigned)["text/cross/second/norm1/scale"]
+    )
 
 
 def test_init_from_a_converted_folder_resizes_positions(tmp_path):

@@ -44,6 +44,28 @@ def test_answers_of_the_hand_made_model(by_word, colors, mesh, tmp_path):
     assert "takes for what after step 3" in page and "<svg" in page
 
 
+def test_answers_are_ranked(by_word, colors, mesh, tmp_path):
+    """The likeliest of the list, whichever is asked first; what it needs is said."""
+    context, params = context_of(captioner, colors, mesh)
+    (tmp_path / "some.txt").write_text("green thing\nred\ngreen\n")
+    listed = dict(task="caption", split="test", vocabulary=str(tmp_path / "some.txt"))
+    with jax.set_mesh(mesh):
+        for rank, first_twice in ((1, False), (2, True), (9, False)):
+            ranked = vqa.Vqa(**listed, rank=rank, first_twice=first_twice)
+            found = dict(p for p in ranked.setup(context)(params) if isinstance(p[1], float))
+            # Of two with the same first token the list of one has whichever stands first.
+            assert found["exact"] == pytest.approx(1 / 3 if rank == 1 else 2 / 3)
+            assert found["exact/blind"] <= 1 / 3 + 1e-6
+    for options, message in (
+        (dict(rank=2), "rank needs a vocabulary"),
+        (listed | dict(first_twice=True), "first_twice a rank"),
+        (listed | dict(rank=2, beams=3), "what is ranked is not written"),
+        (listed | dict(rank=-1), "rank must not be negative"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vqa.Vqa(**options)
+
+
 def test_answers_without_looking():
     """The commonest answer to a question's words, to its kind, or at all."""
     rows = [

@@ -30,6 +30,8 @@ COUNTED = 2000
 LEAST, MOST = 360, 640
 """Pixels of a drawn picture's long side: small images are enlarged, so that names can be read."""
 COLUMNS = 4
+JPEG = b"\xff\xd8"
+"""How these begin; of other kinds the name says PNG, and readers look at the bytes."""
 
 
 def look(name: str, split: str, count: int, out: str, data_dir: str, seed: int = 0) -> tuple[str, str]:
@@ -203,9 +205,14 @@ def _page(name: str, split: str, cards: list[str], table, left_out) -> str:
     )
 
 
-def write_odvg(name: str, split: str, out: str, data_dir: str) -> dict[str, int]:
+def write_odvg(name: str, split: str, out: str, data_dir: str, images: str = "") -> dict[str, int]:
     """Writes a region data set as ODVG: a line of grounding for each caption that names regions, and a line of
     detections for each image with boxes of a class that has a label; `out`.labels.json says these.
+
+    Args:
+      name, split, data_dir: of the data set.
+      out: path of the lines.
+      images: a folder that the images are written to; "" where they lie where their annotations found them.
 
     Returns:
       How many lines of each kind.
@@ -215,10 +222,19 @@ def write_odvg(name: str, split: str, out: str, data_dir: str) -> dict[str, int]
     """
     wanted = ("file_name", "height", "width", "text", "boxes", "phrases", "attributes?")
     source = sources.open_source(name, split, data_dir, features=("image",))
+    folder = storage.folder(images) if images else None
+    if folder is not None:
+        storage.make_folder(folder)
     names = {category: label for label, category in enumerate(categories(source))}
     lines, counts = [], {"detection": 0, "grounding": 0}
     for i in range(len(source)):
         record = source.read(i, wanted)
+        if folder is not None:
+            data = source[i]["image"]
+            record["file_name"] = f"{split}-{i:07d}.{'jpg' if data[:2] == JPEG else 'png'}"
+            storage.replace_bytes(folder / record["file_name"], data)
+        elif "#" in as_text(record["file_name"]) or not record["file_name"]:
+            raise UserError(f"The images of {name!r} are no files of their own; write them with --images=FOLDER.")
         found = regions(record)
         if any(region.category in names for region in found):
             lines.append(region_lines.odvg_line(record, None, names))

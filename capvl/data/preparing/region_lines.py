@@ -27,20 +27,19 @@ from capvl.lines import parse_json, read_json
 
 def _values(rows: Rows, kind: type[Row]) -> Iterator[tuple[str, Any]]:
     """(place, row) of JSON lines that are as they should be."""
-    first, found = "", False
+    found = False
     for place, line in rows.lines():
         try:
             value = parse_json(line)
         except ValueError:
             rows.left.count("is not JSON", place)
             continue
-        row = rows.one(kind, value, place)
-        if row is not None:
+        if (row := rows.one(kind, value, place)) is not None:
             found = True
             yield place, row
-        first = first or place
     if not found:
-        raise FormatError(f"{rows.path!r} has no line of it" if first else f"{rows.path!r} is empty")
+        why = "; ".join(f"{first[0]} {reason}" for reason, (_, first) in rows.left.items()) or "it is empty"
+        raise FormatError(f"{rows.path!r} has no line of it: {why}")
 
 
 class _Elem(Row):

@@ -91,6 +91,7 @@ def prepare(
     *,
     exclude: Sequence[str] = (),
     allow_leaks: bool = False,
+    image_data: str = "",
     rules: Rules | None = None,
     workers: int = 0,
     beam: list[str] | None = None,
@@ -104,6 +105,7 @@ def prepare(
       files: folder of the images; "" where the annotations name whole paths or hold the images.
       data_dir: where prepared data sets are; with Beam also a bucket.
       exclude, allow_leaks: see `capvl.data.preparing.leaks.evaluations`.
+      image_data: Visual Genome's image_data.json, for other formats that name its images: whose numbers COCO's are.
       rules: what is let in.
       workers: processes; 0 for one a core.
       beam: options of Apache Beam, to run there instead; None for here.
@@ -117,7 +119,11 @@ def prepare(
     rules = rules or Rules()
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
-    training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits["train"])
+    if image_data:
+        known = groundings.coco_ids(image_data)
+        for own, rows in items.items():
+            items[own] = [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
+    training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
     evaluations += [leaks.of_items(own, rows) for own, rows in items.items() if own != "train" and not allow_leaks]
@@ -155,7 +161,8 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
     return folder
 
 
-def _only_scenes(format: str, names: list[str]) -> bool:
+def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
+    names = [name for own in splits.values() for name in own]
     return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
 
 
@@ -264,7 +271,11 @@ def _claim(file: epath.Path, text: str) -> None:
 def _run_here(jobs: list[Job], workers: int) -> None:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "parts", TimeRemainingColumn())
     spawn = multiprocessing.get_context("spawn")
-    workers = min(workers or os.cpu_count() or 1, len(jobs) or 1)
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers == 1:
+        for job in jobs:
+            write_part(job)
+        return
     with Progress(*columns) as progress, concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
         task = progress.add_task("preparing", total=len(jobs))
         for future in concurrent.futures.as_completed([pool.submit(write_part, job) for job in jobs]):

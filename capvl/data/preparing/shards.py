@@ -93,10 +93,8 @@ def to_example(
         "text": captions,
         "label": record.schema.label,
         "class_name": record.schema.class_name,
-        "boxes": list(_boxes(record.schema, height, width)),
-        "phrases": [
-            dict(sentence=s, first_word=f, num_words=n, chain=c, phrase=p) for s, f, n, c, _, p in record.schema.phrases
-        ],
+        "boxes": _boxes(record.schema, (height, width)),
+        "phrases": records.phrases(record.schema),
         "json": json.dumps(record.meta, ensure_ascii=False),
     }
     return example, Row(key, filters.hashes(pixels, captions), height, width, sum(map(len, captions)))
@@ -126,24 +124,12 @@ def encode_jpeg(pixels) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
 
 
-def _boxes(schema: records.Schema, height: int, width: int):
-    """Rows of the `boxes` feature; pixels -> fractions, cut at the image's edges."""
+def _boxes(schema: records.Schema, size: tuple[int, int]):
+    """Rows of the `boxes` feature."""
     # tfds is slow to import.
     import tensorflow_datasets as tfds
 
-    labels = schema.labels or [None] * len(schema.boxes)
-    names = schema.category_names or [None] * len(schema.boxes)
-    for (chain, (x0, y0, x1, y1)), label, name in zip(schema.boxes, labels, names, strict=True):
-        top, left, bottom, right = (min(max(v, 0.0), 1.0) for v in (y0 / height, x0 / width, y1 / height, x1 / width))
-        if top >= bottom or left >= right:
-            raise RejectedError("box outside of the image")
-        label = -1 if label is None else label
-        yield {
-            "bbox": tfds.features.BBox(top, left, bottom, right),
-            "chain": chain,
-            "label": label,
-            "category": name or "",
-        }
+    return [row | {"bbox": tfds.features.BBox(*row["bbox"])} for row in records.boxes(schema, size)]
 
 
 def write_shard(source: str, part: str, filters: Filters, frames: int = 0, names: Names = NO_NAMES) -> None:

@@ -151,6 +151,33 @@ def read(members: dict[str, bytes], text: str = "") -> Record:
     return Record(kept, schema, meta)
 
 
+def boxes(schema: Schema, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Rows of the feature `boxes` as prepared records have it, `bbox` as (y0, x0, y1, x1) in fractions, cut at the
+    image's edges.
+
+    Args:
+      schema: of the sample.
+      size: (height, width) of the upright image.
+
+    Raises:
+      RejectedError: one lies outside.
+    """
+    labels, names = (rows or [None] * len(schema.boxes) for rows in (schema.labels, schema.category_names))
+    (height, width), found = size, []
+    for (chain, (x0, y0, x1, y1)), label, name in zip(schema.boxes, labels, names, strict=True):
+        top, left, bottom, right = (min(max(v, 0.0), 1.0) for v in (y0 / height, x0 / width, y1 / height, x1 / width))
+        if top >= bottom or left >= right:
+            raise RejectedError("box outside of the image")
+        own = {"chain": chain, "label": -1 if label is None else label, "category": name or ""}
+        found.append({"bbox": (top, left, bottom, right)} | own)
+    return found
+
+
+def phrases(schema: Schema) -> list[dict[str, Any]]:
+    """Rows of the feature `phrases`."""
+    return [dict(sentence=s, first_word=f, num_words=n, chain=c, phrase=p) for s, f, n, c, _, p in schema.phrases]
+
+
 def image(members: dict[str, bytes], name: str = "") -> bytes:
     """The encoded image of a sample.
 

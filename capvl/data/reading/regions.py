@@ -69,10 +69,9 @@ def categories(source: Any) -> list[str]:
       source: of `capvl.data.reading.sources.open_source`.
     """
     for name in ("boxes", "objects"):
-        rows = source.info.features.get(name)
-        label = getattr(rows, "feature", {}).get("label") if rows is not None else None
-        if getattr(label, "names", None):
-            return list(label.names)
+        rows = getattr(source.info.features[name], "feature", {}) if name in source.info.features else {}
+        if "label" in rows and getattr(rows["label"], "names", None):
+            return list(rows["label"].names)
     return []
 
 

@@ -1,4 +1,5 @@
-"""Sources that can't be read at random: tar (WebDataset), parquet and TFRecord shards, local or on a bucket.
+"""Sources that can't be read at random: tar (WebDataset), parquet and TFRecord shards, local or on a bucket; and the
+ArrayRecord files of prepared data sets, in order, where they lie in one.
 
 The files are dealt to R readers, each of which shuffles its own through a window, without end.
 Example n of a run comes from reader n mod R; a batch is laid out reader by reader, so host h
@@ -11,16 +12,18 @@ run that reads the same files; images that turn out to be bad are replaced by re
 
 import collections
 import concurrent.futures
+import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from google.protobuf.message import DecodeError
 
 from capvl import storage
-from capvl.data.images.decode import BadImageError
+from capvl.data.images.decode import BadImageError, image_size
 from capvl.data.randomness import Uniforms, replacement
-from capvl.data.reading import records
+from capvl.data.reading import records, sources
 from capvl.data.reading.batches import stack
 from capvl.data.reading.patterns import expand
 from capvl.data.reading.rejected import RejectedError
@@ -59,7 +62,7 @@ def tar_samples(path: str) -> Iterator[dict[str, bytes]]:
 
 
 def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
-    """Examples with `image`, `text`, `label` and `class_name` of a tar or parquet file.
+    """Examples with `image`, `text`, `label`, `class_name`, `boxes` and `phrases` of a tar or parquet file.
 
     Args:
       path: of the file.
@@ -69,6 +72,9 @@ def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
     for key, members in samples(path, MAX_BYTES, count, names):
         try:
             image, record = records.image(members, names.image), records.read(members, names.text)
+            boxes = records.boxes(record.schema, image_size(image)) if record.schema.boxes else []
+        except BadImageError:
+            boxes = []  # Who decodes the image replaces it.
         except RejectedError as e:
             count(str(e), key)
             continue
@@ -78,7 +84,17 @@ def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
             "text": [caption.encode() for caption in record.captions],
             "label": record.schema.label,
             "class_name": record.schema.class_name,
+            "boxes": _columns(boxes, ("bbox", "chain", "label", "category")),
+            "phrases": _columns(records.phrases(record.schema), _PHRASE),
         }
+
+
+_PHRASE = ("phrase", "chain", "sentence", "first_word", "num_words")
+
+
+def _columns(rows: list[dict], names: tuple[str, ...]) -> dict[str, list]:
+    """Rows as prepared records have them: a list of each name."""
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def tfrecord_examples(path: str, image: str, text: str, count: Count | None = None) -> Iterator[dict]:
@@ -122,6 +138,38 @@ def tfrecord_examples(path: str, image: str, text: str, count: Count | None = No
             else f"is cut short or no TFRecord after {number + 1} records"
         )
         raise UserError(f"Shard {path!r} {said}.") from e
+
+
+def array_record_examples(path: str, features: tuple[str, ...], fields: sources.Fields | None) -> Iterator[dict]:
+    """Examples of one file of a prepared data set, in order.
+
+    Args:
+      path: of the file, beside its data set's features.json; in a bucket it is copied first.
+      features: keys that the Examples shall have.
+      fields: which feature is what, where its name doesn't say it.
+
+    Raises:
+      UserError: it can't be read, or hasn't these features.
+    """
+    # Slow to import.
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    file = epath.Path(path)
+    decode = sources.decoder(str(file.parent), (*features, "image_id?", "key?"), fields)
+    try:
+        with storage.local_copy(file) as local:
+            reader = ArrayRecordReader(local)
+            try:
+                for number in range(reader.num_records()):
+                    example = decode(reader.read([number])[0])
+                    name = example.get("image_id") or example.get("key") or number
+                    yield example | {"key": sources.as_text(name)}
+            finally:
+                reader.close()
+    except (OSError, ValueError, RuntimeError, DecodeError) as e:
+        if storage.passes(e):
+            raise
+        raise UserError(f"Shard {path!r} can't be read: {storage.reason(e)}.") from e
 
 
 class Stream:
@@ -288,6 +336,10 @@ class Stream:
         names = Names(self.options.image, self.options.text)
         if is_tar(path) or is_parquet(path):
             return shard_examples(path, names, count)
+        if ".array_record" in pathlib.PurePath(path).name:
+            fields = self.options.fields()
+            asked = tuple(dict.fromkeys(("image", *self.features)))
+            return array_record_examples(path, asked, fields if fields and (names.image or names.text) else None)
         return tfrecord_examples(path, names.image or "image", names.text or "text", count)
 
 
