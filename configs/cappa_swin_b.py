@@ -3,7 +3,7 @@
 COMMAND   python -m capvl.main --config=configs/cappa_swin_b.py --workdir=gs://…/cappa_swin_b
           another resolution needs windows that divide it: :res=384,window=12
 DATA      as cappa_l16.py
-CHIPS     a TPU pod slice; not yet run at this size by us
+CHIPS     a TPU pod slice, such as v5e:16x16 with --config.mesh.replica=-1 --config.mesh.fsdp=16; not yet run by us
 EXPECTED  not measured by us
 """
 
