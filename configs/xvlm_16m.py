@@ -2,6 +2,7 @@
 
 COMMAND   python -m capvl.main --config=configs/xvlm_16m.py --workdir=gs://…/xvlm_16m
               --config.init_from="gs://…/swin_b_22k + gs://…/bert_base"
+              --config.init_only="('encoder/.*', 'text/(?!cross/cross).*')"
 DATA      as xvlm_4m.py, with 11.1 M images of CC12M, and regions of Objects365 (0.58 M images) and OpenImages (1.7 M).
           The original's list also has RefCOCO's images "without leaks"; ours leaves them out
 CHIPS     a TPU pod slice: docs/performance.md has a plan for v5e:16x16

@@ -2,6 +2,7 @@
 
 COMMAND   python -m capvl.main --config=configs/xvlm_4m.py --workdir=gs://…/xvlm_4m
               --config.init_from="gs://…/swin_b_22k + gs://…/bert_base"
+              --config.init_only="('encoder/.*', 'text/(?!cross/cross).*')"
 DATA      0.11 M images of COCO, 0.10 M of Visual Genome, 0.86 M of SBU, 2.9 M of CC3M: 5.1 M texts; regions of the
           first two: 2.5 M objects, 3.7 M described regions (docs/data.md). BERT's vocab.txt as
           tokenizers/bert_uncased.txt

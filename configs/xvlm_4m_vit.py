@@ -2,6 +2,7 @@
 
 COMMAND   python -m capvl.main --config=configs/xvlm_4m_vit.py --workdir=gs://…/xvlm_4m_vit
               --config.init_from="gs://…/clip_b16 + gs://…/bert_base"
+              --config.init_only="('encoder/.*', 'text/(?!cross/cross).*')"
 DATA      as xvlm_4m.py
 CHIPS     as xvlm_4m.py
 EXPECTED  not run by us; the authors find CLIP's ViT-B about as good as Swin-B

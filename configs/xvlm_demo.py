@@ -44,6 +44,19 @@ def get_config():
     config.schedule = dict(kind="cosine", warmup=100)
     config.log_every = 100
     config.checkpoint = dict(every=1000)
-    config.evals = dict(retrieval=dict(limit=500, captions=1))
-    config.variants = dict(steps="steps", batch="batch_size", lr="optimizer.lr", seed="seed", blind="objective.blind")
+    config.evals = dict(
+        retrieval=dict(name="scenes/few", captions=1, rerank=16),
+        grounding=dict(name="scenes/few"),
+        foils=dict(type="compositionality", format="scenes", images="scenes/few:val"),
+    )
+    config.variants = dict(
+        steps="steps",
+        batch="batch_size",
+        lr="optimizer.lr",
+        seed="seed",
+        data="data.name",
+        heads="model.heads",
+        kinds="objective.kinds",
+        blind="objective.blind",
+    )
     return config

@@ -52,7 +52,6 @@ FORMATS = (
     Format("git", "", "git_official", writes=False),
     Format("xvlm", "", "xvlm_official"),
     Format("swin", "", "swin_original", writes=False),
-    Format("xvlm", "", "xvlm"),
     Format("open_clip", "", "open_clip", writes=False),
     Format("timm", "", "timm"),
     Format("stablehlo", "", "stablehlo", reads=False),

@@ -41,7 +41,7 @@ def clip_image(theirs: str) -> list[Rule]:
 def image(options: Any, theirs: str = IMAGE) -> list[Rule]:
     """The image encoder of a model with these options, whose names begin with a prefix."""
     if isinstance(options.encoder_kind, SwinKind):
-        return swin.original(len(options.encoder_kind.sizes), theirs)
+        return rules.under("", theirs, swin.original(len(options.encoder_kind.sizes)))
     return clip_image(theirs) if options.pre_norm else rules.under("", theirs, timm.vit(options))
 
 

@@ -25,7 +25,7 @@ class DataOptions:
 
     Attributes:
       name: a data set (`capvl.data.reading.sources.open_source`), a mixture with weights such as
-        "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar, parquet or TFRecord shards
+        "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar, parquet, TFRecord or ArrayRecord shards
         ("stream:gs://bucket/{00000..00099}.tar"). Where an objective takes several kinds of batch, each has its own:
         "pairs=stream:FILES + regions=visual_genome*0.5 + coco".
       split: of every data set.

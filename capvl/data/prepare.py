@@ -85,6 +85,7 @@ def _regions_arguments(sub: argparse.ArgumentParser) -> None:
         "--exclude", default="", help="files that name images of evaluations, 'prepared' or 'own', with commas between"
     )
     sub.add_argument("--allow_leaks", action="store_true", help="train on images of evaluations, too")
+    sub.add_argument("--image_data", default="", help="Visual Genome's, for other formats that name its images")
     sub.add_argument("--max_phrase", type=int, default=default.max_phrase, help="characters of a phrase")
     sub.add_argument(
         "--turned", default=default.turned, help=f"boxes of images that EXIF turns: {', '.join(regional.TURNED)}"
@@ -102,6 +103,7 @@ def _regions(args: argparse.Namespace, data_dir: str) -> None:
             data_dir,
             exclude=tuple(filter(None, args.exclude.split(","))),
             allow_leaks=args.allow_leaks,
+            image_data=args.image_data,
             rules=regional.Rules(args.max_phrase, args.turned),
             workers=args.workers,
             beam=None if args.beam is None else shlex.split(args.beam),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from capvl.data.examples.phrases import PAIR_TEXTS, SIDES, PairText, RegionText, TextReader
+from capvl.data.examples.phrases import PAIR_TEXTS, REGION_TEXTS, SIDES, PairText, RegionText, TextReader
 from capvl.data.images.crops import Crop
 from capvl.data.reading import regions
 from capvl.data.text import tokenizers
@@ -46,7 +46,8 @@ class XVlm:
       group: (images, texts): of so many images with regions one after another a step takes so many texts, those with a
         low number in their image first.
       slots: regions of an image that are drawn, a caption among them.
-      pair_texts: what texts of pairs are: "captions", or "phrases" of regions that are in the image somewhere.
+      pair_texts: what texts of pairs are: "captions", or "regions" for what regions of the image are called.
+      region_texts: by which of "phrases" and "classes" regions are called.
       captions: whether the caption of an image with regions is one of them (its box is the whole image).
       itc, itm, mlm, l1, giou: weights of the losses; 0 leaves one out.
       same_image: texts of the same image aren't each other's negatives, in ITC and ITM (retrieval; the paper's
@@ -67,6 +68,7 @@ class XVlm:
     group: tuple[int, int] = (3, 8)
     slots: int = 5
     pair_texts: str = "captions"
+    region_texts: tuple[str, ...] = REGION_TEXTS
     captions: bool = True
     itc: float = 1.0
     itm: float = 1.0
@@ -88,9 +90,10 @@ class XVlm:
     Model: ClassVar[type] = XVlmOptions
 
     def __post_init__(self):
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise UserError(f"objective.kinds: {kind!r} is unknown." + nearest(kind, KINDS))
+        for name, known in (("kinds", KINDS), ("region_texts", REGION_TEXTS)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise UserError(f"objective.{name}: {value!r} is unknown." + nearest(value, known))
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise UserError(f"objective.kinds should name {' or '.join(KINDS)} or both, each once, not {self.kinds}.")
         for name, known in (("sides", SIDES), ("pair_texts", PAIR_TEXTS)):
@@ -163,8 +166,8 @@ class XVlm:
         how = crop, read, data.flip, self.sides, train
         photometric = dataclasses.replace(crop, randaugment=crop.randaugment and "photometric")
         made = {
-            "pairs": PairText(*how, self.pair_texts),
-            "regions": RegionText(photometric, *how[1:], self.slots, self.captions),
+            "pairs": PairText(*how, self.pair_texts, self.region_texts),
+            "regions": RegionText(photometric, *how[1:], self.slots, self.captions, self.region_texts),
         }
         return {kind: made[kind] for kind in self.kinds}
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from conftest import assert_close
 from pytorch import timm
-from test_swin import OPTIONS, weights_of
+from test_convert_swin import OPTIONS, weights_of
 from test_torch_timm import arrays, randomised
 
+from capvl.bench import encoder
 from capvl.convert import formats, rules, swin
 from capvl.convert.files import write_safetensors
+from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -107,3 +109,16 @@ def test_out_to_transformers(tmp_path):
     assert_close(features, found.pooler_output, TOLERANCE)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert tuple(processor.image_mean) == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name", ["swin-w8d2-1h2-2/4", "w16d2h2m32/8"])
+def test_the_benchmark_runs_the_same_model_in_both(name, timm, capsys, monkeypatch):
+    monkeypatch.setattr(encoder, "matmul_rate", lambda: 1e9)
+    arguments = [f"--encoder={name}", "--batch=2", "--rounds=1", "--res=32", "--against=timm"]
+    arguments += ["--window=4"] if name.startswith("swin") else []
+    encoder.main(arguments)
+    assert "speed_of_ours_by_theirs" in capsys.readouterr().out
+    theirs = encoder.theirs
+    monkeypatch.setattr(encoder, "theirs", lambda *a: lambda: 1.1 * theirs(*a)())
+    with pytest.raises(UserError, match="timm gives other features for the same weights, off by 0.09"):
+        encoder.main(arguments)

@@ -42,6 +42,16 @@ def test_an_encoder(changes):
     assert options.encoder_flops() - beyond == pytest.approx(found, rel=0.001)
 
 
+@pytest.mark.parametrize("changes", [{}, dict(res=96, window=3), dict(encoder="swin-w16d1h2/8", window=4)], ids=str)
+def test_a_swin(changes):
+    """Windows, merging, and a last stage that is one window."""
+    swin = dict(encoder="swin-w16d2-3-1h1-2-4/4", window=8, res=32)
+    options = EncoderOptions(**SMALL | swin | changes)
+    side = options.res
+    found = counted(options, lambda model, image: model.encode(image), ((1, side, side, 3), jnp.float32))
+    assert options.encoder_flops() == pytest.approx(found, rel=0.001)
+
+
 def test_images_that_keep_their_aspect():
     """All patches of the square are embedded; the blocks see those of the largest image. XLA also resizes positions."""
     options = dataclasses.replace(GIT, max_side=96)

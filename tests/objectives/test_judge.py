@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import assert_close
 
@@ -57,6 +59,30 @@ def test_several_texts_of_an_image_are_judged_each_for_itself():
     together = jax.jit(model.judge)(image, text)
     alone = jax.jit(model.judge)(jnp.repeat(image, 3, axis=0), text.reshape(6, 1, 12))
     assert_close(together.reshape(6, 1, 3), alone, 1e-5)
+
+
+def test_it_learns_which_side_is_bright():
+    """One text, true of pairs whose left image is brighter: nothing but the images' order tells."""
+    blueprint = Blueprint(JudgeOptions(**TINY, images=2, classes=("False", "True")))
+    label = jnp.arange(16, dtype=jnp.int32)[:, None] % 2
+    bright = 0.4 * jnp.stack([label[:, 0], 1 - label[:, 0]], axis=1).astype(jnp.float32)
+    image = 0.2 * images(16, 2) + bright[:, :, None, None, None]
+    batch = dict(image=image, text=jnp.repeat(texts(1)[None], 16, axis=0), label=label, weights=jnp.ones((16, 1)))
+    adam = optax.adam(3e-3)
+
+    @jax.jit
+    def step(state, _):
+        params, moments = state
+        (_, metrics), gradients = jax.value_and_grad(
+            lambda p: judge.Judge().loss(blueprint.bind(p), batch, None), has_aux=True
+        )(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it.
+            updates, moments = adam.update(gradients, moments)
+        return (optax.apply_updates(params, updates), moments), metrics["accuracy"].value()
+
+    params = blueprint.init(jax.random.key(0))
+    _, accuracy = jax.lax.scan(step, (params, adam.init(params)), None, length=120)
+    assert accuracy[0] < 0.8 and accuracy[-1] == 1.0
 
 
 def test_empty_slots_weigh_nothing():
@@ -194,6 +220,13 @@ def test_reading_without_the_end():
         model = model_of(**TINY, reads_end=reads)
         logits = [jax.jit(model.judge)(image, jnp.asarray(t)) for t in (text, other)]
         assert bool(np.allclose(*logits, atol=1e-6)) == same
+
+
+def test_the_papers_model_has_as_many_parameters_as_the_official_one():
+    """NLVR2 on Swin-B at 384: counted on the official class."""
+    swin = dict(encoder="swin-B/4", res=384, window=12, eps=1e-5, activation="gelu")
+    shapes = Blueprint(JudgeOptions(**swin, images=2, classes=("False", "True"))).shapes
+    assert sum(math.prod(shape.shape) for shape in shapes.values()) == 263_123_834
 
 
 def test_options_are_hashable_and_say_what_they_can():

@@ -15,7 +15,8 @@ from capvl.data.reading.regions import Region, regions
 from capvl.data.text.masking import Masking
 
 SIDES = ("skip", "swap")
-PAIR_TEXTS = ("captions", "phrases")
+PAIR_TEXTS = ("captions", "regions")
+REGION_TEXTS = ("phrases", "classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ class PairText:
       flip: whether half of the images are flipped (on the device).
       sides: what becomes of a flip where the caption names a side: "skip" (X-VLM) leaves it out, "swap" swaps words.
       train: random crop, flip and text; else the first text and no randomness.
-      texts: "captions", or "phrases" of its regions.
+      texts: "captions", or "regions" for what its regions are called.
+      called: by which of REGION_TEXTS regions are called.
     """
 
     crop: Crop
@@ -80,6 +82,7 @@ class PairText:
     sides: str
     train: bool
     texts: str = "captions"
+    called: tuple[str, ...] = REGION_TEXTS
 
     @property
     def tokenizer(self) -> Any:
@@ -91,7 +94,7 @@ class PairText:
         if self.texts == "captions":
             texts = example["text"]
         else:
-            texts = [text for region in regions(example) for text in texts_of(region)]
+            texts = [text for region in regions(example) for text in texts_of(region, self.called)]
         text = texts[uniforms.below(len(texts)) if self.train else 0] if texts else ""
         flip = self.train and self.flip and uniforms() < 0.5
         flip = flip and not (self.sides == "skip" and names_sides(text))
@@ -113,6 +116,7 @@ class RegionText:
       crop, read, flip, sides, train: as in `PairText`; whether a flip is left out goes by all texts of the image.
       slots: S.
       captions: whether captions are regions.
+      called: by which of REGION_TEXTS regions are called; one that has no such name is left out.
     """
 
     crop: Crop
@@ -122,6 +126,7 @@ class RegionText:
     train: bool
     slots: int
     captions: bool = True
+    called: tuple[str, ...] = REGION_TEXTS
 
     @property
     def tokenizer(self) -> Any:
@@ -130,15 +135,16 @@ class RegionText:
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
-        found = [region for region in regions(example) if texts_of(region)]
+        named = ((region.box, texts_of(region, self.called)) for region in regions(example))
+        found = [(box, texts) for box, texts in named if texts]
         captions = [t for t in example.get("text", ()) if t] if self.captions else []
         flip = self.train and self.flip and uniforms() < 0.5
-        said = [*captions, *(text for region in found for text in texts_of(region))]
+        said = [*captions, *(text for _, texts in found for text in texts)]
         flip = flip and not (self.sides == "skip" and any(map(names_sides, said)))
-        around = found[uniforms.below(len(found))].box if self.train and found else None
+        around = found[uniforms.below(len(found))][0] if self.train and found else None
         geometry = self.crop.draw(example, uniforms, flip=flip, around=around)
-        boxes, there = geometry.boxes([region.box for region in found])
-        kept = [(box, texts_of(r), False) for r, box, inside in zip(found, boxes, there, strict=True) if inside]
+        boxes, there = geometry.boxes([box for box, _ in found])
+        kept = [(box, texts, False) for (_, texts), box, inside in zip(found, boxes, there, strict=True) if inside]
         rows = [(np.array(WHOLE, np.float32), captions, True)] if captions else []
         rows += choose(kept, self.slots - len(rows), uniforms if self.train else None)
         filled = [self._row(*row, geometry, uniforms) for row in rows]
@@ -152,7 +158,21 @@ class RegionText:
         return {"box": box, "whole": np.bool_(whole)} | self.read(geometry.text(text), uniforms)
 
 
-def texts_of(region: Region) -> tuple[str, ...]:
-    """What a region may be called: its phrases, else its class; and each with an attribute in front, if it has some."""
-    names = region.phrases or ((region.category,) if region.category else ())
-    return names + tuple(f"{attribute} {name}" for attribute in region.attributes for name in names)
+def texts_of(region: Region, kinds: Sequence[str] = REGION_TEXTS) -> tuple[str, ...]:
+    """What a region may be called, each text once.
+
+    Args:
+      region: the region.
+      kinds: of REGION_TEXTS. "phrases" is what is said of it, "classes" the name of its class. What it is like stands
+        before the class, as before a phrase where it has no class: "black cat".
+    """
+    found = list(region.phrases) if "phrases" in kinds else []
+    if region.category:
+        nouns = [region.category] if "classes" in kinds else []
+        found += nouns
+    else:
+        nouns = list(found)
+    pairs = ((attribute, noun) for attribute in region.attributes for noun in nouns)
+    # A described region may have its attribute in its words already.
+    found += [f"{attribute} {noun}" for attribute, noun in pairs if attribute not in noun.split()]
+    return tuple(dict.fromkeys(found))

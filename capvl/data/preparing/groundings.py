@@ -34,6 +34,22 @@ class _Data(Row):
     width: Pixels
 
 
+def coco_ids(path: str) -> dict[str, str]:
+    """Visual Genome's number -> COCO's, of the images of its image_data.json that are COCO's.
+
+    Raises:
+      UserError: it can't be read, or is another file.
+    """
+    rows = Rows(path, Rejected())
+    try:
+        found = {row.image_id: row.coco_id for _, row in rows.of(_Data, rows.listed(), "image") if row.coco_id}
+    except FormatError as e:
+        raise UserError(f"{path!r} is not Visual Genome's image_data.json: {e}.") from e
+    if not found:
+        raise UserError(f"{path!r} says of no image that it is COCO's.")
+    return found
+
+
 class _Regions(Row):
     id: Id
     regions: list[Any]

@@ -91,6 +91,7 @@ def prepare(
     *,
     exclude: Sequence[str] = (),
     allow_leaks: bool = False,
+    image_data: str = "",
     rules: Rules | None = None,
     workers: int = 0,
     beam: list[str] | None = None,
@@ -104,6 +105,7 @@ def prepare(
       files: folder of the images; "" where the annotations name whole paths or hold the images.
       data_dir: where prepared data sets are; with Beam also a bucket.
       exclude, allow_leaks: see `capvl.data.preparing.leaks.evaluations`.
+      image_data: Visual Genome's image_data.json, for other formats that name its images: whose numbers COCO's are.
       rules: what is let in.
       workers: processes; 0 for one a core.
       beam: options of Apache Beam, to run there instead; None for here.
@@ -117,6 +119,10 @@ def prepare(
     rules = rules or Rules()
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
+    if image_data:
+        known = groundings.coco_ids(image_data)
+        for own, rows in items.items():
+            items[own] = [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.

@@ -14,28 +14,15 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from capvl import storage
+from capvl.data.reading.decoders import Decoder, Fields
 from capvl.data.scenes import making
 from capvl.errors import UserError, nearest
-
-
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """Which feature is the image, the text and the label; "a/b" is feature b of a sequence a.
-
-    `names` are the classes' names by label, where the data set's own are not meant to be read.
-    """
-
-    image: str = "image"
-    text: str = ""
-    label: str = ""
-    names: tuple[str, ...] = ()
-
 
 FIELDS = {
     "scenes": Fields(text="text", label="label"),
@@ -62,7 +49,6 @@ FIELDS = {
     "places365_small": Fields(label="label"),
     "mnist": Fields(label="label"),
 }
-_PLAIN = ("image", "images", "text", "label", "frames")
 _TEXT_NAMES = ("text", "captions", "caption")
 
 
@@ -81,32 +67,9 @@ class Source:
         self._arguments = (directory, split, fields, features, name)
         self._readers: dict[tuple[str, ...], Source] = {}
         self.name = name
-        # tfds is slow to import.
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        self._parse = tf_example_pb2.Example.FromString
         builder = _builder(directory)
         self.info = builder.info
-        wanted = _paths(builder.info.features, fields, features)
-        self._label_names: list[str] | None = None
-        if "class_name" in wanted and fields.names:
-            self._label_names, wanted["class_name"] = list(fields.names), fields.label or "label"
-        elif "class_name" in wanted and wanted["class_name"] not in builder.info.features:
-            label = fields.label or "label"
-            if label in builder.info.features and getattr(builder.info.features[label], "names", None):
-                self._label_names = list(builder.info.features[label].names)
-                wanted["class_name"] = label
-        self._paths = {key: path.split("/") for key, path in wanted.items()}
-        _check_features(name, builder.info.features, wanted)
-        # Images, texts and labels are taken straight from the tf.train.Example, in a tenth of the
-        # time that tfds needs to rebuild the whole record; the rest is left to tfds.
-        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in _PLAIN}
-        self._rest = {k: p for k, p in self._paths.items() if k not in self._plain}
-        self._decoder = None
-        if self._rest:
-            partial = {path[0]: builder.info.features[path[0]] for path in self._rest.values()}
-            self._decoder = tfds.features.FeaturesDict(partial)
+        self._decoder = Decoder(builder.info.features, fields, features, name)
         self._data = _open_split(builder, split, name)
 
     def __reduce__(self):
@@ -117,25 +80,7 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = storage.retry(self._data.__getitem__, index, what=f"Reading data set {self.name!r}")
-        features = self._parse(record).features.feature
-        example = {}
-        for key, path in self._plain.items():
-            if key == "label":
-                example[key] = features[path].int64_list.value[0]
-            else:
-                values = features[path].bytes_list.value
-                example[key] = values[0] if key == "image" else list(values)
-        if self._decoder is not None:
-            rest = self._decoder.deserialize_example_np(record)
-            example |= {key: _get(rest, path) for key, path in self._rest.items()}
-        if self._label_names is not None:
-            label = int(example["class_name"])
-            if not -1 <= label < len(self._label_names):
-                raise UserError(
-                    f"Data set {self.name!r} has the label {label}, and {len(self._label_names)} class names."
-                )
-            example["class_name"] = self._label_names[label] if label >= 0 else ""
-        return example
+        return self._decoder(record)
 
     def read(self, index: int, features: tuple[str, ...]) -> dict[str, Any]:
         """Only some features of an Example, which need not be among those asked for."""
@@ -148,8 +93,7 @@ class Source:
         """Names of the classes, where the data set has them."""
         if self._arguments[2].names:
             return list(self._arguments[2].names)
-        feature = self.info.features[self._paths["label"][0]] if "label" in self._paths else None
-        return list(feature.names) if getattr(feature, "names", None) else None
+        return self._decoder.label_names()
 
 
 def name_of(source: Source, index: int) -> str:
@@ -192,35 +136,6 @@ def labels(name: str, split: str, data_dir: str) -> np.ndarray:
     """
     source = open_source(name, split, data_dir, features=("label",))
     return np.array([source[i]["label"] for i in range(len(source))])
-
-
-def _get(record: Any, path: Sequence[str]) -> Any:
-    for i, part in enumerate(path):
-        if isinstance(record, list):
-            return [_get(r, path[i:]) for r in record]
-        record = record[part]
-    return record
-
-
-def _paths(known, fields: Fields, features: tuple[str, ...]) -> dict[str, str]:
-    """Where each feature stands; one that ends in "?" is left out where the data set doesn't have it."""
-    paths = {}
-    for feature in features:
-        bare = feature.rstrip("?")
-        path = getattr(fields, bare, "") or bare
-        there = path.split("/")[0] in known or (bare == "class_name" and (fields.label or "label") in known)
-        if there or not feature.endswith("?"):
-            paths[bare] = path
-    return paths
-
-
-def _check_features(name: str, features, wanted: dict[str, str]) -> None:
-    for key, path in wanted.items():
-        first = path.split("/")[0]
-        if first not in features:
-            raise UserError(
-                f"Data set {name!r} has no {key} feature {path!r}; its features are {', '.join(sorted(features))}."
-            )
 
 
 def _open_split(builder, split: str, name: str):
@@ -311,7 +226,7 @@ def _builder(directory: str):
     # tfds is slow to import.
     import tensorflow_datasets as tfds
 
-    file = pathlib.Path(directory, "features.json")
+    file = storage.folder(directory) / "features.json"
     try:
         foreign = sorted(n for n in _classes(storage.read_json(file)) if not _TFDS_CLASS.fullmatch(n))
     except RecursionError as e:
@@ -372,6 +287,17 @@ def find(name: str, data_dir: str) -> str:
         f"`python -m capvl.data.prepare tars --name={base} --train='…/*.tar' --data_dir={data_dir}`."
         + nearest(name, {*prepared, *FIELDS})
     )
+
+
+def decoder(directory: str, features: tuple[str, ...], fields: Fields | None = None) -> Decoder:
+    """What makes Examples of the records of a prepared folder, which may be in a bucket.
+
+    Raises:
+      UserError: it is none, or hasn't these features.
+    """
+    known = _builder(directory).info.features
+    fields = fields or guess_fields(pathlib.PurePath(directory).parent.name, known)
+    return Decoder(known, fields, features, directory)
 
 
 def contents(directory: str, split: str) -> tuple[int, list[str]]:

@@ -1,4 +1,5 @@
-"""Sources that can't be read at random: tar (WebDataset), parquet and TFRecord shards, local or on a bucket.
+"""Sources that can't be read at random: tar (WebDataset), parquet and TFRecord shards, local or on a bucket; and the
+ArrayRecord files of prepared data sets, in order, where they lie in one.
 
 The files are dealt to R readers, each of which shuffles its own through a window, without end.
 Example n of a run comes from reader n mod R; a batch is laid out reader by reader, so host h
@@ -11,16 +12,18 @@ run that reads the same files; images that turn out to be bad are replaced by re
 
 import collections
 import concurrent.futures
+import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from google.protobuf.message import DecodeError
 
 from capvl import storage
 from capvl.data.images.decode import BadImageError, image_size
 from capvl.data.randomness import Uniforms, replacement
-from capvl.data.reading import records
+from capvl.data.reading import records, sources
 from capvl.data.reading.batches import stack
 from capvl.data.reading.patterns import expand
 from capvl.data.reading.rejected import RejectedError
@@ -135,6 +138,38 @@ def tfrecord_examples(path: str, image: str, text: str, count: Count | None = No
             else f"is cut short or no TFRecord after {number + 1} records"
         )
         raise UserError(f"Shard {path!r} {said}.") from e
+
+
+def array_record_examples(path: str, features: tuple[str, ...], fields: sources.Fields | None) -> Iterator[dict]:
+    """Examples of one file of a prepared data set, in order.
+
+    Args:
+      path: of the file, beside its data set's features.json; in a bucket it is copied first.
+      features: keys that the Examples shall have.
+      fields: which feature is what, where its name doesn't say it.
+
+    Raises:
+      UserError: it can't be read, or hasn't these features.
+    """
+    # Slow to import.
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    file = epath.Path(path)
+    decode = sources.decoder(str(file.parent), (*features, "image_id?", "key?"), fields)
+    try:
+        with storage.local_copy(file) as local:
+            reader = ArrayRecordReader(local)
+            try:
+                for number in range(reader.num_records()):
+                    example = decode(reader.read([number])[0])
+                    name = example.get("image_id") or example.get("key") or number
+                    yield example | {"key": sources.as_text(name)}
+            finally:
+                reader.close()
+    except (OSError, ValueError, RuntimeError, DecodeError) as e:
+        if storage.passes(e):
+            raise
+        raise UserError(f"Shard {path!r} can't be read: {storage.reason(e)}.") from e
 
 
 class Stream:
@@ -301,6 +336,10 @@ class Stream:
         names = Names(self.options.image, self.options.text)
         if is_tar(path) or is_parquet(path):
             return shard_examples(path, names, count)
+        if ".array_record" in pathlib.PurePath(path).name:
+            fields = self.options.fields()
+            asked = tuple(dict.fromkeys(("image", *self.features)))
+            return array_record_examples(path, asked, fields if fields and (names.image or names.text) else None)
         return tfrecord_examples(path, names.image or "image", names.text or "text", count)
 
 

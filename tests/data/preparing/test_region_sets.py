@@ -259,6 +259,17 @@ def test_visual_genomes_images_by_their_numbers_in_coco(tmp_path):
     told = report(make(tmp_path, "vg", "visual_genome", {"train": files}, exclude=(str(tmp_path / "list.txt"),)))
     assert told["rejected"] == {"image of the evaluation list.txt": {"count": 1, "first": ["11"]}}
     assert told["images whose number in COCO is unknown"] == 1
+    line = {"image_rpath": "vg/11.jpg", "elems": [{"caption": "dog", "bb": [1, 2, 3, 4]}]}
+    lines = [json.dumps(line), json.dumps(line | {"image_rpath": "vg/12.jpg"})]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    options = {"exclude": (str(tmp_path / "list.txt"),)}
+    for image_data, count in (("", 2), (files[0], 1)):
+        lines_of = {"train": [str(tmp_path / "x.jsonl")]}
+        told = report(make(tmp_path, f"x{count}", "xvlm", lines_of, image_data=image_data, **options))
+        assert told["examples"] == count
+    for bad in (str(tmp_path / "objects.json"), str(tmp_path / "x.jsonl")):
+        with pytest.raises(UserError, match="is not"):
+            make(tmp_path, "bad", "xvlm", lines_of, image_data=bad, **options)
 
 
 def test_an_evaluation_that_was_trained_on_before_is_told(tmp_path, capsys, monkeypatch):

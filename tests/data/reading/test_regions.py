@@ -6,9 +6,11 @@ import numpy as np
 from conftest import write_tar
 from handmade import picture
 
+from capvl.data.options import DataOptions
 from capvl.data.preparing import corpus
-from capvl.data.reading import sources
-from capvl.data.reading.regions import Region, regions
+from capvl.data.reading import sources, streams
+from capvl.data.reading.loader import Host
+from capvl.data.reading.regions import FEATURES, Region, regions
 from capvl.data.scenes import examples
 
 
@@ -45,6 +47,61 @@ def test_regions_of_prepared_sets(tmp_path):
     np.testing.assert_allclose(dogs[0].box, (4 / 24, 3 / 20, 20 / 24, 15 / 20), rtol=1e-6)
     assert cats == [Region((0.0, 0.0, 1.0, 1.0), (), 17, "cat")]
     assert none == [] and dogs[0].label == -1
+
+
+def streamed(pattern: str, features=("image", "text", *FEATURES)):
+    """The Examples of a stream's first file."""
+    stream = streams.Stream(pattern, DataOptions(), None, seed=0, host=Host(0, 1), features=features)
+    return list(stream._read(stream.files[0]))
+
+
+def test_streams_have_the_regions_of_prepared_sets(tmp_path):
+    meta = {
+        "captions": ["a red dog"],
+        "phrases": [[0, 1, 2, "7", "animal", "red dog"]],
+        "boxes": {"7": [[4, 3, 99, 15]]},
+    }
+    far = {"boxes": [[90, 0, 99, 20]]}
+    samples = [
+        (str(i), {"jpg": picture(), "json": json.dumps(m).encode(), "txt": b"x"}) for i, m in enumerate((meta, {}, far))
+    ]
+    write_tar(tmp_path / "0.tar", samples)
+    folder = corpus.prepare("set", {"train": str(tmp_path / "0.tar")}, str(tmp_path), workers=1)
+    source = sources.open_source("set", "train", str(tmp_path), features=("image", "text", *FEATURES))
+    (record,) = folder.glob("*.array_record*")
+    of_tar, of_records = streamed(str(tmp_path / "0.tar")), streamed(str(record))
+    assert of_tar.pop() == streams.LeftOut("box outside of the image", f"{tmp_path / '0.tar'}: 2")
+    assert len(source) == len(of_tar) == len(of_records) == 2
+    for i in range(2):
+        assert of_records[i]["image"] == of_tar[i]["image"] == source[i]["image"]
+        assert of_records[i]["key"] == of_tar[i]["key"] == str(i)
+        assert regions(of_records[i]) == regions(source[i])
+        for a, b in zip(regions(of_tar[i]), regions(source[i]), strict=True):
+            np.testing.assert_allclose(a.box, b.box, rtol=1e-6)
+            assert (a.phrases, a.label, a.spans) == (b.phrases, b.label, b.spans) == (("red dog",), -1, ((0, 2, 9),))
+    (left,) = streamed(str(record), ("image", "questions"))
+    assert "has no questions feature" in left.reason
+    (tmp_path / "set/1.0.0/set-train.array_record-00001-of-00001").write_bytes(b"rubbish" * 1000)
+    (left,) = streamed(str(tmp_path / "set/1.0.0/set-train.array_record-00001-of-00001"))
+    assert "can't be read" in left.reason
+
+
+def test_tables_are_what_tfds_reads(data_dir, tmp_path):
+    import tensorflow_datasets as tfds
+
+    meta = {"boxes": [[0, 0, 24, 20]], "labels": [17], "category_names": ["cat"]}
+    write_tar(tmp_path / "0.tar", [("0", {"jpg": picture(), "json": json.dumps(meta).encode(), "txt": b"x"})])
+    corpus.prepare("set", {"train": str(tmp_path / "0.tar")}, str(tmp_path), workers=1)
+    for name, folder, keys in (("set", str(tmp_path), ("boxes", "phrases")), ("scenes/tiny", data_dir, ("objects",))):
+        source = sources.open_source(name, "train", folder, features=("image", *keys))
+        assert not source._decoder._rest
+        decoder = tfds.features.FeaturesDict({key: source.info.features[key] for key in keys})
+        ours, theirs = source[0], decoder.deserialize_example_np(source._data[0])
+        for key in keys:
+            assert ours[key].keys() == theirs[key].keys()
+            for column, values in theirs[key].items():
+                assert ours[key][column].tolist() == np.asarray(values, ours[key][column].dtype).tolist()
+                assert ours[key][column].shape == np.shape(values)
 
 
 def test_regions_of_tfds():
