@@ -95,11 +95,12 @@ def test_two_hosts_equal_one_with_negatives_of_both(hosts, start, tmp_path, data
         "evals": {"retrieval": {"name": "scenes/tiny", "rerank": 4}, "grounding": {"name": "scenes/tiny", "limit": 32}},
     }
     found = []
-    for name, processes in (
-        ("one", [start(tmp_path / "one", devices=8, **values)]),
-        ("two", hosts(tmp_path / "two", 2, 4, **values)),
-    ):
-        for process in processes:
+    runs = {
+        "one": lambda workdir: [start(workdir, devices=8, **values)],
+        "two": lambda workdir: hosts(workdir, 2, 4, **values),
+    }
+    for name, begin in runs.items():
+        for process in begin(tmp_path / name):
             code, out = finish(process)
             assert code == 0, out
         found.append([json.loads(row) for row in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])

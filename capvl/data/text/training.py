@@ -55,10 +55,14 @@ def train_word_piece(texts, vocab: int, out: str | os.PathLike) -> SubwordTokeni
     model = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=SPECIAL[1]))
     model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    texts = [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts]
+    # The library numbers continuations in the order of a random hash, and breaks ties by these numbers.
+    begun = (word for t in texts for word, _ in model.pre_tokenizer.pre_tokenize_str(model.normalizer.normalize_str(t)))
+    continuations = sorted({f"##{letter}" for word in begun for letter in word[1:]})
     trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False, min_frequency=2
+        vocab_size=vocab, special_tokens=[*SPECIAL, *continuations], show_progress=False, min_frequency=2
     )
-    model.train_from_iterator((t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts), trainer)
+    model.train_from_iterator(texts, trainer)
     pieces = model.get_vocab()
     _write(out, "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get)).encode())
     return SubwordTokenizer(out)

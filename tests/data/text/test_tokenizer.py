@@ -2,10 +2,12 @@
 
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import real_data
+from conftest import ROOT, real_data
 
 from capvl.data.reading import sources
 from capvl.data.scenes import making
@@ -278,3 +280,16 @@ def test_settings_go_along_with_a_copy(data_dir, tmp_path, tiny_recipe):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(UserError, match="should be a JSON object"):
         Tokenizer(file)
+
+
+def test_a_vocabulary_of_word_pieces_is_the_same_in_every_process(tmp_path):
+    """The library's own order hangs on a random hash; hosts and runs need one."""
+    code = (
+        "import sys; from capvl.data.text.training import train_word_piece\n"
+        "train_word_piece(['abcd dcba bacd cabd adbc dbca ' * 3] * 4, 40, sys.argv[1])"
+    )
+    made = []
+    for name in ("a.txt", "b.txt", "c.txt"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True, cwd=ROOT)
+        made.append((tmp_path / name).read_text())
+    assert made[0] == made[1] == made[2]
