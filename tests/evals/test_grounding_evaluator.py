@@ -93,7 +93,7 @@ def test_the_rectangles_are_found(by_word, rectangles, method):
     assert found["chance"] < 0.3 and found["centre"] < 0.2 and found["mean_box"] < 0.3
     shown = found["pictures"]
     assert isinstance(shown, Pictures) and len(shown.images) == len(shown.captions) == grounding.SHOWN
-    assert shown.images[0].shape == (*SIZE, 3) and "IoU 1.00" in shown.captions[0]
+    assert shown.images[0].shape == (4 * SIZE[0], 4 * SIZE[1], 3) and "IoU 1.00" in shown.captions[0]
 
 
 @pytest.mark.parametrize("method", ["gradcam", "itc", "itm"])
