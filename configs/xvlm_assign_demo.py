@@ -3,7 +3,7 @@
 COMMAND   python -m capvl.main --config=configs/xvlm_assign_demo.py
 DATA      scenes/few, 20,000 images of 64 px with captions, made on first use
 CHIPS     2 CPU cores
-EXPECTED  chance is a third
+EXPECTED  not measured yet; chance is a third
 """
 
 import xvlm_nlvr2_demo

@@ -5,7 +5,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_grounding_weak.py --workdir
               --config.init_from=gs://…/xvlm_4m
           zero-shot, without the fine-tuning:
           python -m capvl.evaluate gs://…/xvlm_4m --config=configs/xvlm_grounding_weak.py
-DATA      as xvlm_grounding.py, whose boxes are used by the evaluators only; MAttNet's detections as {data_dir}/dets.json
+DATA      as xvlm_grounding.py, whose boxes only the evaluators use; MAttNet's detections as {data_dir}/dets.json
 CHIPS     a TPU VM, such as v5e:4x4
 EXPECTED  not run by us; ALBEF's numbers in the original's README: 58.46/65.89/46.25 on RefCOCO+ val/testA/testB
 """

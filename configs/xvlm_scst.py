@@ -6,7 +6,7 @@ COMMAND   python -m capvl.data.frequencies --data=coco --tokenizer=$TFDS_DATA_DI
               --config.init_from=gs://…/xvlm_caption
 DATA      as xvlm_caption.py
 CHIPS     a TPU VM, such as v5e:2x4
-EXPECTED  not run by us; the official README has CIDEr 140.8 after 133.1 (4M), 140.3 after 134.0 (16M)
+EXPECTED  not run by us; the original's README: CIDEr 140.8 after 133.1 (4M), 140.3 after 134.0 (16M)
 """
 
 import xvlm_caption
@@ -19,6 +19,6 @@ def get_config():
     config.objective = dict(
         name="xvlm_scst", frequencies="{data_dir}/tokenizers/coco_frequencies.npz", samples=5, references=5
     )
-    config.schedule.warmup = 4427
+    config.schedule.warmup = config.steps // 10
     config.init_from = "runs/xvlm_caption"
     return config

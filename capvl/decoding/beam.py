@@ -38,8 +38,8 @@ class HuggingFace:
     shares_places: ClassVar[bool] = False
 
     def score(self, logp, before, written) -> jax.Array:
-        """Of texts of `before` tokens in all, a start and a prompt included, before their end, and of `written` tokens
-        by the search, an end included."""
+        """Of texts of `before` tokens in all, a start and a prompt included and an end not, `written` of them, an end
+        included, by the search; those that are cut at their full length have no end."""
         del before
         return logp / jnp.maximum(written, 1).astype(jnp.float32) ** self.penalty
 
@@ -245,11 +245,9 @@ def beam_search(
         rows = jax.lax.dynamic_update_slice_in_dim(rows, token[:, :, None], index, axis=2)
 
         stopped_B = state.stopped_B | rule.over_before(state.done.scores, best_logp[:, 0], limit_B + own)
-        written_B = index + 1 - prefix_B
+        written_B, before_BC = index + 1 - prefix_B, before + (token != eos).astype(jnp.int32)
         may_end = rule.may_end(ends, beams) & ~stopped_B[:, None] & (best_logp > LOW / 2)
-        # A text that is cut at its full length has no end.
-        before_end = before + (token != eos).astype(jnp.int32)
-        scores = jnp.where(may_end, rule.score(best_logp, before_end, written_B[:, None]), LOW)
+        scores = jnp.where(may_end, rule.score(best_logp, before_BC, written_B[:, None]), LOW)
         done = _keep_best(state.done, Texts(rows, scores, best_logp))
 
         # The best K that don't end go on.

@@ -89,13 +89,16 @@ def read_statements(source, model_options, limit: int = 0) -> Iterator[Stated]:
     Raises:
       UserError: a label is no class of the model's, or an example has another number of images.
     """
-    left = limit or len(source) * 10**6
+    left = limit
     for i in range(len(source)):
-        asked = [q for q in questions(source.read(i, ("questions",))["questions"]) if q.answers][:left]
+        asked = [q for q in questions(source.read(i, ("questions",))["questions"]) if q.answers]
+        asked = asked[:left] if limit else asked
         statements = [Statement(q.question, class_of(q.answers[0], model_options.classes), q.kind, q.id) for q in asked]
         if statements:
             left -= len(statements)
             yield Stated(functools.partial(_images, source, i, model_options.images), statements)
+        if limit and not left:
+            return
 
 
 def _images(source, index: int, count: int) -> list[bytes]:

@@ -48,16 +48,8 @@ def _evaluate(hidden_BLD, labels_BL, weights_BL, kernel_DV, bias_V, smoothing, c
     padded = -(-tokens // chunk) * chunk
     kernel = kernel_DV.astype(hidden_BLD.dtype)
 
-    weights_GT = weights_BL.reshape(groups, tokens)
-    order_GT = jnp.argsort((weights_GT == 0).astype(jnp.int32), axis=1, stable=True)
-
-    def gather(x_BL, fill=0):
-        x_GT = jnp.take_along_axis(x_BL.reshape(groups, tokens), order_GT, axis=1)
-        return jnp.pad(x_GT, ((0, 0), (0, padded - tokens)), constant_values=fill)
-
-    labels_GT, weights_GT = gather(labels_BL), gather(weights_BL)
-    hidden_GTD = jnp.take_along_axis(hidden_BLD.reshape(groups, tokens, width), order_GT[:, :, None], axis=1)
-    hidden_GTD = jnp.pad(hidden_GTD, ((0, 0), (0, padded - tokens), (0, 0)))
+    order_GT = jnp.argsort((weights_BL.reshape(groups, tokens) == 0).astype(jnp.int32), axis=1, stable=True)
+    labels_GT, weights_GT, hidden_GTD = (_gather(x, order_GT, padded) for x in (labels_BL, weights_BL, hidden_BLD))
     hidden_GTD = constrain(hidden_GTD, "groups", None, None)
     live = jnp.max(jnp.sum(weights_GT != 0, axis=1))
 
@@ -104,6 +96,15 @@ def _evaluate(hidden_BLD, labels_BL, weights_BL, kernel_DV, bias_V, smoothing, c
         dhidden_BLD = jnp.take_along_axis(grads[0][:, :tokens], back_GT[:, :, None], axis=1)
         grads = (dhidden_BLD.reshape(b, length, width), grads[1].sum(axis=0), grads[2].sum(axis=0))
     return (jnp.sum(nll_BL * weights_BL), nll_BL, *told), grads
+
+
+def _gather(x_BL, order_GT, padded: int):
+    """What belongs to tokens, (B, L, …), in groups and in their order, with zeros behind: (G, padded, …)."""
+    groups, tokens = order_GT.shape
+    x = x_BL.reshape(groups, tokens, *x_BL.shape[2:])
+    extra = (1,) * (x.ndim - 2)
+    x = jnp.take_along_axis(x, order_GT.reshape(groups, tokens, *extra), axis=1)
+    return jnp.pad(x, ((0, 0), (0, padded - tokens), *((0, 0),) * len(extra)))
 
 
 def _chunk_nll(hidden_GCD, labels_GC, weights_GC, kernel_DV, bias_V, smoothing):

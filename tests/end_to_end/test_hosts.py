@@ -1,5 +1,6 @@
 """Several processes as the hosts of one run: joined by gloo on this machine, stopped, killed, started wrongly."""
 
+import json
 import signal
 import time
 
@@ -66,6 +67,49 @@ def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, device
     code, out = finish(start(tmp_path, devices=2, **(SAME | {"mesh": {"fsdp": 2}})))
     assert code == 0, out
     assert "Resumed after step 4" in out
+
+
+@pytest.mark.long
+def test_two_hosts_equal_one_with_negatives_of_both(hosts, start, tmp_path, data_dir):
+    """X-VLM's hard negatives come from the whole batch, whichever host has them; so do the evaluators' candidates."""
+    values = {
+        "steps": 4,
+        "mesh": {"fsdp": -1},
+        "objective": {"name": "xvlm", "share": 0.5, "group": [1, 2], "slots": 3, "masks": 3},
+        "model": {
+            "encoder": "w16d2h2m32/8",
+            "res": 32,
+            "text": "w16d2h2m32",
+            "cross_layers": 1,
+            "vocab": 256,
+            "length": 12,
+            "text_positions": 12,
+            "projection": 8,
+            "dtype": "float32",
+        },
+        "data": {
+            "name": "pairs=scenes/tiny + regions=scenes/tiny",
+            "data_dir": data_dir,
+            "tokenizer": "{data_dir}/scenes/wordpiece.txt",
+        },
+        "evals": {"retrieval": {"name": "scenes/tiny", "rerank": 4}, "grounding": {"name": "scenes/tiny", "limit": 32}},
+    }
+    found = []
+    for name, processes in (
+        ("one", [start(tmp_path / "one", devices=8, **values)]),
+        ("two", hosts(tmp_path / "two", 2, 4, **values)),
+    ):
+        for process in processes:
+            code, out = finish(process)
+            assert code == 0, out
+        found.append([json.loads(row) for row in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    compared = 0
+    for one, two in zip(*found, strict=True):
+        for key in one.keys() & two.keys():
+            if key.startswith(("pairs_", "regions_", "retrieval/", "grounding/", "loss")):
+                np.testing.assert_allclose(two[key], one[key], rtol=2e-4, atol=1e-5, err_msg=key)
+                compared += 1
+    assert compared > 60
 
 
 @pytest.mark.long

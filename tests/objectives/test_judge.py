@@ -11,7 +11,7 @@ import optax
 import pytest
 from conftest import assert_close
 
-from capvl import evaluation, recipes, train
+from capvl import recipes, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
@@ -20,7 +20,7 @@ from capvl.objectives import judge
 from capvl.parallel.mesh import MeshOptions, make_mesh
 from capvl.parallel.rules import batch_sharding
 
-TINY = dict(encoder="w16d1h2m32/16", res=32, dtype="float32", text="w16d3h2m32", cross_layers=1, unroll=True)
+TINY = dict(encoder="w16d1h2m32/16", res=32, dtype="float32", text="w16d2h2m32", cross_layers=1, unroll=True)
 TINY |= dict(vocab=128, length=12, text_positions=12, dropout=0.0)
 ASSIGN = TINY | dict(images=2, classes=judge.ASSIGNED, head="linear", projection=8)
 KEY = jax.random.key(3)
@@ -173,8 +173,6 @@ def test_both_stages_on_scenes(tiny, tmp_path, one_device):
         <= found["judge/accuracy"]
         == np.mean([found["judge/accuracy/True"], found["judge/accuracy/False"]])
     )
-    only = evaluation.evaluate(str(tmp_path / "b"), [("evals", "{'few': {'type': 'judge', 'limit': 3}}")])
-    assert only["few/count"] == 3
     assert recipe.objective.flops(recipe.model) > first.objective.flops(first.model) > 0
 
 

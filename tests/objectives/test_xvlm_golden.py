@@ -1,19 +1,23 @@
 """X-VLM's losses and gradients against those of the original (golden/xvlm), and its hard negatives' weights."""
 
 import functools
+import os
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_golden
+from conftest import ROOT, load_golden
 from golden_xvlm import FEATURES, LOSS, close, load
 
+from capvl import recipes
 from capvl.convert import rules, xvlm, xvlm_names
 from capvl.losses.contrastive import softmax_loss
 from capvl.losses.matching import LEAST, Negatives
 from capvl.nn.boxes import centres, corners, iou_and_giou
 from capvl.objectives.xvlm import XVlm
+from capvl.optim.optimizer import matches
 
 pytestmark = pytest.mark.golden
 FILES = ("pretrain_clip", "pretrain_swin")
@@ -172,3 +176,23 @@ def test_gradients_of_contrast_are_those_of_one_process(kind):
         expected = golden[f"out.{name}_{kind}"].reshape(ours.shape)
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(dt, golden[f"out.dtemp_{kind}"][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("tower, config", [("swin", "xvlm_4m"), ("clip", "xvlm_4m_vit")])
+def test_groups_of_the_recipes_are_the_originals(tower, config):
+    """Which parameters decay, and which learn twice as fast."""
+    golden, case = load_golden("xvlm", "xvlm_util.npz"), case_of(f"pretrain_{tower}")
+    groups = dict(zip(golden[f"groups.{tower}.names"].tolist(), golden[f"groups.{tower}.group"].tolist(), strict=True))
+    options = recipes.load(os.path.join(ROOT, f"configs/{config}.py")).optimizer
+    told = set()
+    for rule in xvlm.table(case.options):
+        ours = rule.ours.replace("/{i}", "")
+        fast, decays = matches(options.lr_mult, ours, 1.0) == 2, matches(options.decay, ours, 0.0) == 1
+        expected = 2 * fast + (not decays)
+        for theirs in rule.theirs:
+            pattern = re.escape(theirs).replace(re.escape("{i}"), r"\d+")
+            found = {name for name in groups if re.fullmatch(pattern, name)}
+            assert all(groups[name] == expected for name in found), (theirs, ours)
+            told |= found
+    ties = xvlm_names.ties(xvlm.TEXT, False)
+    assert set(groups) <= told | set(ties) | set(ties.values()), sorted(set(groups) - told)

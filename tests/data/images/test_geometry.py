@@ -11,7 +11,9 @@ from capvl.data.images.buckets import Bucket
 from capvl.data.images.crops import Crop, crop_around
 from capvl.data.images.decode import decode, turn
 from capvl.data.images.geometry import Geometry, names_sides, swap_sides
+from capvl.data.options import DataOptions
 from capvl.data.randomness import Uniforms
+from capvl.errors import UserError
 
 ORIENTATION = 0x0112
 STORED_AS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # What turns an upright image into a stored one.
@@ -32,6 +34,15 @@ def found(pixels) -> np.ndarray | None:
     """(x0, y0, x1, y1) of what is red, in pixels; None where nothing is."""
     rows, columns = np.nonzero(pixels[..., 0].astype(int) - pixels[..., 2] > 0)
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) if len(rows) else None
+
+
+@pytest.mark.parametrize("how, evaluated", [("squash", "squash"), ("center", "center")])
+def test_what_is_cropped_at_random_is_evaluated_as_is_said(how, evaluated):
+    options = DataOptions(name="x", crop="random", eval_crop=how)
+    assert Crop.from_options(options, res=32, train=False).kind == evaluated
+    assert Crop.from_options(options, res=32, train=True).kind == "random"
+    with pytest.raises(UserError, match="data.eval_crop='random' is unknown"):
+        DataOptions(name="x", eval_crop="random")
 
 
 BOX = (0.25, 0.4, 0.55, 0.75)

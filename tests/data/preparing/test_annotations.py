@@ -17,6 +17,7 @@ from capvl.data.preparing.annotations import Asked, Item
 from capvl.data.reading import sources, tsv
 from capvl.data.reading.texts import questions
 from capvl.errors import UserError
+from capvl.evals.entailment import read_pairs
 
 
 def film(path, frames=12, size=(32, 24)):
@@ -172,6 +173,15 @@ def test_pairs_of_images(tmp_path):
     (tmp_path / "others.jsonl").write_text('{"caption": "x"}\n')
     with pytest.raises(UserError, match="is not of the format 'nlvr2', or has nothing to use"):
         annotated.prepare("others", "nlvr2", {"val": [str(tmp_path / "others.jsonl")]}, "", str(tmp_path))
+
+
+@pytest.mark.realdata
+def test_real_entailment():
+    """Every pair of the file once, those of an image together, as the evaluator reads them."""
+    path = real_data("flickr8k", "visual_entailment.jsonl")
+    items = [item for _, item in annotations.read("snli_ve", [path], "val")]
+    found = sorted((item.image, q.question, *q.answers) for item in items for q in item.questions)
+    assert found == sorted(read_pairs(path)) and len({item.image for item in items}) == len(items) < len(found)
 
 
 def test_regions_are_cut_out_with_what_is_around_them(tmp_path):
