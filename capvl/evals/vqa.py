@@ -97,11 +97,7 @@ class Vqa(Decoding):
         prompt_NP, cut = prompts(context.model, context.objective, tokenizer, self.task, asked)
         if cut:
             say(f"{len(cut)} of {len(rows)} questions are longer than the model's prompts and were cut at their end.")
-        names = self._names(context, source, tokenizer)
-        if self.rank:
-            writer, decode = compile_ranker(context, self, names, prompt_NP.shape[1])
-        else:
-            writer, decode = compile_writer(context, self, names=names, widest=prompt_NP.shape[1])
+        writer, decode = self._writer(context, self._names(context, source, tokenizer), prompt_NP.shape[1])
 
         def written(params, blind: bool) -> list[str]:
             texts, size = [], context.batch
@@ -136,6 +132,12 @@ class Vqa(Decoding):
                 yield "confusion", confusion(kind or self.task, pairs)
 
         return evaluate
+
+    def _writer(self, context: Context, names: Names | None, widest: int):
+        """What answers: writes, or ranks."""
+        if self.rank:
+            return compile_ranker(context, self, names, widest)
+        return compile_writer(context, self, names=names, widest=widest)
 
     def _names(self, context: Context, source, tokenizer) -> Names | None:
         if not self.vocabulary:
