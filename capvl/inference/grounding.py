@@ -44,6 +44,8 @@ CELLS = {"gradcam": 32, "itc": 5, "itm": 5}
 """Side of the grid whose rectangles are the candidates, where none are given."""
 TRUE, FOUND = (40, 190, 60), (230, 50, 50)
 """Colours of boxes in pictures: what is right, and what was found."""
+SHORT = 224
+"""The least short side of a picture."""
 
 
 def method_of(options: Any, method: str = "") -> str:
@@ -263,12 +265,16 @@ class Grounding:
     image: bytes = dataclasses.field(repr=False)
 
     def picture(self, *, heat: bool = True) -> Image.Image:
-        """The upright image with the box, and with the heat map where there is one and `heat` is True."""
+        """The upright image, enlarged where it is small, with the box, and with the heat map where there is one and
+        `heat` is True."""
         return Image.fromarray(picture(decode(self.image), self.phrase, self.box, heat=self.heat if heat else None))
 
 
 def picture(pixels: np.ndarray, phrase: str, found, *, true: Sequence = (), heat: np.ndarray | None = None):
-    """uint8 (H, W, 3): an image under a map, with what is right in green and what was found in red."""
+    """uint8 (H, W, 3): an image under a map, with what is right in green and what was found in red; small images by a
+    whole factor larger, so that lines and names hide little."""
+    factor = -(-SHORT // min(pixels.shape[:2]))
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     if heat is not None:
         rows, columns = (bicubic(g, n) for g, n in zip(heat.shape, pixels.shape[:2], strict=True))
         pixels = heat_map(pixels, np.maximum(rows @ heat @ columns.T, 0.0))

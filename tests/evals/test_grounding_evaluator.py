@@ -14,6 +14,7 @@ from PIL import Image
 from seeing import SeeingOptions, random_boxes, scene
 
 from capvl import recipes, reporting
+from capvl.data.images.decode import BadImageError
 from capvl.data.preparing import corpus
 from capvl.data.preparing.filters import Filters
 from capvl.data.text import tokenizers
@@ -93,7 +94,7 @@ def test_the_rectangles_are_found(by_word, rectangles, method):
     assert found["chance"] < 0.3 and found["centre"] < 0.2 and found["mean_box"] < 0.3
     shown = found["pictures"]
     assert isinstance(shown, Pictures) and len(shown.images) == len(shown.captions) == grounding.SHOWN
-    assert shown.images[0].shape == (*SIZE, 3) and "IoU 1.00" in shown.captions[0]
+    assert shown.images[0].shape == (4 * SIZE[0], 4 * SIZE[1], 3) and "IoU 1.00" in shown.captions[0]
 
 
 @pytest.mark.parametrize("method", ["gradcam", "itc", "itm"])
@@ -181,6 +182,26 @@ def test_golden_evaluation_iou():
     size = 1 + max(x[:, i].max() + x[:, i + 2].max() for x in (a, b) for i in (0, 1))
     corners = [np.concatenate([x[:, :2], x[:, :2] + x[:, 2:]], axis=1) / size for x in (a, b)]
     assert_close(boxes.pixel_ious(*corners, (size, size)), golden["out.eval_iou"], 1e-6)
+
+
+def test_an_overlap_of_a_pixel_is_none_in_refcocos_code():
+    a, b = np.array([0.0, 0.0, 0.01, 0.5]), np.array([0.0, 0.0, 0.01, 0.4])
+    assert boxes.ious(a, b) == boxes.pixel_ious(a, b, (50, 200)) == pytest.approx(0.8)
+    assert boxes.pixel_ious(a, b, (50, 100)) == 0.0  # A pixel wide.
+    assert boxes.ious(np.zeros(4), np.zeros(4)) == 0.0
+
+
+def test_an_image_that_can_not_be_decoded(by_word, rectangles, monkeypatch):
+    transform = grounding.Asked.transform
+
+    def broken(self, example, uniforms):
+        if example["rows"][0] == 3:
+            raise BadImageError("broken")
+        return transform(self, example, uniforms)
+
+    monkeypatch.setattr(grounding.Asked, "transform", broken)
+    with pytest.raises(UserError, match="has images that can't be decoded; prepare it again"):
+        evaluate(grounding.Grounding(), rectangles[0])
 
 
 @pytest.mark.golden

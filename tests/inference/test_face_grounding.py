@@ -168,9 +168,10 @@ def test_ground(sees, truth):
     assert_close(one.box, truth["red"], 1e-6)
     assert one.heat.shape == sees.options.grid and one.phrase == "the red" and isinstance(one.score, float)
     drawn = one.picture()
-    assert drawn.size == (96, 64) and np.any(np.asarray(drawn) != np.asarray(picture))
+    large = np.asarray(picture).repeat(4, axis=0).repeat(4, axis=1)
+    assert drawn.size == (384, 256) and np.any(np.asarray(drawn) != large)
     plain = np.asarray(one.picture(heat=False))
-    x0, y0 = round(truth["red"][0] * 96), round(truth["red"][1] * 64)
+    x0, y0 = round(truth["red"][0] * 384), round(truth["red"][1] * 256)
     assert tuple(plain[y0, x0]) == grounding.FOUND
     three = sees.ground(picture, list(truth))
     assert [g.phrase for g in three] == list(truth)
@@ -189,7 +190,7 @@ def test_boxes_are_those_of_the_upright_image(sees, truth):
     upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=tags)
     found = sees.ground(buffer.getvalue(), "green")
     assert_close(found.box, truth["green"], 1e-6)
-    assert found.picture().size == (96, 64)
+    assert found.picture().size == (384, 256)
 
 
 def test_other_methods_and_boxes_to_choose_from(sees, truth):
@@ -203,7 +204,7 @@ def test_other_methods_and_boxes_to_choose_from(sees, truth):
     assert_close(heat, sees.ground(picture, "red").heat, 1e-6)
     only = loaded(able=("BOXES",)).ground(picture, "red")
     assert only.heat is None and only.score is None
-    assert only.picture().size == (96, 64)
+    assert only.picture().size == (384, 256)
 
 
 BAD = [
