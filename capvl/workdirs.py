@@ -12,7 +12,7 @@ from capvl import recipes, storage
 from capvl.data.text import tokenizers
 from capvl.data.text.cleaning import SETTINGS
 from capvl.errors import UserError
-from capvl.models.abilities import Ability, abilities
+from capvl.models.abilities import READERS, abilities
 from capvl.parallel import distributed
 
 
@@ -93,7 +93,7 @@ def tokenizer_of(path: epath.Path, recipe: recipes.Recipe) -> str:
 
 def tokenizer_named(recipe: recipes.Recipe) -> str:
     """Path of the tokenizer that a recipe names; "" where it has none, or a model without texts."""
-    if not abilities(recipe.model) & {Ability.TEXTS, Ability.DECODER}:
+    if not abilities(recipe.model) & READERS:
         return ""
     try:
         return recipe.data.tokenizer_path()

@@ -1,6 +1,7 @@
 """Recipes: every config file resolves, and what a user mistypes is named."""
 
 import glob
+import math
 import os
 import pathlib
 import re
@@ -27,6 +28,16 @@ def test_every_config_builds_its_state(path):
     state = recipe.train_step().abstract_state(mesh)
     assert all(leaf.sharding is not None for leaf in jax.tree.leaves(state))
     assert recipes.resolve(recipe.source) == recipe
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=os.path.basename)
+def test_every_config_divides_over_the_chips_that_it_names(path):
+    recipe, header = recipes.load(path), pathlib.Path(path).read_text().split('"""')[1]
+    for chips in re.findall(r"\bv\d\w*:(\d+(?:x\d+)+)", header):
+        own, left = divmod(recipe.batch_size, math.prod(map(int, chips.split("x"))) * recipe.micro_batches)
+        assert not left
+        if not getattr(recipe.objective, "frequencies", ""):  # A file of the user's.
+            recipe.objective.check(recipe.model, own, recipe.micro_batches)
 
 
 def test_paper_sizes_have_the_known_number_of_parameters():

@@ -1,11 +1,13 @@
 """A workdir is whole: it holds its tokenizer, and another one is an error."""
 
 import json
+import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from etils import epath
 
 import capvl
@@ -117,6 +119,13 @@ def test_begun_from_another_vocabulary(trained, moved, tiny, tmp_path):
         train.run(recipe, str(tmp_path / "a"))
     encoder = tiny(init_from=str(workdir), init_only=("encoder/.*",), data__tokenizer=other)
     train.run(recipes.resolve(encoder), str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["xvlm_grounding", "xvlm_nlvr2", "xvlm_vqa"])
+def test_models_that_read_texts_without_a_text_tower_have_a_tokenizer(name):
+    """Else weights for another vocabulary would go in unseen."""
+    recipe = recipes.load(os.path.join(ROOT, f"configs/{name}.py"))
+    assert workdirs.tokenizer_named(recipe).endswith("tokenizers/bert_uncased.txt")
 
 
 @pytest.fixture

@@ -345,7 +345,10 @@ def _seen(crop: Crop, data: list[bytes]):
 def _given(boxes: Any, geometries: list, grid: Size, count: int) -> dict[str, np.ndarray]:
     if len(geometries) > 1:
         raise UserError("Boxes to choose from can be given for one image at a time.")
-    boxes = np.asarray(boxes, np.float32)
+    try:
+        boxes = np.asarray(boxes, np.float32)
+    except (TypeError, ValueError) as e:
+        raise UserError("Boxes to choose from should be numbers (D, 4): x0, y0, x1, y1 in fractions.") from e
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
         raise UserError(f"Boxes to choose from should be (D, 4): x0, y0, x1, y1 in fractions, not {boxes.shape}.")
     if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, 2:] > boxes[:, :2]).all():

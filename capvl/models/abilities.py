@@ -40,6 +40,10 @@ class Ability(enum.StrEnum):
     JUDGES = "a class head for images with texts"
 
 
+READERS = frozenset({Ability.TEXTS, Ability.DECODER, Ability.ANSWERS, Ability.MATCHES, Ability.BOXES, Ability.JUDGES})
+"""Abilities of which each reads or writes texts."""
+
+
 def abilities(options: Any) -> frozenset[Ability]:
     """Abilities of a model by its options; none where they say nothing of it, as those of one's own model may."""
     return frozenset(getattr(options, "abilities", ()))

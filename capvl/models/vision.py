@@ -180,6 +180,11 @@ class ImageOptions:
         side = self.res // self.stride
         return side, side
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Regexes of the encoder's parameters that nothing reads but what pools an image: of a MAP head."""
+        return ("encoder/map/.*",) if self.pool == "map" else ()
+
     def kept_patches(self) -> int:
         """Tokens of an image's places that come out in training."""
         rows, columns = self.grid

@@ -93,7 +93,7 @@ class Git:
         """The encoder where it is locked; a MAP head is not used by the decoder."""
         if self.locked:
             return ("encoder/.*",)
-        return ("encoder/map/.*",) if model_options.pool == "map" else ()
+        return model_options.unread
 
     def features(self) -> tuple[str, ...]:
         """An image or the frames of a clip, where there are any, and what any task needs."""

@@ -49,7 +49,7 @@ class Judge:
         """Nothing contradicts."""
 
     def frozen(self, model_options: JudgeOptions) -> tuple[str, ...]:
-        """The projection of images, which nothing here learns."""
+        """The projection of images, which nothing here learns, and a MAP head."""
         return _frozen(model_options)
 
     def features(self) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ class TextAssignment:
             )
 
     def frozen(self, model_options: JudgeOptions) -> tuple[str, ...]:
-        """The projection of images: what is drawn by it teaches it nothing."""
+        """The projection of images: what is drawn by it teaches it nothing. And a MAP head."""
         return _frozen(model_options)
 
     def features(self) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ def _scored(logits, label) -> tuple[jax.Array, jax.Array]:
 
 
 def _frozen(model_options: JudgeOptions) -> tuple[str, ...]:
-    return ("image_head/.*",) if model_options.projection else ()
+    return model_options.unread + (("image_head/.*",) if model_options.projection else ())
 
 
 def _no_decoder(task: str) -> UserError:

@@ -63,7 +63,7 @@ class Scst:
 
     def frozen(self, model_options: GitOptions) -> tuple[str, ...]:
         """All parameters train but a MAP head, which the decoder doesn't use."""
-        return ("encoder/map/.*",) if model_options.pool == "map" else ()
+        return model_options.unread
 
     def features(self) -> tuple[str, ...]:
         """An image, or the frames of a clip, and captions."""

@@ -127,16 +127,20 @@ class XVlm:
                 f"micro_batches={micro_batches} would leave contrast and matching only the negatives of a part of the "
                 f"batch; set micro_batches=1 and save memory with model.remat."
             )
-        images = self.share * batch_per_device
-        if "regions" in self.kinds and images % self.group[0]:
-            raise UserError(
-                f"objective.share={self.share:g} of {batch_per_device} pairs on a device are {images:g} images with "
-                f"regions, which don't fall into groups of objective.group={self.group} images."
-            )
+        if "regions" in self.kinds:
+            share = self.features()["regions"].share
+            images = share * batch_per_device
+            # Shares such as 0.7 are not exact.
+            if images < 0.5 or abs(images - round(images)) > 1e-6 or round(images) % self.group[0]:
+                of_pairs = f"objective.share={self.share:g} of {batch_per_device} pairs on a device are "
+                raise UserError(
+                    f"{of_pairs if 'pairs' in self.kinds else 'A device has '}{images:g} images with regions, which "
+                    f"don't fall into groups of {self.group[0]}, as objective.group={self.group} says."
+                )
 
     def frozen(self, model_options: XVlmOptions) -> tuple[str, ...]:
-        """The cross-modal encoder where no loss reaches it."""
-        return () if self._fuses else ("text/cross/.*",)
+        """The cross-modal encoder where no loss reaches it, and a MAP head, which nothing reads."""
+        return model_options.unread + (() if self._fuses else ("text/cross/.*",))
 
     @property
     def _boxes(self) -> float:
@@ -195,7 +199,7 @@ class XVlm:
 
     def updates(self) -> tuple[tuple[str, ...], ...]:
         """The kinds of batch of each update of the optimizer that a step makes, in their order."""
-        return tuple((kind,) for kind in reversed(self.kinds)) if self.separate else (self.kinds,)
+        return (("regions",), ("pairs",)) if self.separate else (self.kinds,)
 
     def prepare(self, batch, *, train: bool):
         """Images to [-1, 1] and flipped where asked; of each group of images with regions the rows that are taken."""

@@ -18,6 +18,7 @@ from capvl.data.images.crops import Crop
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.losses.vocabulary import vocabulary_loss
+from capvl.models.bert import split_key
 from capvl.models.xvlm_answers import XVlmAnswers, XVlmAnswersOptions
 from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
@@ -48,7 +49,7 @@ class XVlmAnswering:
 
     def frozen(self, model_options: XVlmAnswersOptions) -> tuple[str, ...]:
         """All parameters train but a MAP head, which nothing reads."""
-        return ("encoder/map/.*",) if model_options.pool == "map" else ()
+        return model_options.unread
 
     def features(self) -> tuple[str, ...]:
         """An image and questions with answers."""
@@ -101,10 +102,10 @@ class XVlmAnswering:
     def loss(self, model: XVlmAnswers, batch, key):
         """Mean over questions of the weighted sum over answers of -log p(answer)."""
         images, count = batch["question"].shape[:2]
-        kv = model.ask(batch["image"], batch["question"].reshape(images * count, -1), key=key)
+        keys = split_key(key, 2)
+        kv = model.ask(batch["image"], batch["question"].reshape(images * count, -1), key=keys[0])
         answer = batch["answer"].reshape(-1, batch["answer"].shape[-1])
-        own = None if key is None else jax.random.fold_in(key, 1)
-        hidden = model.decoder.causal(answer, kv, dtype=model.dtype, key=own)
+        hidden = model.decoder.causal(answer, kv, dtype=model.dtype, key=keys[1])
         weights = jnp.where(real(answer), batch["weight"].reshape(-1, 1), 0.0)
         total, _ = vocabulary_loss(hidden, answer, weights, *model.decoder.output_layer(), 0.0, self.chunk)
         loss = total / images

@@ -212,6 +212,7 @@ BAD = [
     (lambda m, p: m.ground(p, "red", method="gradcam", layer=3), "layers are 0 to 0"),
     (lambda m, p: m.ground(p, "red", boxes=[[0, 0, 1, 1]]), "A box head finds boxes of its own"),
     (lambda m, p: m.ground(p, "red", method="itm", boxes=[0, 0, 1, 1]), r"should be \(D, 4\)"),
+    (lambda m, p: m.ground(p, "red", method="itm", boxes=[[0, 0, 1], [1]]), "should be numbers"),
     (lambda m, p: m.ground(p, "red", method="itm", boxes=[[0, 0, 96, 64]]), "in fractions of the upright image"),
     (lambda m, p: m.ground([p, p], ["red"], method="itm"), "1 phrases for 2 images"),
     (lambda m, p: m.ground(p, ""), "none of them empty"),

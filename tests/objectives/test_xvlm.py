@@ -189,6 +189,7 @@ def test_resumed_is_uninterrupted(recipe, tmp_path, one_device, separate):
     "model, objective, said",
     [
         ({}, {"group": (3, 8)}, "16 pairs on a device are 8 images with regions, which don't fall into groups"),
+        ({}, {"kinds": ("regions",), "group": (5, 8)}, "A device has 16 images with regions, which don't fall into"),
         ({"heads": ("itc", "itm", "mlm")}, {}, "has a loss 'box', and model.heads=.* lacks it"),
         ({}, {"mlm": 0.0}, "model.heads has 'mlm', which no loss of the objective trains"),
         ({}, {"kinds": ("pairs", "boxes")}, "objective.kinds: 'boxes' is unknown"),
@@ -204,6 +205,21 @@ def test_resumed_is_uninterrupted(recipe, tmp_path, one_device, separate):
 def test_contradictions_are_told(recipe, tmp_path, one_device, model, objective, said):
     with pytest.raises(UserError, match=said):
         train.run(recipe(model, objective), str(tmp_path / "run"))
+
+
+def test_regions_alone_are_all_of_the_batch(recipe):
+    """`share` says nothing there; and of both kinds regions have the first update, in whatever order they are named."""
+    r = recipe(objective={"kinds": ("regions",), "group": (1, 2), "share": 0.3})
+    r.objective.check(r.model, 9, 1)
+    r = recipe(objective={"kinds": ("regions", "pairs"), "separate": True})
+    assert r.objective.updates() == (("regions",), ("pairs",))
+
+
+def test_a_map_head_that_nothing_reads_does_not_train(recipe):
+    r = recipe({"pool": "map"})
+    assert not any(name.startswith("encoder/map/") for name in r.train_step().trainable)
+    r = recipe({"pool": "mean"})
+    assert "encoder/norm/scale" in r.train_step().trainable
 
 
 def test_a_phrase_that_is_too_long_is_cut_and_counted(recipe):

@@ -16,8 +16,9 @@ from capvl.data.randomness import Uniforms
 from capvl.data.text import tokenizers
 from capvl.decoding.ranking import rank
 from capvl.errors import UserError
+from capvl.models.fusion_decoder import FusionDecoder
 from capvl.models.parameters import Blueprint
-from capvl.models.xvlm_answers import XVlmAnswersOptions
+from capvl.models.xvlm_answers import XVlmAnswers, XVlmAnswersOptions
 from capvl.objectives.xvlm_answers import XVlmAnswering
 
 TINY = dict(
@@ -104,6 +105,21 @@ def test_loss_is_the_weighted_sum_of_answers_likelihoods():
     for name, value in wanted[1].items():
         assert_close(found[1][name], value, 1e-3, name)
     assert all(np.abs(found[1][name]).max() > 0 for name in found[1] if name.endswith("kernel"))
+
+
+def test_dropout_of_questions_and_answers_has_keys_of_its_own(monkeypatch):
+    blueprint, params = make()
+    batch, objective, seen = batch_of(np.random.default_rng(1)), XVlmAnswering(questions=2, answers=3), []
+    for owner, name in ((XVlmAnswers, "encode"), (XVlmAnswers, "states"), (FusionDecoder, "causal")):
+        own = getattr(owner, name)
+
+        def spy(*args, own=own, key=None, **named):
+            seen.append(key)
+            return own(*args, key=key, **named)
+
+        monkeypatch.setattr(owner, name, spy)
+    objective.loss(blueprint.bind(params), objective.prepare(batch, train=True), jax.random.key(0))
+    assert len(seen) == 3 and len({tuple(jax.random.key_data(key).tolist()) for key in seen}) == 3
 
 
 def test_padding_of_a_question_is_not_seen():

@@ -9,6 +9,7 @@ import numpy as np
 
 from capvl.data.examples.slots import choose, fill
 from capvl.data.images.crops import Crop
+from capvl.data.images.decode import BadImageError
 from capvl.data.images.geometry import WHOLE, names_sides
 from capvl.data.randomness import Uniforms
 from capvl.data.reading.regions import Region, regions
@@ -90,12 +91,14 @@ class PairText:
         return self.read.tokenizer
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
-        """Raises BadImageError where the image can't be used."""
+        """Raises BadImageError where the image can't be used, or has no text."""
         if self.texts == "captions":
             texts = example["text"]
         else:
             texts = [text for region in regions(example) for text in texts_of(region, self.called)]
-        text = texts[uniforms.below(len(texts)) if self.train else 0] if texts else ""
+        if not texts:
+            raise BadImageError("nothing is said of the image")
+        text = texts[uniforms.below(len(texts)) if self.train else 0]
         flip = self.train and self.flip and uniforms() < 0.5
         flip = flip and not (self.sides == "skip" and names_sides(text))
         geometry = self.crop.draw(example, uniforms, flip=flip)
@@ -174,5 +177,5 @@ def texts_of(region: Region, kinds: Sequence[str] = REGION_TEXTS) -> tuple[str, 
         nouns = list(found)
     pairs = ((attribute, noun) for attribute in region.attributes for noun in nouns)
     # A described region may have its attribute in its words already.
-    found += [f"{attribute} {noun}" for attribute, noun in pairs if attribute not in noun.split()]
+    found += [f"{attribute} {noun}" for attribute, noun in pairs if f" {attribute} " not in f" {noun} "]
     return tuple(dict.fromkeys(found))
