@@ -6,7 +6,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_caption.py --workdir=gs://â
           :res=224,window=7,lr=3e-5,steps=4400 --config.objective.smoothing=0
           converted weights are evaluated by python -m capvl.evaluate xvlm_coco/ --config=configs/xvlm_caption.py
 DATA      python -m capvl.data.prepare annotated --name=coco --format=karpathy --all=dataset_coco.json --files=coco/
-CHIPS     a TPU VM, such as v5e:2x4
+CHIPS     a TPU pod slice, such as v5e:4x4
 EXPECTED  not run by us; the original's README: BLEU@4 39.8 and CIDEr 133.1 (4M), 39.9 and 134.0 (16M)
 """
 

@@ -19,7 +19,8 @@ def get_config():
     config = xvlm_retrieval.get_config()
     config.steps = 5 * EXPRESSIONS // 160
     config.objective.pair_texts = "regions"
-    config.data.name = "refcoco_plus"
+    # Expressions tell where in the whole image something is: nothing of it is cut off.
+    config.data.update(name="refcoco_plus", crop="squash")
     config.optimizer.lr = 2e-5
     config.schedule.warmup = config.steps // 10
     # Layer 9 of 12: the fourth that looks at images.

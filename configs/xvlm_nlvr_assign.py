@@ -44,6 +44,7 @@ def get_config():
         name="coco*0.11 + visual_genome*0.10 + sbu*0.86 + cc3m*2.9",
         crop="random",
         crop_scale=(0.2, 1.0),
+        eval_crop="squash",
         interpolation="bicubic",
         flip=True,
         randaugment="all",

@@ -40,6 +40,12 @@ def test_every_config_divides_over_the_chips_that_it_names(path):
             recipe.objective.check(recipe.model, own, recipe.micro_batches)
 
 
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "/xvlm_" in p and "demo" not in p], ids=os.path.basename)
+def test_images_of_x_vlm_are_squashed_in_evaluations(path):
+    """As the official code has them in all tasks."""
+    assert recipes.load(path).data.still_crop == "squash"
+
+
 def test_paper_sizes_have_the_known_number_of_parameters():
     from capvl.models.parameters import count
 
