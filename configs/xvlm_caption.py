@@ -22,7 +22,7 @@ def get_config():
     config.objective = dict(name="xvlm_caption", smoothing=0.1)
     config.model.update(res=384, window=12, reads_end=True, length=26, words="a picture of")
     config.data.update(name="coco", crop_scale=(0.5, 1.0))
-    config.optimizer.update(lr=1e-5, lr_mult=(), decay=((".*(bias|scale|offsets)", 0.0), (".*", 1.0)))
+    config.optimizer.update(lr=1e-5, lr_mult=(), clip_norm=0.0, decay=((".*(bias|scale|offsets)", 0.0), (".*", 1.0)))
     config.schedule = dict(kind="linear", warmup=config.steps // 10)
     config.init_from = "runs/xvlm_4m"
     config.eval_every = 0

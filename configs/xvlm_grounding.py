@@ -26,7 +26,7 @@ def get_config():
     config.model.update(res=384, window=12, heads=("box",), reads_end=True)
     # Expressions tell where in the whole image something is: nothing of it is cut off.
     config.data.update(name="refcoco_plus", crop="squash", randaugment="photometric")
-    config.optimizer.update(lr=3e-5, lr_mult=())
+    config.optimizer.update(lr=3e-5, lr_mult=(), clip_norm=0.0)
     config.schedule = dict(kind="linear", warmup=config.steps // 10)
     config.eval_every = 0
     config.evals = dict(grounding=dict(split="val,testA,testB", method="box"))

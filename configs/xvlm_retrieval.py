@@ -21,7 +21,7 @@ def get_config():
     config.objective = dict(name="xvlm", kinds=("pairs",), mlm=0.0, l1=0.0, giou=0.0, same_image=True)
     config.model.update(res=384, window=12, heads=("itc", "itm"), reads_end=True)
     config.data.update(name="coco", crop_scale=(0.5, 1.0))
-    config.optimizer.update(lr=3e-5, lr_mult=())
+    config.optimizer.update(lr=3e-5, lr_mult=(), clip_norm=0.0)
     config.schedule = dict(kind="linear", warmup=config.steps // 10)
     config.eval_every = 0
     config.evals = dict(
