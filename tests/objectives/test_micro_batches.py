@@ -11,8 +11,8 @@ from capvl.objectives import OBJECTIVES, Mean
 from capvl.objectives.cappa import CapPa
 from capvl.objectives.contrastive import Contrastive
 from capvl.objectives.git import Git
-from capvl.objectives.probe import Probe
 from capvl.objectives.judge import Judge
+from capvl.objectives.probe import Probe
 from capvl.objectives.transfer import Transfer
 from capvl.objectives.xvlm_answers import XVlmAnswering
 from capvl.objectives.xvlm_caption import XVlmCaption
