@@ -32,7 +32,7 @@ def test_captioners_have_no_prompt_and_no_other_task(options, objective):
         tokens = prompt(Letters(), "caption")
         assert tokens.shape == (0,) and tokens.dtype == np.int32
         if prompt != options.prompt or options is not GIT:
-            with pytest.raises(UserError, match="A model that was trained to caption doesn't know the task 'answer'"):
+            with pytest.raises(UserError, match="trained (to caption )?.*the task 'answer'"):
                 prompt(Letters(), "answer", "a")
 
 

@@ -11,22 +11,30 @@ from capvl.objectives import OBJECTIVES, Mean
 from capvl.objectives.cappa import CapPa
 from capvl.objectives.contrastive import Contrastive
 from capvl.objectives.git import Git
+from capvl.objectives.judge import Judge
 from capvl.objectives.probe import Probe
 from capvl.objectives.transfer import Transfer
+from capvl.objectives.xvlm_answers import XVlmAnswering
+from capvl.objectives.xvlm_caption import XVlmCaption
 from capvl.optim.optimizer import OptimizerOptions
 from capvl.optim.schedules import ScheduleOptions
 from capvl.step import TrainStep, _means
 
 GIT = dict(encoder="w16d2h2m32/8", res=16, text="w24d2h2m32", vocab=40, start=2, length=8, dtype="float32", dropout=0.0)
+FUSED = dict(encoder="w16d2h2m32/8", res=16, text="w16d2h2m32", cross_layers=1, vocab=40, length=8, text_positions=16)
+FUSED |= dict(dtype="float32", dropout=0.0)
 PROBE = dict(encoder="w16d2h2m32/8", res=16, classes=5, heads=2, dtype="float32")
 CASES = {
     "cappa": [(CapPa(pa=pa, average=average), TINY_MODEL) for pa in (0.0, 1.0) for average in ("example", "token")],
     "git": [(Git(), GIT), (Git(texts=2), GIT), (Git(kind="masked", mask_ratio=1.0, mask_id=3), GIT)],
+    "judge": [(Judge(texts=2), FUSED | dict(classes=("a", "b", "c")))],
+    "xvlm_answers": [(XVlmAnswering(answers=2), FUSED | dict(question_length=8, start=2, end=3))],
+    "xvlm_caption": [(XVlmCaption(), FUSED | dict(start=2, words=""))],
     "transfer": [(Transfer(locked=False), TINY_MODEL)],
     "probe": [(Probe(locked=False), PROBE)],
 }
 # What these optimise is no mean over examples, or is drawn in the step.
-OTHERS = {"contrastive", "scst"}
+OTHERS = {"contrastive", "scst", "text_assignment", "xvlm", "xvlm_scst"}
 ROWS = 16
 
 
@@ -38,17 +46,18 @@ def batch_of(objective, options) -> dict[str, np.ndarray]:
     """Texts whose lengths grow along the batch, so that its parts hold very different numbers of tokens."""
     rng, batch = np.random.default_rng(0), {}
     for name, spec in objective.batch_spec(options, ROWS).items():
-        if name == "text":
+        if name in ("text", "question", "answer"):
             length = spec.shape[-1]
             lengths = np.linspace(1, length, int(np.prod(spec.shape[:-1]))).astype(int).reshape(spec.shape[:-1])
             ids = rng.integers(4, options.vocab - 4, spec.shape)
             batch[name] = np.where(np.arange(length) < lengths[..., None], ids, 0).astype(np.int32)
         elif name == "label":
-            batch[name] = rng.integers(0, options.classes, spec.shape).astype(np.int32)
+            classes = options.classes if isinstance(options.classes, int) else len(options.classes)
+            batch[name] = rng.integers(0, classes, spec.shape).astype(np.int32)
         elif spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape).astype(np.uint8)
         else:
-            batch[name] = np.full(spec.shape, name in ("mask", "has_image"), spec.dtype)
+            batch[name] = np.full(spec.shape, name in ("mask", "has_image", "slots", "weight"), spec.dtype)
     return batch
 
 

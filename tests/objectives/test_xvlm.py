@@ -58,7 +58,7 @@ def step_on(recipe, batch, mesh):
 MESHES = {"fsdp": ({"fsdp": 8}, {"same_image": True}), "all": ({"replica": 2, "fsdp": 2, "tensor": 2}, {"among": 4})}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", ["fsdp", pytest.param("all", marks=pytest.mark.long)])
 def test_eight_devices_are_one(recipe, mesh):
     """The negatives, too: with others the loss of matching would differ."""
     axes, options = MESHES[mesh]
@@ -136,6 +136,7 @@ def test_a_box_without_area_gives_no_nan(recipe):
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(gradients))
 
 
+@pytest.mark.long
 def test_two_updates_are_those_of_two_steps(recipe):
     """Regions first, then pairs, with nothing drawn at random."""
     plain = {"itm": 0.0}
@@ -172,7 +173,7 @@ class _OneKind:
         return ()
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("separate", [pytest.param(False, marks=pytest.mark.long), True])
 def test_resumed_is_uninterrupted(recipe, tmp_path, one_device, separate):
     whole, part = tmp_path / "whole", tmp_path / "part"
     r = recipe({"dropout": 0.1}, {"separate": separate}, steps=4)

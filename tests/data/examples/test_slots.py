@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_references_are_drawn_as_ever():
     """Captions without their ends: the numbers are what the objective made before there were slots."""
-    made = ImageReferences(Crop(8), Letters(), 4, 2)
+    made = ImageReferences(Crop(8), Letters(), 4, 2, np.zeros(0, np.int32))
     example = {"image": picture(), "text": ["a", "b", "c"]}
     assert [made(example, Uniforms(0, n))["references"].tolist() for n in range(3)] == [
         [[7, 0, 0, 0], [5, 0, 0, 0]],
