@@ -190,7 +190,6 @@ def test_resumed_is_uninterrupted(recipe, tmp_path, one_device, separate):
     "model, objective, said",
     [
         ({}, {"group": (3, 8)}, "16 pairs on a device are 8 images with regions, which don't fall into groups"),
-        ({}, {"kinds": ("regions",), "group": (5, 8)}, "A device has 16 images with regions, which don't fall into"),
         ({"heads": ("itc", "itm", "mlm")}, {}, "has a loss 'box', and model.heads=.* lacks it"),
         ({}, {"mlm": 0.0}, "model.heads has 'mlm', which no loss of the objective trains"),
         ({}, {"kinds": ("pairs", "boxes")}, "objective.kinds: 'boxes' is unknown"),
@@ -212,6 +211,9 @@ def test_regions_alone_are_all_of_the_batch(recipe):
     """`share` says nothing there; and of both kinds regions have the first update, in whatever order they are named."""
     r = recipe(objective={"kinds": ("regions",), "group": (1, 2), "share": 0.3})
     r.objective.check(r.model, 9, 1)
+    other = recipe(objective={"kinds": ("regions",), "group": (5, 8)})
+    with pytest.raises(UserError, match="A device has 16 images with regions, which don't fall into groups of 5"):
+        other.objective.check(other.model, 16, 1)
     r = recipe(objective={"kinds": ("regions", "pairs"), "separate": True})
     assert r.objective.updates() == (("regions",), ("pairs",))
 
