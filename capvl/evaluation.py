@@ -92,7 +92,7 @@ def _recipe_of_run(path, workdir: str, spec: str, overrides, trust: bool) -> rec
         recipes.set_key(values, key, text)
     recipe = recipes.resolve(values, trust or said)
     if own and recipe.data.tokenizer != own:
-        tokenizers.check_same_pieces(recipe.data.tokenizer_path(), own)
+        tokenizers.check_same_texts(recipe.data.tokenizer_path(), own)
     return recipe
 
 

@@ -26,7 +26,7 @@ def load(
     weights = read_model(os.fspath(path), step=step, trust=trust)
     if tokenizer:
         if weights.tokenizer:
-            tokenizers.check_same_pieces(tokenizer, weights.tokenizer)
+            tokenizers.check_same_texts(tokenizer, weights.tokenizer)
         weights = dataclasses.replace(weights, tokenizer=os.fspath(tokenizer))
     if dtype:
         weights = dataclasses.replace(weights, options=dataclasses.replace(weights.options, dtype=dtype))

@@ -5,7 +5,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_4m.py --workdir=gs://…/xv
               --config.init_only="('encoder/.*', 'text/(?!cross/cross).*')"
 DATA      0.11 M images of COCO, 0.10 M of Visual Genome, 0.86 M of SBU, 2.9 M of CC3M: 5.1 M texts; regions of the
           first two: 2.5 M objects, 3.7 M described regions (docs/data.md). BERT's vocab.txt as
-          tokenizers/bert_uncased.txt
+          tokenizers/xvlm/vocab.txt, with {"clean": "xvlm"} as tokenizer_config.json beside it (docs/xvlm.md)
 CHIPS     a TPU pod slice: docs/performance.md has plans for v5e:8x8 and v5p:4x4x4
 EXPECTED  not run by us. The original's losses from epoch 0 to 5: ITC 3.30 to 2.08, ITM 0.559 to 0.413, MLM 2.59 to
           1.53; fine-tuned on COCO: R@1 80.4 of texts, 63.1 of images (its README)
@@ -42,7 +42,7 @@ def get_config():
         interpolation="bicubic",
         flip=True,
         randaugment="all",
-        tokenizer="{data_dir}/tokenizers/bert_uncased.txt",
+        tokenizer="{data_dir}/tokenizers/xvlm/vocab.txt",
     )
     config.optimizer = dict(
         name="adamw_hf",

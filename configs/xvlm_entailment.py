@@ -7,7 +7,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_entailment.py --workdir=gs:
               --config.init_from=gs://…/xvlm_4m
 DATA      python -m capvl.data.prepare annotated --name=snli_ve --format=snli_ve --files=flickr30k-images/
               --train=snli_ve_train.jsonl --val=snli_ve_dev.jsonl --test=snli_ve_test.jsonl
-          (529,527, 17,858 and 17,901 pairs); BERT's vocab.txt as tokenizers/bert_uncased.txt
+          (529,527, 17,858 and 17,901 pairs); the tokenizer of xvlm_4m.py
 CHIPS     a TPU VM, such as v5e:2x4
 EXPECTED  not run by us
 """

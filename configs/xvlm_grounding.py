@@ -24,8 +24,8 @@ def get_config():
     losses = dict(itc=0.0, itm=0.0, mlm=0.0, l1=1.0, giou=1.0)
     config.objective = dict(name="xvlm", kinds=("regions",), captions=False, slots=1, group=(1, 1), **losses)
     config.model.update(res=384, window=12, heads=("box",), reads_end=True)
-    # Expressions tell where in the whole image something is: nothing of it is cut off.
-    config.data.update(name="refcoco_plus", crop="squash", randaugment="photometric")
+    # Crops are around what is asked for, as in the official code.
+    config.data.update(name="refcoco_plus", randaugment="photometric")
     config.optimizer.update(lr=3e-5, lr_mult=(), clip_norm=0.0)
     config.schedule = dict(kind="linear", warmup=config.steps // 10)
     config.eval_every = 0

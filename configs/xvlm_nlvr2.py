@@ -4,7 +4,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_nlvr2.py --workdir=gs://…
               --config.init_from=gs://…/xvlm_assign
           :init=FOLDER of a pre-trained X-VLM leaves text assignment out
 DATA      python -m capvl.data.prepare annotated --name=nlvr2 --format=nlvr2 --files=images/ --train=train.json
-              --val=dev.json --test=test1.json; BERT's vocab.txt as tokenizers/bert_uncased.txt
+              --val=dev.json --test=test1.json; the tokenizer of xvlm_4m.py
 CHIPS     a TPU VM, such as v5e:2x4: 10 pairs a chip
 EXPECTED  not run by us; the official README: 84.16 on dev and 84.21 on test-P (4M), 84.41 and 84.76 (16M)
 """

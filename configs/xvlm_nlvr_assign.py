@@ -7,7 +7,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_nlvr_assign.py --workdir=gs
               --config.init_from=gs://…/xvlm_4m
           official weights, converted by python -m capvl.convert --from=xvlm --to=capvl FILE.th FOLDER, are a FOLDER
           to begin with, too
-DATA      image-text pairs as in pre-training; BERT's vocab.txt as tokenizers/bert_uncased.txt
+DATA      image-text pairs as in pre-training; the tokenizer of xvlm_4m.py
 CHIPS     a TPU pod slice, such as v5e:4x4
 EXPECTED  not run by us
 """
@@ -48,7 +48,7 @@ def get_config():
         interpolation="bicubic",
         flip=True,
         randaugment="all",
-        tokenizer="{data_dir}/tokenizers/bert_uncased.txt",
+        tokenizer="{data_dir}/tokenizers/xvlm/vocab.txt",
     )
     config.optimizer = dict(
         name="adamw_hf",

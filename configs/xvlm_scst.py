@@ -1,6 +1,6 @@
 """The last stage of captioning: self-critical training of xvlm_caption.py's model on CIDEr-D (arXiv 1612.00563).
 
-COMMAND   python -m capvl.data.frequencies --data=coco --tokenizer=$TFDS_DATA_DIR/tokenizers/bert_uncased.txt \
+COMMAND   python -m capvl.data.frequencies --data=coco --tokenizer=$TFDS_DATA_DIR/tokenizers/xvlm/vocab.txt \
               --out=$TFDS_DATA_DIR/tokenizers/coco_frequencies.npz
           python -m capvl.main --config=configs/xvlm_scst.py --workdir=gs://…/xvlm_scst
               --config.init_from=gs://…/xvlm_caption

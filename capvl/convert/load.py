@@ -96,7 +96,7 @@ def _check_vocabulary(theirs: str, ours: str, path: str) -> None:
     if not os.path.isfile(theirs):
         say(f"{path} has no tokenizer: whether its ids mean what those of {ours} do is not known.")
         return
-    tokenizers.check_same_pieces(ours, theirs)
+    tokenizers.check_same_texts(ours, theirs)
 
 
 def _fitting(weights: Weights, model_options, shapes, path: str) -> dict[str, np.ndarray]:

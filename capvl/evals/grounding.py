@@ -124,8 +124,8 @@ def opened(context: Context, name: str, split: str) -> sources.Source:
 def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged: bool = False) -> list[Row]:
     """Phrases of the regions of a source; boxes without area are left out, and counted.
 
-    Boxes that share all of their phrases are one entity's, asked for once a phrase. Two things that one expression of
-    several happens to name are asked for one by one, as in RefCOCO, where the other's box is then wrong.
+    Boxes of one thing are asked for once a phrase. Two things that one expression happens to name are asked for one by
+    one, as in RefCOCO, where the other's box is then wrong.
 
     Args:
       source: the opened data set.
@@ -140,7 +140,7 @@ def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged
             x0, y0, x1, y1 = region.box
             if x0 < x1 and y0 < y1:
                 for phrase in region.phrases:
-                    said.setdefault((phrase, region.phrases), []).append(region.box)
+                    said.setdefault((phrase, region.chain), []).append(region.box)
             else:
                 empty += 1
         for (phrase, _), own in said.items():

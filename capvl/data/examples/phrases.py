@@ -112,8 +112,8 @@ class RegionText:
     """image uint8 (R, R, 3), flip bool, id int32; and of S regions: box float32 (S, 4) in fractions of that image,
     whole bool (S,): it is all of the image, slots bool (S,), and what `TextReader` gives of a text of each.
 
-    In training the crop keeps one region whole, drawn at random, and regions more than half of which lie in it; a
-    caption is a region that is the whole image, and comes first (official code).
+    In training the crop keeps one region whole, drawn at random, which has a slot, and regions more than half of which
+    lie in it; a caption is a region that is the whole image, and comes first (official code).
 
     Attributes:
       crop, read, flip, sides, train: as in `PairText`; whether a flip is left out goes by all texts of the image.
@@ -144,12 +144,15 @@ class RegionText:
         flip = self.train and self.flip and uniforms() < 0.5
         said = [*captions, *(text for _, texts in found for text in texts)]
         flip = flip and not (self.sides == "skip" and any(map(names_sides, said)))
-        around = found[uniforms.below(len(found))][0] if self.train and found else None
+        first = uniforms.below(len(found)) if self.train and found else 0
+        found = found[first : first + 1] + found[:first] + found[first + 1 :]
+        around = found[0][0] if self.train and found else None
         geometry = self.crop.draw(example, uniforms, flip=flip, around=around)
         boxes, there = geometry.boxes([box for box, _ in found])
         kept = [(box, texts, False) for (_, texts), box, inside in zip(found, boxes, there, strict=True) if inside]
         rows = [(np.array(WHOLE, np.float32), captions, True)] if captions else []
-        rows += choose(kept, self.slots - len(rows), uniforms if self.train else None)
+        rows += kept[: self.slots - len(rows)][:1]
+        rows += choose(kept[1:], self.slots - len(rows), uniforms if self.train else None)
         filled = [self._row(*row, geometry, uniforms) for row in rows]
         blank = {"box": np.zeros(4, np.float32), "whole": np.bool_(False)} | self.read.blank()
         image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
@@ -166,16 +169,13 @@ def texts_of(region: Region, kinds: Sequence[str] = REGION_TEXTS) -> tuple[str, 
 
     Args:
       region: the region.
-      kinds: of REGION_TEXTS. "phrases" is what is said of it, "classes" the name of its class. What it is like stands
-        before the class, as before a phrase where it has no class: "black cat".
+      kinds: of REGION_TEXTS. "phrases" is what is said of it, "classes" the name of its class. One of its attributes
+        stands before the class, as before a phrase where it has no class: "black cat" (official code).
     """
-    found = list(region.phrases) if "phrases" in kinds else []
-    if region.category:
-        nouns = [region.category] if "classes" in kinds else []
-        found += nouns
-    else:
-        nouns = list(found)
-    pairs = ((attribute, noun) for attribute in region.attributes for noun in nouns)
-    # A described region may have its attribute in its words already.
-    found += [f"{attribute} {noun}" for attribute, noun in pairs if f" {attribute} " not in f" {noun} "]
-    return tuple(dict.fromkeys(found))
+    nouns = (region.category,) if region.category else region.phrases
+    described = [phrase for phrase in region.phrases if phrase not in nouns] if "phrases" in kinds else []
+    named = nouns if ("classes" if region.category else "phrases") in kinds else ()
+    # A noun may have the attribute among its words already.
+    pairs = [(a, noun) for a in region.attributes for noun in named]
+    named = [noun if f" {a} " in f" {noun} " else f"{a} {noun}" for a, noun in pairs] or list(named)
+    return tuple(dict.fromkeys(described + named))

@@ -25,6 +25,7 @@ class Region:
       label, category: its class, by number and by name; -1 and "" where it has none.
       attributes: what it is like: "red", "striped".
       spans: where the captions name it, in order; () where that isn't known. Characters of the caption as text.
+      chain: boxes of one thing have the same; names nothing beyond its image.
     """
 
     box: tuple[float, float, float, float]
@@ -33,6 +34,7 @@ class Region:
     category: str = ""
     attributes: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
+    chain: str = dataclasses.field(default="", compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +60,8 @@ def regions(example: dict[str, Any]) -> list[Region]:
         attributes[as_text(chain)].append(as_text(attribute))
     found = []
     for bbox, chain, *named in zip(rows["bbox"], _texts(rows, "chain"), *_classes(rows), strict=True):
-        found.append(Region(_box(bbox), _once(phrases[chain]), *named, _once(attributes[chain]), _once(spans[chain])))
+        said = _once(phrases[chain]), *named, _once(attributes[chain]), _once(spans[chain])
+        found.append(Region(_box(bbox), *said, chain))
     return found
 
 
@@ -79,8 +82,8 @@ def _objects(rows: dict[str, Any]) -> list[Region]:
     count = len(rows["bbox"])
     phrases = [(as_text(p),) for p in rows["phrase"]] if "phrase" in rows else [()] * count
     crowds = rows.get("is_crowd", [False] * count)
-    found = zip(rows["bbox"], phrases, *_classes(rows), crowds, strict=True)
-    return [Region(_box(bbox), *named) for bbox, *named, crowd in found if not crowd]
+    found = enumerate(zip(rows["bbox"], phrases, *_classes(rows), crowds, strict=True))
+    return [Region(_box(bbox), *named, chain=str(i)) for i, (bbox, *named, crowd) in found if not crowd]
 
 
 def _classes(rows: dict[str, Any]) -> tuple[list[int], list[str]]:

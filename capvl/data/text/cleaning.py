@@ -63,12 +63,6 @@ def xvlm_caption(text: str) -> str:
     return re.sub(r"\s{2,}", " ", xvlm_question(text).replace("<person>", "person")).rstrip("\n").strip(" ")
 
 
-def first_words(text: str, most: int) -> str:
-    """A text of at most so many words, split at single blanks as X-VLM's code does it."""
-    words = text.split(" ")
-    return " ".join(words[:most]) if len(words) > most else text
-
-
 def unchanged(text: str) -> str:
     """The text as it is."""
     return text

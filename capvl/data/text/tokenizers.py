@@ -326,3 +326,18 @@ def check_same_pieces(path: str, other: str) -> None:
     raise UserError(
         f"Tokenizer {path!r} has another vocabulary than {other!r}: id {first} is {shown[0]} there and {shown[1]} here."
     )
+
+
+def check_same_texts(path: str, other: str) -> None:
+    """Compares what the ids of two tokenizers mean, and how texts are cleaned before.
+
+    Raises:
+      UserError: an id of one means another piece in the other, or its `clean` is another.
+    """
+    check_same_pieces(path, other)
+    ours, theirs = (settings(p).get("clean", "") for p in (path, other))
+    if ours != theirs:
+        raise UserError(
+            f"Tokenizer {path!r} has the setting clean={ours!r} and {other!r} clean={theirs!r}: texts would be cleaned "
+            f"otherwise than in training; see tokenizer_config.json beside them."
+        )

@@ -101,9 +101,29 @@ def test_an_image_of_which_nothing_is_said_is_no_pair(train):
     "region, kinds, texts",
     [
         (Region((0, 0, 1, 1), ("a cat", "the pet"), 0, "cat", ("black",)), ("phrases",), ("a cat", "the pet")),
-        (Region((0, 0, 1, 1), ("a pet",), 0, "cat", ("black",)), ("classes",), ("cat", "black cat")),
+        (Region((0, 0, 1, 1), ("a pet",), 0, "cat", ("black",)), ("classes",), ("black cat",)),
         (Region((0, 0, 1, 1), ("dark brown cat",), -1, "", ("dark brown", "fat")), ("phrases", "classes"), None),
     ],
 )
 def test_names_of_a_region(region, kinds, texts):
     assert texts_of(region, kinds) == (texts or ("dark brown cat", "fat dark brown cat"))
+
+
+def test_the_region_that_a_crop_is_around_has_a_slot(monkeypatch):
+    """With one slot, what is asked for is never cut; each region has its turn."""
+    boxes = [(0.1 * i, 0.1 * i, 0.1 * i + 0.3, 0.1 * i + 0.2) for i in range(5)]
+    given = example(boxes[0], "0")
+    given["objects"]["bbox"] = np.array([[y0, x0, y1, x1] for x0, y0, x1, y1 in boxes], np.float32)
+    given["objects"]["phrase"] = [str(i) for i in range(5)]
+    kept, draw = [], Crop.draw
+
+    def recording(self, *given, **how):
+        kept.append(how["around"])
+        return draw(self, *given, **how)
+
+    monkeypatch.setattr(Crop, "draw", recording)
+    transform = RegionText(Crop(16, "random"), READ, False, "skip", True, 1, False)
+    found = [said(transform(given, Uniforms(0, n))["text"][0]) for n in range(40)]
+    for text, box in zip(found, kept, strict=True):
+        np.testing.assert_allclose(box, boxes[int(text)], atol=1e-6)
+    assert set(found) == set("01234")

@@ -293,3 +293,14 @@ def test_a_vocabulary_of_word_pieces_is_the_same_in_every_process(tmp_path):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True, cwd=ROOT)
         made.append((tmp_path / name).read_text())
     assert made[0] == made[1] == made[2]
+
+
+def test_texts_that_are_cleaned_otherwise_are_others(tmp_path):
+    files = [tmp_path / name / "vocab.txt" for name in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]))
+    tokenizers.check_same_texts(*map(str, files))
+    files[0].with_name("tokenizer_config.json").write_text('{"clean": "xvlm"}')
+    with pytest.raises(UserError, match="clean='xvlm' and .* clean=''"):
+        tokenizers.check_same_texts(*map(str, files))
