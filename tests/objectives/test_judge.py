@@ -156,6 +156,7 @@ def stage(tiny, workdir, name, model, data, **changes):
 WORDS = {"vocab": 300}
 
 
+@pytest.mark.long
 def test_both_stages_on_scenes(tiny, tmp_path, one_device):
     """Text assignment, then pairs from its parameters, judged; the projection that draws images doesn't train."""
     first, begin = stage(tiny, tmp_path / "a", {"name": "text_assignment", "among": 8}, ASSIGN | WORDS, "scenes/tiny")

@@ -173,7 +173,8 @@ class _OneKind:
         return ()
 
 
-@pytest.mark.parametrize("separate", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("separate", [False, True])
 def test_resumed_is_uninterrupted(recipe, tmp_path, one_device, separate):
     whole, part = tmp_path / "whole", tmp_path / "part"
     r = recipe({"dropout": 0.1}, {"separate": separate}, steps=4)
