@@ -27,6 +27,7 @@ from capvl.nn.boxes import corners
 from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm
 from capvl.nn.padding import lengths
 from capvl.nn.weights import weight
+from capvl.parallel.rows import interleave, part
 
 HEADS = ("itc", "itm", "mlm", "box")
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 0.5
@@ -234,6 +235,24 @@ class XVlm(nnx.Module):
     def fuse(self, states_BLD, text_BL, image_BNC, image_mask_BN=None, *, key=None) -> jax.Array:
         """Encoded texts that look at encoded images or regions, (B, L, D); see `FusionBert.fuse`."""
         return self.text.fuse(states_BLD, self.read(text_BL), image_BNC, image_mask_BN, key=key)
+
+    def fuse_together(self, batches: list[tuple], key=None) -> list[jax.Array]:
+        """What becomes of the texts of several batches that look at images, in one pass: states shaped as they came.
+
+        Args:
+          batches: of each, texts' states (R, …, L, D) and tokens (R, …, L), image tokens (R, N, C) and which are seen
+            (R, N), or None for all; as many texts of a row look at its image in each batch.
+          key: means training.
+        """
+        if not batches:
+            return []
+        states, tokens, images = (interleave([batch[i] for batch in batches]) for i in range(3))
+        mask = None
+        if any(batch[3] is not None for batch in batches):
+            mask = interleave([jnp.ones(b[2].shape[:2], bool) if b[3] is None else b[3] for b in batches])
+        rows = states.reshape(-1, *states.shape[-2:]), tokens.reshape(-1, tokens.shape[-1])
+        fused = self.fuse(*rows, images, mask, key=key)
+        return part(fused.reshape(states.shape), [len(batch[0]) for batch in batches])
 
     def match(self, image_BNC, text_BL, image_mask_BN=None, *, states_BLD=None) -> jax.Array:
         """How well texts belong to encoded images or regions, (B,) float32: the matching head's logit of "yes" ("itm").

@@ -9,7 +9,7 @@ widths of image tokens, text states and the joint space, Q groups of G images an
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from capvl.models.xvlm import XVlmOptions
 from capvl.nn.boxes import centres
 from capvl.objectives import Kind
 from capvl.objectives.images import unit_range
+from capvl.parallel.rows import interleave, part
 
 KINDS = ("pairs", "regions")
 LOSSES = ("itc", "itm", "mlm", "l1", "giou")
@@ -244,86 +245,100 @@ class XVlm:
         }
 
     def loss(self, model: xvlm.XVlm, batch, key):
-        """The weighted sum of the losses over the kinds of batch; each loss and its accuracy by itself in metrics."""
-        total, metrics = jnp.zeros((), jnp.float32), {}
-        for i, (kind, rows) in enumerate(sorted(batch.items())):
-            found = self._losses(model, kind, rows, key if key is None else jax.random.fold_in(key, i))
-            total = total + sum(getattr(self, name) * found[name] for name in LOSSES if name in found)
-            prefix = "" if self.kinds == (kind,) else f"{kind}_"
-            metrics |= {prefix + name: value for name, value in found.items()}
-        if self.itc:
-            metrics["temperature"] = model.temperature()
-        return total, {"loss": total} | metrics
+        """The weighted sum of the losses over the kinds of batch; each loss and its accuracy by itself in metrics.
 
-    def _losses(self, model: xvlm.XVlm, kind: str, rows: dict[str, jax.Array], key) -> dict[str, Any]:
+        Both kinds go through the text encoder and the cross-modal encoder together.
+        """
         keys = (None,) * 5 if key is None else jax.random.split(key, 5)
+        kinds = sorted(batch)
+        texts = [batch[kind][name] for kind in kinds for name in ("text", "masked")[: 1 + bool(self.mlm)]]
+        states = iter(part(model.states(interleave(texts), key=keys[0]), [len(x) for x in texts]))
+        found = {}
+        for kind, *own in zip(kinds, _split(keys[1], len(kinds)), _split(keys[2], len(kinds)), strict=True):
+            seen = self._seen(model, batch[kind], next(states), next(states) if self.mlm else None, own[0])
+            found[kind] = self._contrast(model, batch[kind], seen, own[1])
+        metrics = {kind: values for kind, (_, values) in found.items()}
+        if self._fuses:
+            fused = self._fused(model, {kind: (batch[kind], seen) for kind, (seen, _) in found.items()}, keys[3:])
+            metrics = {kind: metrics[kind] | fused[kind] for kind in kinds}
+        total, named = jnp.zeros((), jnp.float32), {}
+        for kind, values in metrics.items():
+            total = total + sum(getattr(self, name) * values[name] for name in LOSSES if name in values)
+            prefix = "" if self.kinds == (kind,) else f"{kind}_"
+            named |= {prefix + name: value for name, value in values.items()}
+        if self.itc:
+            named["temperature"] = model.temperature()
+        return total, {"loss": total} | named
+
+    def _seen(self, model: xvlm.XVlm, rows: dict[str, jax.Array], states_RLD, masked_RLD, key) -> "Seen":
+        """The images or regions of one kind of batch, beside its encoded texts."""
+        if "owner" not in rows:
+            return Seen(states_RLD, masked_RLD, model.encode(rows["image"], key=key))
+        found = model.regions(rows["image"], rows["box"], rows["owner"], key=key)
+        whole_RNC = rows_of(found.whole.tokens_BND, rows["owner"]) if self._boxes else None
+        return Seen(states_RLD, masked_RLD, found.tokens_RND, found.inside_RN, whole_RNC)
+
+    def _contrast(self, model: xvlm.XVlm, rows: dict[str, jax.Array], seen: "Seen", key) -> tuple["Seen", dict]:
+        """What is seen with its hard negatives, and the metrics of one kind of batch so far."""
         there_R = rows["there"]
-        whole_RNC = inside_RN = None
-        if kind == "pairs":
-            tokens_RNC = model.encode(rows["image"], key=keys[0])
-        else:
-            found = model.regions(rows["image"], rows["box"], rows["owner"], key=keys[0])
-            tokens_RNC, inside_RN = found.tokens_RND, found.inside_RN
-            whole_RNC = rows_of(found.whole.tokens_BND, rows["owner"])
         count = there_R.sum().astype(jnp.float32)
         metrics = {"cut": (rows["cut"] & there_R).sum().astype(jnp.float32) / jnp.maximum(count, 1.0)}
-        if kind == "regions":
+        if "left" in rows:
             metrics |= {"filled": there_R.astype(jnp.float32).mean(), "left": rows["left"]}
-        both = jnp.concatenate([rows["text"], rows["masked"]]) if self.mlm else rows["text"]
-        states = model.states(both, key=keys[1])
-        states_RLD, masked_RLD = states[: len(there_R)], states[len(there_R) :]
-        negatives = None
-        if self.itc:
-            image_RE, text_RE = model.embed_tokens(tokens_RNC), model.embed_states(states_RLD)
-            ids, scale = rows["id"] if self.same_image else None, 1 / model.temperature()
-            loss, right = softmax_loss(image_RE, text_RE, scale, there_R, self.chunk, ids)
-            metrics |= {"itc": loss, "itc_right": right / jnp.maximum(count, 1.0)}
-            if self.itm:
-                draw = jax.random.key(0) if key is None else keys[2]
-                how = dict(among=self.among, chunk=self.chunk)
-                negatives = hard_negatives(image_RE, text_RE, scale, there_R, ids, draw, **how)
-        if self._fuses:
-            image = Seen(tokens_RNC, inside_RN, whole_RNC)
-            metrics |= self.fused(model, rows, image, states_RLD, masked_RLD, negatives, keys[3:])
-        return metrics
+        if not self.itc:
+            return seen, metrics
+        image_RE, text_RE = model.embed_tokens(seen.tokens_RNC), model.embed_states(seen.states_RLD)
+        ids, scale = rows["id"] if self.same_image else None, 1 / model.temperature()
+        loss, right = softmax_loss(image_RE, text_RE, scale, there_R, self.chunk, ids)
+        metrics |= {"itc": loss, "itc_right": right / jnp.maximum(count, 1.0)}
+        if self.itm:
+            draw = jax.random.key(0) if key is None else key
+            how = dict(among=self.among, chunk=self.chunk)
+            seen = seen._replace(negatives=hard_negatives(image_RE, text_RE, scale, there_R, ids, draw, **how))
+        return seen, metrics
 
-    def fused(self, model: xvlm.XVlm, rows, image: "Seen", states_RLD, masked_RLD, negatives: Negatives | None, keys):
-        """Losses and accuracies of what the cross-modal encoder makes of texts and images.
+    def _fused(self, model: xvlm.XVlm, batch: dict[str, tuple[dict, "Seen"]], keys) -> dict[str, dict[str, jax.Array]]:
+        """Of each kind the losses and accuracies of what the cross-modal encoder makes of texts and images.
 
         Texts that look at one image stand together, so that its keys and values are made once for all of them.
 
         Args:
           model: the model.
-          rows: of one kind of batch, prepared.
-          image: what they look at.
-          states_RLD, masked_RLD: encoded texts, and those with tokens masked.
-          negatives: of matching.
+          batch: of each kind its rows, prepared, and what they look at.
           keys: two, for dropout, or Nones.
         """
-        text_RL, there_R = rows["text"], rows["there"]
         own, others = [], []
-        if self.itm:
-            own += [(states_RLD, text_RL), take_rows((states_RLD, text_RL), negatives.text)]
-            others.append((states_RLD, text_RL, *take_rows((image.tokens_RNC, image.inside_RN), negatives.image)))
-        if self.mlm:
-            own.append((masked_RLD, rows["masked"]))
-        boxes = image.whole_RNC is not None and self._boxes
-        if boxes:
-            others.append((states_RLD, text_RL, image.whole_RNC, jnp.ones(image.whole_RNC.shape[:2], bool)))
-        by_own = _fuse_together(model, own, image, keys[0])
-        by_others = _fuse_side_by_side(model, others, keys[1])
+        for rows, seen in batch.values():
+            text, image = (seen.states_RLD, rows["text"]), (seen.tokens_RNC, seen.inside_RN)
+            looking = []
+            if self.itm:
+                looking += [text, take_rows(text, seen.negatives.text)]
+                others.append((*text, *take_rows(image, seen.negatives.image)))
+            if self.mlm:
+                looking.append((seen.masked_RLD, rows["masked"]))
+            if looking:
+                own.append((*(jnp.stack(x, axis=1) for x in zip(*looking, strict=True)), *image))
+            if seen.whole_RNC is not None:
+                others.append((*text, seen.whole_RNC, None))
+        by_own = [list(jnp.moveaxis(x, 1, 0)) for x in model.fuse_together(own, keys[0])]
+        by_others = iter(model.fuse_together(others, keys[1]))
         metrics = {}
-        if self.itm:
-            weights_3R = jnp.stack([there_R, there_R & negatives.image_there, there_R & negatives.text_there])
-            logits_3R2 = model.itm(jnp.stack([by_own[0][:, 0], by_others[0][:, 0], by_own[1][:, 0]]))
-            metrics |= matching_loss(logits_3R2, weights_3R.astype(jnp.float32))
-        if self.mlm:
-            metrics |= self._words_loss(model, by_own[-1], rows)
-        if boxes:
-            counted = there_R & (jnp.bool_(self.boxes_of_images) | ~rows["whole"])
-            found_R4, true_R4 = model.box_of(by_others[-1]), centres(rows["box"].reshape(-1, 4))
-            l1, giou, iou = box_losses(found_R4, true_R4, counted.astype(jnp.float32))
-            metrics |= {"l1": l1, "giou": giou, "iou": iou}
+        for (kind, (rows, seen)), of_own in zip(batch.items(), by_own or [[]] * len(batch), strict=True):
+            values = metrics[kind] = {}
+            there_R = rows["there"]
+            if self.itm:
+                weights_3R = jnp.stack(
+                    [there_R, there_R & seen.negatives.image_there, there_R & seen.negatives.text_there]
+                )
+                logits_3R2 = model.itm(jnp.stack([of_own[0][:, 0], next(by_others)[:, 0], of_own[1][:, 0]]))
+                values |= matching_loss(logits_3R2, weights_3R.astype(jnp.float32))
+            if self.mlm:
+                values |= self._words_loss(model, of_own[-1], rows)
+            if seen.whole_RNC is not None:
+                counted = there_R & (jnp.bool_(self.boxes_of_images) | ~rows["whole"])
+                found_R4, true_R4 = model.box_of(next(by_others)), centres(rows["box"].reshape(-1, 4))
+                l1, giou, iou = box_losses(found_R4, true_R4, counted.astype(jnp.float32))
+                values |= {"l1": l1, "giou": giou, "iou": iou}
         return metrics
 
     def _words_loss(self, model: xvlm.XVlm, fused_RLD, rows):
@@ -357,38 +372,22 @@ class XVlm:
 
 
 class Seen(NamedTuple):
-    """What the texts of a batch look at.
+    """What the rows of a kind of batch are to the cross-modal encoder.
 
     Attributes:
+      states_RLD, masked_RLD: encoded texts, and those with tokens masked.
       tokens_RNC, inside_RN: their image's or region's tokens, and which are seen; None for all.
-      whole_RNC: of a region its whole image's tokens.
+      whole_RNC: of a region its whole image's tokens, where its box is to be found.
+      negatives: of matching.
     """
 
+    states_RLD: jax.Array
+    masked_RLD: jax.Array | None
     tokens_RNC: jax.Array
     inside_RN: jax.Array | None = None
     whole_RNC: jax.Array | None = None
+    negatives: Negatives | None = None
 
 
-def _fuse_together(model: xvlm.XVlm, texts: list, image: Seen, key) -> list[jax.Array]:
-    """What becomes of several texts of each row that look at the row's image: (R, L, D) each."""
-    if not texts:
-        return []
-    states, tokens = (jnp.stack(column, axis=1) for column in zip(*texts, strict=True))
-    states, tokens = (x.reshape(-1, *x.shape[2:]) for x in (states, tokens))
-    fused = model.fuse(states, tokens, image.tokens_RNC, image.inside_RN, key=key)
-    fused = fused.reshape(-1, len(texts), *fused.shape[1:])
-    return [fused[:, i] for i in range(len(texts))]
-
-
-def _fuse_side_by_side(model: xvlm.XVlm, texts: list, key) -> list[jax.Array]:
-    """What becomes of texts of which each looks at an image of its own: (R, L, D) for each of the rows."""
-    if not texts:
-        return []
-    *rows, masks = zip(*texts, strict=True)
-    mask = None
-    if any(m is not None for m in masks):
-        mask = jnp.concatenate(
-            [jnp.ones(t[2].shape[:2], bool) if m is None else m for t, m in zip(texts, masks, strict=True)]
-        )
-    fused = model.fuse(*(jnp.concatenate(column) for column in rows), mask, key=key)
-    return jnp.split(fused, len(texts))
+def _split(key, count: int):
+    return (None,) * count if key is None else jax.random.split(key, count)
