@@ -7,6 +7,7 @@ finished is never made again, so a killed preparation goes on where it stopped. 
 import base64
 import binascii
 import concurrent.futures
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -328,6 +329,11 @@ def _write_part(job: Job) -> None:
     )
 
 
+@functools.lru_cache(maxsize=4)
+def _opened(name: str, split: str, data_dir: str) -> sources.Source:
+    return sources.open_source(name, split, data_dir, features=("image",))
+
+
 _RECORD = re.compile(r"(.*):([^:#]*)#(\d+)", re.DOTALL)
 
 
@@ -345,7 +351,7 @@ def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
     if why:
         raise RejectedError(why)
     if match := _RECORD.fullmatch(path):
-        return sources.open_source(match[1], match[2], data_dir, features=("image",))[int(match[3])]["image"]
+        return _opened(match[1], match[2], data_dir)[int(match[3])]["image"]
     try:
         return epath.Path(path).read_bytes()
     except OSError as e:
