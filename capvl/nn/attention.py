@@ -20,13 +20,17 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
     """Scaled dot-product attention.
 
     Args:
-      q_BTHK, k_BSHK, v_BSHK: queries, keys, values.
+      q_BTHK, k_BSHK, v_BSHK: queries, keys, values. Keys and values may have B / g rows: each is seen by g consecutive
+        rows of the queries.
       mask: optional boolean, broadcastable to (B, H, T, S); False hides a key.
       causal: position t sees keys 0..t only.
 
     Returns:
       (B, T, H, K) in the queries' dtype.
     """
+    if k_BSHK.shape[0] != q_BTHK.shape[0]:
+        mask = _causal_mask(q_BTHK, k_BSHK, mask) if causal else mask
+        return _attend_to_shared(q_BTHK, k_BSHK, v_BSHK, mask)
     even = q_BTHK.shape[1] % 2 == k_BSHK.shape[1] % 2 == 0
     # A place more copies keys and values: it paid with 77 queries, and would not for the one of a written token.
     pays = even or q_BTHK.shape[1] >= _LEAST_ODD
@@ -34,10 +38,27 @@ def attend(q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False) -> jax.Ar
         return _cudnn_attention(q_BTHK, k_BSHK, v_BSHK, causal)
     if mask is None and splash.pays(q_BTHK, k_BSHK):
         return splash.attend(q_BTHK, k_BSHK, v_BSHK, causal=causal)
-    if causal:
-        triangle = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
-        mask = triangle if mask is None else mask & triangle
+    mask = _causal_mask(q_BTHK, k_BSHK, mask) if causal else mask
     return _softmax_attention(q_BTHK, k_BSHK, v_BSHK, mask)
+
+
+def _causal_mask(q_BTHK, k_BSHK, mask) -> jax.Array:
+    """`mask` without keys behind the query's place."""
+    before_TS = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
+    return before_TS if mask is None else mask & before_TS
+
+
+def _attend_to_shared(q_BTHK, k_BSHK, v_BSHK, mask) -> jax.Array:
+    """The queries of rows that see the same keys, one behind the other as one row's."""
+    rows, (batch, length) = k_BSHK.shape[0], q_BTHK.shape[:2]
+    if mask is not None and mask.shape[0] > 1:
+        seen_BHTS = jnp.broadcast_to(mask, (batch, mask.shape[1], length, mask.shape[3]))
+        seen = seen_BHTS.reshape(rows, batch // rows, *seen_BHTS.shape[1:]).swapaxes(1, 2)
+        mask = seen.reshape(rows, mask.shape[1], -1, mask.shape[3])
+    elif mask is not None and mask.shape[2] > 1:
+        mask = jnp.tile(mask, (1, 1, batch // rows, 1))
+    queries = q_BTHK.reshape(rows, -1, *q_BTHK.shape[2:])
+    return attend(queries, k_BSHK, v_BSHK, mask=mask).reshape(q_BTHK.shape)
 
 
 def _cudnn_attention(q_BTHK, k_BSHK, v_BSHK, causal: bool) -> jax.Array:
@@ -130,12 +151,10 @@ def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None
 def attend_with_dropout(
     q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False, dropout: float = 0.0, key: jax.Array | None = None
 ) -> jax.Array:
-    """`attend`, or `attend_jointly` where weights are dropped (there is a `key`) or several rows share keys."""
-    if (key is None or not dropout) and k_BSHK.shape[0] == q_BTHK.shape[0]:
+    """`attend`, or `attend_jointly` where weights are dropped (there is a `key`)."""
+    if key is None or not dropout:
         return attend(q_BTHK, k_BSHK, v_BSHK, mask=mask, causal=causal)
-    if causal:
-        before_TS = jnp.tril(jnp.ones((q_BTHK.shape[1], k_BSHK.shape[1]), bool))[None, None]
-        mask = before_TS if mask is None else mask & before_TS
+    mask = _causal_mask(q_BTHK, k_BSHK, mask) if causal else mask
     return attend_jointly(q_BTHK, [(k_BSHK, v_BSHK, mask)], dropout=dropout, key=key)
 
 
@@ -199,8 +218,6 @@ class CrossAttention(nnx.Module):
         self.out = output_projection(width, heads, bias=bias, init=init, rngs=rngs)
 
     def __call__(self, x_BTD, k_BNHK, v_BNHK, *, mask=None) -> jax.Array:
-        """Keys and values may have B / g rows: each is seen by g consecutive rows; `mask` is that of `attend`."""
+        """Keys, values and `mask` are those of `attend`."""
         q_BTHK = checkpoint_name(self.q(x_BTD)[:, :, 0], "cross_q")
-        if k_BNHK.shape[0] != x_BTD.shape[0]:
-            return self.out(attend_jointly(q_BTHK, [(k_BNHK, v_BNHK, mask)]))
         return self.out(attend(q_BTHK, k_BNHK, v_BNHK, mask=mask))

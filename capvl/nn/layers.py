@@ -99,9 +99,36 @@ def _gelu_backward(x, gradient):
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
+
+@jax.custom_vjp
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), Φ by the error function in float32; the backward pass keeps x and nothing else.
+
+    1 + erf instead of erfc: as in PyTorch, and several times as fast on CPUs.
+    """
+    z = x.astype(jnp.float32)
+    return (z * _normal_cdf(z)).astype(x.dtype)
+
+
+def _normal_cdf(z):
+    return 0.5 * (1 + jax.lax.erf(z * _SQRT_HALF))
+
+
+_SQRT_HALF = 0.7071067811865476
+_NORMAL_PEAK = 0.3989422804014327
+
+
+def _exact_gelu_backward(x, gradient):
+    z = x.astype(jnp.float32)
+    slope = _normal_cdf(z) + z * (_NORMAL_PEAK * jnp.exp(-0.5 * z * z))
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+exact_gelu.defvjp(lambda x: (exact_gelu(x), x), _exact_gelu_backward)
+
 ACTIVATIONS = {
     "gelu_tanh": gelu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": exact_gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
