@@ -250,7 +250,8 @@ def _phrases(entity: Entity, texts, moved: dict[int, int], rules: Rules, place: 
             left.count("phrase not in its caption", place)
         elif phrase.sentence in moved:
             kept.append(phrase._replace(sentence=moved[phrase.sentence]))
-    return list(dict.fromkeys(kept))
+    # What two people say of a region alone counts twice, as in RefCOCO.
+    return [p for i, p in enumerate(kept) if p.sentence < 0 or p not in kept[:i]]
 
 
 def _add(record: dict, chain: str, boxes, phrases: list[Phrase], entity: Entity, labels: dict[str, int]) -> None:

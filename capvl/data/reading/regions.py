@@ -60,7 +60,7 @@ def regions(example: dict[str, Any]) -> list[Region]:
         attributes[as_text(chain)].append(as_text(attribute))
     found = []
     for bbox, chain, *named in zip(rows["bbox"], _texts(rows, "chain"), *_classes(rows), strict=True):
-        said = _once(phrases[chain]), *named, _once(attributes[chain]), _once(spans[chain])
+        said = tuple(phrases[chain]), *named, _once(attributes[chain]), _once(spans[chain])
         found.append(Region(_box(bbox), *said, chain))
     return found
 
@@ -99,11 +99,14 @@ def _once(values: list) -> tuple:
 
 
 def _phrases(example: dict[str, Any]) -> dict[str, list[str]]:
-    """chain -> its phrases."""
+    """chain -> its phrases; what captions say once, what was said of the region alone as often as it was."""
     said = collections.defaultdict(list)
     named = example.get("phrases", {"chain": (), "phrase": ()})
-    for chain, phrase in zip(named["chain"], named["phrase"], strict=True):
-        said[as_text(chain)].append(as_text(phrase))
+    sentences = named.get("sentence", (0,) * len(named["chain"]))
+    for chain, phrase, sentence in zip(named["chain"], map(as_text, named["phrase"]), sentences, strict=True):
+        own = said[as_text(chain)]
+        if sentence < 0 or phrase not in own:
+            own.append(phrase)
     return said
 
 
