@@ -7,7 +7,8 @@ COMMAND   python -m capvl.main --config=configs/xvlm_vqa.py --workdir=gs://…/x
           :res=480,window=15 for images of 480
 DATA      python -m capvl.data.prepare annotated --name=vqa --format=vqa --files=coco/
           --train=OpenEnded_train.json,annotations_train.json --val=OpenEnded_val.json,annotations_val.json
-          for the test server it also learns validation and Visual Genome's questions: a mixture in data.name
+          for the test server it also learns validation and Visual Genome's questions, which have one answer each and
+          weigh half: a mixture in data.name
 CHIPS     a TPU pod slice, such as v5e:4x4
 EXPECTED  not run by us; the original's README: 78.07 on test-dev (4M), 78.22 (16M)
 """
@@ -21,7 +22,7 @@ def get_config():
     config = xvlm_caption.get_config()
     config.batch_size = 192
     config.steps = 10 * QUESTIONS // 192
-    config.objective = dict(name="xvlm_answers", answers=10)
+    config.objective = dict(name="xvlm_answers", answers=10, lone=0.5)
     del config.model.words
     config.model.update(length=10, question_length=40, answer_layers=6)
     config.data.name = "vqa"

@@ -31,11 +31,13 @@ class XVlmAnswering:
     Attributes:
       questions: of an image, which share its encoding.
       answers: different ones of a question; the commonest where there are more.
+      lone: what a question weighs that has one answer only, as Visual Genome's have (official code: 0.5).
       chunk: tokens whose logits a device holds at a time.
     """
 
     questions: int = 1
     answers: int = 10
+    lone: float = 1.0
     chunk: int = 1024
 
     Model: ClassVar[type] = XVlmAnswersOptions
@@ -43,6 +45,8 @@ class XVlmAnswering:
     def __post_init__(self):
         if min(self.questions, self.answers, self.chunk) < 1:
             raise UserError("objective.questions, answers and chunk must be at least 1.")
+        if not 0 < self.lone <= 1:
+            raise UserError(f"objective.lone={self.lone:g} should be above 0 and at most 1.")
 
     def check(self, model_options: XVlmAnswersOptions, batch_per_device: int, micro_batches: int) -> None:
         """Nothing contradicts."""
@@ -68,6 +72,7 @@ class XVlmAnswering:
             self.questions,
             self.answers,
             data.flip and train,
+            self.lone,
         )
 
     def batch_spec(self, model_options: XVlmAnswersOptions, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -168,6 +168,13 @@ def test_an_example():
     whole = dataclasses.replace(made, answers=4)(example, Uniforms(0, 0))
     np.testing.assert_allclose(whole["weight"][0], [0.5, 0.25, 0.25, 0], rtol=1e-6)
     assert {made(example, Uniforms(s, 0))["flip"].item() for s in range(20)} == {True, False}
+    half = dataclasses.replace(made, lone=0.5)
+    only = {
+        "image": picture(),
+        "questions": {"question": ["a", "b"], "answer": ["c", ""], "answers": ["", '["d", "d"]']},
+    }
+    for kept, weights in ((half, {0.5, 1.0}), (made, {1.0})):
+        assert {float(x) for x in kept(only, Uniforms(0, 0))["weight"][:, 0]} == weights
 
 
 def test_batches_are_as_the_specification_says(monkeypatch):

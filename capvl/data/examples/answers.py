@@ -29,6 +29,7 @@ class QuestionAnswers:
       questions: Q; drawn where an image has more that somebody answered.
       answers: A; the commonest where there are more, whose weights are then the shares among them.
       flip: whether half of the images are flipped (on the device).
+      lone: the weight of an answer that is the only one given.
     """
 
     crop: Crop
@@ -39,6 +40,7 @@ class QuestionAnswers:
     questions: int
     answers: int
     flip: bool
+    lone: float = 1.0
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used."""
@@ -62,9 +64,10 @@ class QuestionAnswers:
         prompt = self.prompt(turned(row.question))
         common = collections.Counter(row.answers).most_common(self.answers)
         said = sum(count for _, count in common)
+        whole = self.lone if len(row.answers) == 1 else 1.0
         answer = np.zeros((self.answers, self.length), np.int32)
         weight = np.zeros(self.answers, np.float32)
         for i, (text, count) in enumerate(common):
-            answer[i], weight[i] = self.tokenizer(turned(text), self.length), count / said
+            answer[i], weight[i] = self.tokenizer(turned(text), self.length), whole * count / said
         question = np.pad(prompt, (0, self.question_length - len(prompt))).astype(np.int32)
         return {"question": question, "answer": answer, "weight": weight}
