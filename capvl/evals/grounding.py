@@ -124,8 +124,8 @@ def opened(context: Context, name: str, split: str) -> sources.Source:
 def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged: bool = False) -> list[Row]:
     """Phrases of the regions of a source; boxes without area are left out, and counted.
 
-    Boxes of one thing are asked for once a phrase. Two things that one expression happens to name are asked for one by
-    one, as in RefCOCO, where the other's box is then wrong.
+    Boxes of one thing are asked for once a phrase, or as often as it was said of that thing alone. Two things that one
+    expression happens to name are asked for one by one, as in RefCOCO, where the other's box is then wrong.
 
     Args:
       source: the opened data set.
@@ -139,11 +139,12 @@ def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged
         for region in regions(source.read(i, FEATURES)):
             x0, y0, x1, y1 = region.box
             if x0 < x1 and y0 < y1:
-                for phrase in region.phrases:
-                    said.setdefault((phrase, region.chain), []).append(region.box)
+                for place, phrase in enumerate(region.phrases):
+                    before = region.phrases[:place].count(phrase)
+                    said.setdefault((phrase, region.chain, before), []).append(region.box)
             else:
                 empty += 1
-        for (phrase, _), own in said.items():
+        for (phrase, *_), own in said.items():
             true = np.array(own)
             if merged:
                 true = np.concatenate([true[:, :2].min(axis=0), true[:, 2:].max(axis=0)])[None]

@@ -136,16 +136,16 @@ def test_phrases_of_several_boxes():
         def read(self, i, features):
             bbox = np.array([[0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1], [0.3, 0.3, 0.3, 0.4], [0.1, 0.1, 0.2, 0.2]])
             chain = [b"1", b"1", b"2", b"3"]
-            phrases = {"chain": [b"1", b"1", b"2", b"3", b"3"]}
-            phrases["phrase"] = [b"two dogs", b"dogs", b"cat", b"dogs", b"small dogs"]
+            phrases = {"chain": [b"1", b"1", b"2", b"3", b"3", b"3"], "sentence": [0, 0, 0, 0, -1, -1]}
+            phrases["phrase"] = [b"two dogs", b"dogs", b"cat", b"dogs", b"small dogs", b"small dogs"]
             return {"boxes": {"bbox": bbox, "chain": chain}, "phrases": phrases}
 
     rows = grounding.read_rows(Source())
-    # The cat has no area, and other dogs go by "dogs" too.
-    expected = [("two dogs", 2), ("dogs", 2), ("dogs", 1), ("small dogs", 1)]
+    # The cat has no area, other dogs go by "dogs" too, and two people said "small dogs".
+    expected = [("two dogs", 2), ("dogs", 2), ("dogs", 1), ("small dogs", 1), ("small dogs", 1)]
     assert [(row.phrase, len(row.boxes)) for row in rows] == expected
-    found = np.array([[0.5, 0.5, 1, 1], [0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1], [0.1, 0.1, 0.2, 0.2]])
-    assert grounding.best_ious(rows, found).tolist() == [1, 1, 0, 1]
+    found = np.array([[0.5, 0.5, 1, 1], [0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1], *[[0.1, 0.1, 0.2, 0.2]] * 2])
+    assert grounding.best_ious(rows, found).tolist() == [1, 1, 0, 1, 1]
     row, *_ = grounding.read_rows(Source(), merged=True)
     np.testing.assert_array_equal(row.boxes, [[0, 0, 1, 1]])
 
