@@ -45,8 +45,11 @@ _ERRNOS = {
 }
 # What gRPC, HTTP and C++ libraries say where Python would have an errno.
 _WORDS = re.compile(
-    r"\bUNAVAILABLE\b|\bDEADLINE_EXCEEDED\b|\bABORTED\b|\b(429|500|502|503|504)\b|[Cc]onnection (reset|refused|aborted)"
+    r"\bUNAVAILABLE\b|\bDEADLINE_EXCEEDED\b|\bABORTED\b|[Cc]onnection (reset|refused|aborted)"
     r"|[Tt]imed out|[Tt]oo many requests|[Ii]nput/output error|[Ss]tale file handle|temporarily unavailable"
+    # A status of HTTP, and no number of a path, such as a checkpoint's step.
+    r"|^(429|500|502|503|504)(?=[,:]| [A-Z])"
+    r"|(?i:(, |\b(HTTP(/[\d.]+)?|code|status|error)\W{1,3}))(429|500|502|503|504)(?=$|[\s,:;.)])"
 )
 _FULL = re.compile(r"No space left|ENOSPC|RESOURCE_EXHAUSTED|[Dd]isk quota exceeded")
 T = TypeVar("T")
