@@ -128,6 +128,7 @@ def test_two_starts_on_one_workdir(start, tmp_path, undisturbed):
     assert not (tmp_path / "lock.json").exists()
 
 
+@pytest.mark.long
 def test_two_make_the_embedded_data_at_once(tmp_path):
     command = [sys.executable, "-m", "capvl.data.prepare", "scenes", "--config=tiny", f"--data_dir={tmp_path}"]
     makers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]

@@ -125,6 +125,7 @@ def test_draws_of_pairs():
     np.testing.assert_allclose(second, expected, atol=0.03)
 
 
+@pytest.mark.long
 def test_text_assignment_on_eight_devices_is_that_on_one():
     """The loss and its gradients; what is drawn stays within a device."""
     objective = judge.TextAssignment(among=4)
@@ -177,6 +178,7 @@ def test_both_stages_on_scenes(tiny, tmp_path, one_device):
     assert recipe.objective.flops(recipe.model) > first.objective.flops(first.model) > 0
 
 
+@pytest.mark.long
 def test_one_image_on_scenes(tiny, tmp_path, one_device):
     objective, evals = {"name": "judge", "texts": 3}, {"judge": {}}
     _, params = stage(tiny, tmp_path, objective, TINY | WORDS, "scenes/statements_tiny", evals=evals)

@@ -58,7 +58,8 @@ def step_on(recipe, batch, mesh):
 MESHES = {"fsdp": ({"fsdp": 8}, {"same_image": True}), "all": ({"replica": 2, "fsdp": 2, "tensor": 2}, {"among": 4})}
 
 
-@pytest.mark.parametrize("mesh", ["fsdp", pytest.param("all", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", MESHES)
 def test_eight_devices_are_one(recipe, mesh):
     """The negatives, too: with others the loss of matching would differ."""
     axes, options = MESHES[mesh]

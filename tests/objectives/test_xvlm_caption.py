@@ -106,6 +106,7 @@ def test_captions_stand_behind_the_models_words(made, letters):
         objective.prompt(options, ids, "answer", "a")
 
 
+@pytest.mark.long
 def test_scst_learns_what_stands_behind_the_prompt(made, letters, tmp_path):
     """Its gradient is that of minus advantage times log-probability of the written tokens alone."""
     from capvl.losses.cider import BUCKETS, ORDERS, cider_d
