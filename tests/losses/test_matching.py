@@ -107,3 +107,21 @@ def test_rows_are_taken_and_their_gradients_given_back(mesh):
     expected, of_x = jax.value_and_grad(lambda x: (weight * x[index] ** 2).sum())(x)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, of_x, rtol=1e-5, atol=1e-6)
+
+
+def test_fetched_rows_need_the_same_memory_on_any_number_of_devices():
+    """Tokens of drawn negatives with their gradients: a device holds its own rows and a block that passes."""
+    own, sizes = 4, []
+    for count in (2, 4, 8):
+        mesh = make_mesh(MeshOptions(replica=1, fsdp=count, tensor=1), jax.devices()[:count])
+        x, index = jnp.ones((own * count, 32, 16)), jnp.zeros(own * count, jnp.int32)
+
+        def total(x, index):
+            return (take_rows(x, index) ** 2).sum()
+
+        with jax.set_mesh(mesh):
+            x, index = jax.device_put((x, index), batch_sharding(mesh))
+            compiled = jax.jit(jax.grad(total)).lower(x, index).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    # One more block would be 8 KiB.
+    assert max(sizes) - min(sizes) < x[:own].nbytes, sizes
