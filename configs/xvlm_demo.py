@@ -2,7 +2,7 @@
 
 COMMAND   python -m capvl.main --config=configs/xvlm_demo.py
 DATA      scenes/few, 20,000 images of 64 px with 2 or 3 large objects, made on first use
-CHIPS     2 CPU cores
+CHIPS     one CPU core for 20 minutes, two for less
 EXPECTED  docs/results.md
 """
 
@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.steps = 3000
-    config.batch_size = 32
+    config.steps = 2000
+    config.batch_size = 16
     config.objective = dict(name="xvlm", share=0.5, group=(4, 8), slots=3, captions=False, masks=4)
     config.model = dict(
         encoder="w128d2h4m512/8",

@@ -4,7 +4,7 @@ COMMAND   python -m capvl.main --config=configs/xvlm_flickr8k.py
 DATA      flickr8k, prepared from tar shards (docs/results.md has the command), and
           python -m capvl.data.tokenizer --kind=wordpiece --data=flickr8k --vocab=2000
           --out=$TFDS_DATA_DIR/flickr8k/wordpiece_2000.txt
-CHIPS     2 CPU cores, 20 minutes
+CHIPS     one CPU core for 25 minutes, two for less
 EXPECTED  docs/results.md
 """
 
@@ -13,6 +13,7 @@ import xvlm_demo
 
 def get_config():
     config = xvlm_demo.get_config()
+    config.steps = 1500
     config.objective.slots = 4
     config.model.update(encoder="w128d4h4m512/8", vocab=2000)
     config.data = dict(

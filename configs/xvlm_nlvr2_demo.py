@@ -12,6 +12,8 @@ import xvlm_demo
 
 def get_config():
     config = xvlm_demo.get_config()
+    config.steps = 3000
+    config.batch_size = 32
     config.objective = dict(name="judge")
     config.model.update(vocab=300, images=2, classes=("False", "True"), projection=0)
     config.data = dict(name="scenes/pairs", crop="center", tokenizer="{data_dir}/scenes/statements.txt")
