@@ -48,6 +48,10 @@ class TextReader:
         masked, places, words = self.masking(tokens, uniforms)
         return row | {"masked": masked, "places": places, "words": words}
 
+    def says_something(self, row: dict[str, np.ndarray]) -> bool:
+        """Whether a text that was read has any token of its own: cleaning may have left none."""
+        return np.count_nonzero(row["text"]) > np.count_nonzero(self.tokenizer("", self.length))
+
     def blank(self) -> dict[str, np.ndarray]:
         """What stands in an empty slot."""
         row = {"text": np.zeros(self.length, np.int32), "cut": np.bool_(False)}
@@ -91,7 +95,7 @@ class PairText:
         return self.read.tokenizer
 
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
-        """Raises BadImageError where the image can't be used, or has no text."""
+        """Raises BadImageError where the image can't be used, or has no text, or one that says nothing."""
         if self.texts == "captions":
             texts = example["text"]
         else:
@@ -104,6 +108,8 @@ class PairText:
         geometry = self.crop.draw(example, uniforms, flip=flip)
         image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
         row = self.read(geometry.text(text), uniforms)
+        if not self.read.says_something(row):
+            raise BadImageError("its text says nothing")
         return {"image": image, "flip": np.bool_(geometry.flip), "id": image_id(example)} | row
 
 
@@ -154,6 +160,7 @@ class RegionText:
         rows += kept[: self.slots - len(rows)][:1]
         rows += choose(kept[1:], self.slots - len(rows), uniforms if self.train else None)
         filled = [self._row(*row, geometry, uniforms) for row in rows]
+        filled = [row for row in filled if self.read.says_something(row)]
         blank = {"box": np.zeros(4, np.float32), "whole": np.bool_(False)} | self.read.blank()
         image = self.crop.pixels(example, uniforms, geometry, flip_on_device=True)
         of_image = {"image": image, "flip": np.bool_(geometry.flip), "id": image_id(example)}

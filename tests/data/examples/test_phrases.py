@@ -127,3 +127,22 @@ def test_the_region_that_a_crop_is_around_has_a_slot(monkeypatch):
     for text, box in zip(found, kept, strict=True):
         np.testing.assert_allclose(box, boxes[int(text)], atol=1e-6)
     assert set(found) == set("01234")
+
+
+class Cleaning(Letters):
+    """Leaves nothing of signs."""
+
+    def __call__(self, text, length):
+        return super().__call__(text.strip("!?"), length)
+
+
+def test_texts_of_which_cleaning_leaves_nothing():
+    """They would be learned as texts that belong to their images."""
+    read = TextReader(Cleaning(), 12, None)
+    pair = PairText(Crop(16), read, False, "skip", False)
+    assert said(pair(example(BOX, "x", text=["a cat!"]), Uniforms(0, 0))["text"]) == "a cat"
+    with pytest.raises(BadImageError, match="its text says nothing"):
+        pair(example(BOX, "x", text=["!?"]), Uniforms(0, 0))
+    region = RegionText(Crop(16), read, False, "skip", False, 3)
+    row = region(example(BOX, "a box", text=["!?"]), Uniforms(0, 0))
+    assert row["slots"].tolist() == [True, False, False] and said(row["text"][0]) == "a box"
