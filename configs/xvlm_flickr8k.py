@@ -1,4 +1,4 @@
-"""X-VLM from scratch on 5,673 real photos with captions and boxes of their phrases, sized for what two CPU cores can learn.
+"""X-VLM from scratch on 5,673 real photos with captions and boxes of their phrases, sized for two CPU cores.
 
 COMMAND   python -m capvl.main --config=configs/xvlm_flickr8k.py
 DATA      flickr8k, prepared from tar shards (docs/results.md has the command), and
