@@ -23,6 +23,7 @@ def get_config():
         name="pairs=flickr8k + regions=flickr8k",
         tokenizer="{data_dir}/flickr8k/wordpiece_2000.txt",
         crop_scale=(0.4, 1.0),
+        eval_crop="squash",
         flip=True,
     )
     config.evals = dict(
