@@ -35,6 +35,7 @@ def assert_same_run(workdir, undisturbed):
         np.testing.assert_array_equal(b[name], value, err_msg=name)
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(start, tmp_path, undisturbed):
     """SIGKILL at a random step, then in the middle of a save, then to the end."""
     rng = np.random.default_rng(int(time.time()))
@@ -111,6 +112,7 @@ def test_import_is_quick_and_loads_no_tensorflow():
     assert out.strip() == "False", "TensorFlow is loaded at run time"
 
 
+@pytest.mark.long
 def test_two_starts_on_one_workdir(start, tmp_path, undisturbed):
     """The second says who has it, leaves with 2 and changes nothing; the first is as if alone."""
     first = start(tmp_path)

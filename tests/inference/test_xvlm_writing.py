@@ -47,6 +47,7 @@ def test_captions():
         model.answer(images, "red")
 
 
+@pytest.mark.long
 def test_answers(answers):
     """One question or one each; a longer batch of questions changes nothing; beams and samples; the closed list."""
     images, questions = pictures(3), ["red", "the red thing", "blue"]

@@ -153,7 +153,7 @@ def test_other_poolings(golden, kind, pool, tensor):
         assert_close(logits, golden[f"out/{kind}_logits"], FORWARD, "head")
 
 
-@pytest.mark.parametrize("variant", ["scanned", "unrolled", "named"])
+@pytest.mark.parametrize("variant", ["scanned", "unrolled", pytest.param("named", marks=pytest.mark.long)])
 def test_every_gradient(golden, grads, params, batch, variant):
     blueprint = Blueprint(options_of(golden, **VARIANTS[variant]))
     names = ("ar", "pp", "smooth01") if variant == "scanned" else ("ar", "pp")

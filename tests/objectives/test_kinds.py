@@ -98,6 +98,7 @@ def test_resumed_is_uninterrupted(recipe, tmp_path, one_device):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.long
 def test_micro_batches_give_the_same_gradients(recipe):
     """Both kinds are split into as many parts: of each every device keeps its own examples."""
     r = recipe(batch_size=32)
