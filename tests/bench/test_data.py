@@ -32,6 +32,7 @@ def tars(tmp_path):
     return str(path)
 
 
+@pytest.mark.long
 def test_command(tars, tmp_path, data_dir, capsys):
     recipe = tmp_path / "tiny.py"
     values = tiny_values(data_dir)

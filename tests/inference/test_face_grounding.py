@@ -69,6 +69,7 @@ def test_texts_that_end_without_their_end_are_so_in_the_heat_map(xvlm):
 
 
 @pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.long
 def test_heat_maps_equal_differences(xvlm, layer):
     """The gradient by the attention is that of small changes; the map is its positive part times the attention."""
     options, model = xvlm

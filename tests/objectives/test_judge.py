@@ -61,6 +61,7 @@ def test_several_texts_of_an_image_are_judged_each_for_itself():
     assert_close(together.reshape(6, 1, 3), alone, 1e-5)
 
 
+@pytest.mark.long
 def test_it_learns_which_side_is_bright():
     """One text, true of pairs whose left image is brighter: nothing but the images' order tells."""
     blueprint = Blueprint(JudgeOptions(**TINY, images=2, classes=("False", "True")))

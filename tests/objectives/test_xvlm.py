@@ -101,6 +101,7 @@ def losses(r, batch):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
 
 
+@pytest.mark.long
 def test_empty_slots_change_nothing(recipe):
     """Whatever stands in a slot that isn't taken."""
     r = recipe(objective={"itm": 1.0, "group": (1, 3)})
