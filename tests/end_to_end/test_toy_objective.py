@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from capvl import evaluation, recipes, train
 from capvl.checkpoint import Checkpointer
@@ -131,6 +132,7 @@ class Grounding:
         return evaluate
 
 
+@pytest.mark.long
 def test_it_trains_resumes_and_is_evaluated(tiny, tmp_path, one_device, capsys):
     towers = {"encoder": "w16d1h2m32/16", "res": 32, "text": "w16d1h2m32", "vocab": 128, "length": 12}
     values = tiny(steps=4, objective={"name": "test_toy_objective:Phrases"}, model=towers | {"dtype": "float32"})
