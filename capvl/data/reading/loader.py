@@ -22,7 +22,7 @@ from capvl.data.randomness import Uniforms, replacement
 from capvl.data.reading import sources
 from capvl.data.reading.batches import stack
 from capvl.data.reading.streams import ATTEMPTS, Stream
-from capvl.data.reading.texts import FEATURES, without_text
+from capvl.data.reading.texts import FEATURES, of_regions, without_text
 from capvl.errors import UserError
 
 MIN_SEEN = 200
@@ -130,12 +130,12 @@ class TrainBatch:
 
 def check_texts(source: sources.Source, features: tuple[str, ...]) -> None:
     """Raises UserError where no record of a data set, of CHECKED evenly spread ones, has a text that is needed."""
-    texts = tuple(f for f in features if f.rstrip("?") in FEATURES.values())
+    texts, called = tuple(f for f in features if f.rstrip("?") in FEATURES.values()), of_regions(features)
     chosen = range(0, len(source), -(-len(source) // CHECKED))
-    if texts and all(without_text(source.read(i, texts), features) for i in chosen):
+    if texts and all(without_text(source.read(i, texts + called), features) for i in chosen):
         raise UserError(
             f"Data set {source.name!r} has no text in any of {len(chosen)} records, and the objective learns from "
-            f"{' or '.join(text.rstrip('?') for text in texts)}."
+            f"{' or '.join([text.rstrip('?') for text in texts] + ['regions with names'] * bool(called))}."
         )
 
 

@@ -212,6 +212,20 @@ def test_a_task_that_reads_class_names_needs_no_captions(options, tmp_path):
     assert not without_text(example | {"questions": {"question": [b"?"]}}, ("text?", "questions?"))
 
 
+def test_names_of_regions_are_texts_where_they_are_asked_for():
+    """Detection data has classes and no captions."""
+    from capvl.data.reading import regions
+    from capvl.data.reading.texts import without_text
+
+    rows = {"bbox": [[0.0, 0.0, 1.0, 1.0]], "chain": ["0"], "category": ["dog"], "label": [0]}
+    asked = ("image", *regions.FEATURES, "text?")
+    assert not without_text({"text": [], "boxes": rows}, asked)
+    assert without_text({"text": [], "boxes": rows | {"category": [""], "label": [-1]}}, asked)
+    assert without_text({"text": [], "boxes": {k: [] for k in rows}}, asked)
+    assert without_text({"text": [], "boxes": rows}, ("image", "text?"))
+    assert without_text({"text": [], "boxes": rows}, ("image", *regions.FEATURES, "text"))
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("batch", [20, 64])
 def test_evaluation_loses_and_repeats_nothing(data_dir, hosts, batch):
