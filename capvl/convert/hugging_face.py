@@ -19,7 +19,6 @@ from capvl.nn.positions import sincos_2d
 from capvl.weights import Weights
 
 _CLIP_END = 49407
-_TOKENIZERS = {".json": "tokenizer.json", ".model": "spiece.model", ".txt": "vocab.txt"}
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
@@ -249,7 +248,7 @@ def write_files(weights: Weights, target: Target, state: Mapping[str, np.ndarray
         pixels.write_processor(folder, weights)
     if weights.tokenizer:
         own = pathlib.Path(weights.tokenizer)
-        tokens.copy(weights.tokenizer, folder, _TOKENIZERS.get(own.suffix, own.name), weights.clean)
+        tokens.copy(weights.tokenizer, folder, tokens.NAMES_BY_SUFFIX.get(own.suffix, own.name), weights.clean)
 
 
 def with_table(options: ImageOptions, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,6 +10,8 @@ from capvl.data.text.cleaning import SETTINGS, settings
 from capvl.errors import UserError
 
 _NAMES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
+NAMES_BY_SUFFIX = {".json": "tokenizer.json", ".model": "spiece.model", ".txt": "vocab.txt"}
+"""What a tokenizer's file is called beside another framework's weights, so that `find` finds it."""
 _SPECIAL = "special_tokens_map.json"
 
 

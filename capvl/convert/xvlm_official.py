@@ -9,13 +9,15 @@ from capvl.convert import files, tokens, xvlm, xvlm_judge, xvlm_writing
 from capvl.convert.assembling import assemble
 from capvl.convert.files import Source, Target
 from capvl.convert.pixels import Pixels
-from capvl.errors import UserError
+from capvl.data.text.cleaning import CLEANERS, settings
+from capvl.errors import UserError, nearest
 from capvl.models import sizes
 from capvl.models.xvlm import XVlmOptions
 from capvl.models.xvlm_answers import XVlmAnswersOptions
 from capvl.models.xvlm_captioner import XVlmCaptionerOptions
 from capvl.models.xvlm_judge import JudgeOptions
-from capvl.weights import Weights
+from capvl.terminal import say
+from capvl.weights import CHOICES, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +60,30 @@ def form_of(names: Iterable[str]) -> Form:
     raise UserError("The weights have no text_encoder and no text_decoder, so they are not X-VLM's official ones.")
 
 
+OFFICIAL = {"reads_end": True, "crop": "squash", "crop_fraction": 1.0, "interpolation": "bicubic", "clean": "xvlm"}
+"""How the official code reads images and texts; `reads_end` is what the arrays say where a file doesn't."""
+
+
 def read(source: Source) -> Weights:
-    """An X-VLM with the pixels and the cleaning of texts that it was trained with, and a tokenizer where there is one
-    beside it."""
+    """An X-VLM with a tokenizer where there is one beside it. Images and texts are read as by the official code, or as
+    config.json says that `write` wrote.
+
+    Raises:
+      UserError: the file is of no known form, or config.json says something else.
+    """
     heads = {f"{part}_heads": source.config.get(f"{part}_heads", source.heads) for part in ("image", "text")}
     options, params = form_of(source.arrays).read(source.arrays, **heads)
-    pixels = Pixels(options.pixels, "squash", interpolation="bicubic")
+    told = {name: source.config.get(name, value) for name, value in OFFICIAL.items()}
+    for name, known in (CHOICES | {"clean": ("", *CLEANERS), "reads_end": (True, False)}).items():
+        if name in told and told[name] not in known:
+            raise UserError(f"{source.path!r} has {name}={told[name]!r} in config.json." + nearest(told[name], known))
+    if "reads_end" in source.config and hasattr(options, "reads_end"):
+        options = dataclasses.replace(options, reads_end=told["reads_end"])
+    pixels = Pixels(options.pixels, told["crop"], told["crop_fraction"], told["interpolation"])
     tokenizer = tokens.find(source.path)
-    how = dict(resize="hugging_face", pixels=pixels, tokenizer=tokenizer, clean="xvlm")
-    return assemble(source, options, params, **how)
+    return assemble(
+        source, options, params, resize="hugging_face", pixels=pixels, tokenizer=tokenizer, clean=told["clean"]
+    )
 
 
 def write(weights: Weights, target: Target) -> None:
@@ -81,12 +98,18 @@ def write(weights: Weights, target: Target) -> None:
     if form is None:
         raise UserError(f"The official X-VLM has no form of this model, which has {type(options).__name__}.")
     state = form.write(options, weights.params)
+    how = {name: getattr(weights, name, getattr(options, name, True)) for name in OFFICIAL}
+    how["clean"] = (settings(weights.tokenizer) if weights.tokenizer else {}).get("clean", weights.clean)
+    other = [f"{name}={how[name]!r}" for name in ("crop", "interpolation", "clean") if how[name] != OFFICIAL[name]]
+    if other:
+        say(f"The official code reads images and texts in its own way, without this model's {', '.join(other)}.")
     if target.path.endswith((".th", ".pth")):
         files.write_torch(target.path, {"model": state})
         return
-    folder = files.write_model(target.path, state, _config(options))
+    folder = files.write_model(target.path, state, _config(options) | how)
     if weights.tokenizer:
-        tokens.copy(weights.tokenizer, folder, pathlib.Path(weights.tokenizer).name, weights.clean)
+        own = pathlib.Path(weights.tokenizer)
+        tokens.copy(weights.tokenizer, folder, tokens.NAMES_BY_SUFFIX.get(own.suffix, own.name), weights.clean)
 
 
 def _config(options: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """X-VLM's official names: read, they compute what the official code does; written, they are as they were."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -169,3 +170,36 @@ def test_the_file_of_the_official_code(tmp_path):
     assert again.params.keys() == weights.params.keys()
     for name, value in weights.params.items():
         np.testing.assert_array_equal(again.params[name], value, err_msg=name)
+
+
+HOW = dict(crop="center_floor", crop_fraction=0.9, interpolation="fast", clean="lower")
+
+
+@pytest.mark.parametrize("reads_end", [True, False])
+def test_there_and_back_nothing_is_read_otherwise(reads_end, tmp_path, capsys):
+    """How images and texts are read is not in the arrays; the tokenizer comes back, too."""
+    vocabulary = tmp_path / "tokenizer.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
+    weights = weights_of("xvlm")
+    options = dataclasses.replace(weights.options, reads_end=reads_end)
+    weights = dataclasses.replace(weights, options=options, tokenizer=str(vocabulary), **HOW)
+    formats.write("xvlm", str(tmp_path / "out"), weights)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "without this model's crop='center_floor', interpolation='fast', clean='lower'" in told
+    back = formats.read("xvlm", str(tmp_path / "out"))
+    assert back.options == options and back.tokenizer == str(tmp_path / "out" / "vocab.txt")
+    assert {name: getattr(back, name) for name in HOW} == HOW
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"crop": "centre"}))
+    with pytest.raises(UserError, match="has crop='centre' in config.json. Did you mean 'center'"):
+        formats.read("xvlm", str(tmp_path / "out"))
+
+
+def test_files_of_the_official_code_are_read_as_it_reads(tmp_path):
+    weights = weights_of("xvlm")
+    formats.write("xvlm", str(tmp_path / "out"), weights)
+    config = {"image_heads": 2, "text_heads": 2}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    back = formats.read("xvlm", str(tmp_path / "out"))
+    assert (back.crop, back.interpolation, back.clean) == ("squash", "bicubic", "xvlm")
+    assert back.options.reads_end == ("mlm" not in back.options.heads)
