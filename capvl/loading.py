@@ -5,6 +5,7 @@ import os
 
 from capvl.convert.folder import read_model
 from capvl.data.text import tokenizers
+from capvl.errors import UserError
 from capvl.inference.face import LoadedModel
 
 
@@ -23,6 +24,9 @@ def load(
     Raises:
       UserError: missing, unreadable, none of these, or in need of code that is not trusted.
     """
+    for name, value in (("path", path), ("tokenizer", tokenizer)):
+        if not isinstance(value, str | os.PathLike):
+            raise UserError(f"{name} should be a path, not {value!r}.")
     weights = read_model(os.fspath(path), step=step, trust=trust)
     if tokenizer:
         if weights.tokenizer:

@@ -8,7 +8,7 @@ import numpy as np
 
 from capvl.errors import UserError, nearest
 from capvl.inference import matching, scoring
-from capvl.inference.inputs import Images, as_list
+from capvl.inference.inputs import Images, as_list, check_whole_number
 from capvl.inference.loaded import Loaded
 from capvl.models.abilities import Ability, abilities
 
@@ -36,7 +36,8 @@ def classify(
         "" for the first of these that the model can do.
     """
     names = as_list(names)
-    if by not in ("", *WAYS):
+    check_whole_number("top", top, 1)
+    if not isinstance(by, str) or by not in ("", *WAYS):
         raise UserError(f"classify has no by={by!r}." + nearest(by, WAYS))
     by = by or next((way for way, ability in WAYS.items() if ability in abilities(self.options)), "likelihood")
     self.need(WAYS[by])
@@ -44,6 +45,8 @@ def classify(
         raise UserError("classify needs at least two names, each once.")
     if isinstance(templates, str):
         templates = matching.read_templates(templates) if templates or by == "similarity" else ["{}"]
+    else:
+        templates = matching.check_templates(as_list(templates))
     way = {"similarity": _by_prompts, "likelihood": _by_texts, "match": _by_matches}[by]
     scores = way(self, images, names, templates)
     order = np.argsort(-scores, axis=1)

@@ -26,7 +26,7 @@ from capvl.data.randomness import Uniforms
 from capvl.data.text.tokenizers import too_long
 from capvl.errors import UserError, nearest
 from capvl.inference.compiled import Function
-from capvl.inference.inputs import Images, Texts, as_list
+from capvl.inference.inputs import Images, Texts, as_list, check_whole_number
 from capvl.inference.loaded import Loaded
 from capvl.inference.matching import text_vectors
 from capvl.models.abilities import Ability, abilities, require
@@ -54,6 +54,8 @@ def method_of(options: Any, method: str = "") -> str:
     Raises:
       UserError: it is unknown, or the model lacks what it needs.
     """
+    if not isinstance(method, str):
+        raise UserError(f"method should be a text, not {method!r}.")
     if not method:
         require(options, "Grounding", Ability.BOXES, Ability.MATCHES)
         method = "box" if Ability.BOXES in abilities(options) else "gradcam"
@@ -72,6 +74,7 @@ def layer_of_map(options: Any, layer: int) -> int:
       UserError: there is no such layer.
     """
     count = options.cross_layers
+    check_whole_number("layer", layer, -1)
     if not -1 <= layer < count:
         raise UserError(f"layer={layer}: the model's cross-modal layers are 0 to {count - 1}; -1 is the paper's.")
     return count // 2 if layer == -1 else layer

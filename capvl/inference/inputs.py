@@ -1,7 +1,7 @@
 """What users bring to a model: images, clips and texts become pixels and tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,10 +59,18 @@ def as_list(texts: Texts) -> list[str]:
     Raises:
       UserError: there is none, or one is empty or no text.
     """
-    several = [texts] if isinstance(texts, str) else list(texts)
+    # The keys of a dict would pass for texts.
+    listed = isinstance(texts, Iterable) and not isinstance(texts, Mapping)
+    several = [texts] if isinstance(texts, str) else list(texts) if listed else []
     if not several or not all(isinstance(t, str) and t.strip() for t in several):
         raise UserError("Texts should be a text or a list of texts, none of them empty.")
     return several
+
+
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raises UserError where an argument is no whole number, or below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name} should be a whole number of at least {least}, not {value!r}.")
 
 
 def tokens(tokenizer, texts: Sequence[str], length: int, *, whole: bool = False) -> np.ndarray:

@@ -83,10 +83,20 @@ def read_templates(path: str) -> list[str]:
         file = importlib.resources.files("capvl.inference").joinpath("prompts.txt")
         with importlib.resources.as_file(file) as local:
             return read_templates(str(local))
-    templates = read_lines(path, "prompt templates")
-    wrong = [t for t in templates if t.count("{}") != 1]
-    if wrong:
-        raise UserError(f"Template {wrong[0]!r} of {path!r} should have {{}} once, where the class name goes.")
+    return check_templates(read_lines(path, "prompt templates"))
+
+
+def check_templates(templates: list[str]) -> list[str]:
+    """The templates.
+
+    Raises:
+      UserError: one has not {} once, or another field.
+    """
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            raise UserError(
+                f"Template {template!r} should have {{}} once, where the class name goes, and no other brace."
+            )
     return templates
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from capvl.errors import UserError
-from capvl.inference.inputs import Images, Texts, as_list
+from capvl.inference.inputs import Images, Texts, as_list, check_whole_number
 from capvl.inference.loaded import Loaded
 from capvl.inference.matching import image_vectors, match_pairs, text_vectors
 from capvl.models.abilities import Ability
@@ -34,8 +34,8 @@ def retrieve(
     self.need(Ability.TEXTS)
     if (images is None) == (texts is None):
         raise UserError("retrieve searches images=… for a text, or texts=… for an image; give one of the two.")
-    if top < 1 or rerank < 0:
-        raise UserError(f"retrieve needs top of at least 1 and rerank not negative, not {top} and {rerank}.")
+    check_whole_number("top", top, 1)
+    check_whole_number("rerank", rerank, 0)
     if rerank:
         self.need(Ability.MATCHES)
     if images is not None and not isinstance(query, str):

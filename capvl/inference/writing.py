@@ -190,7 +190,7 @@ def _behind(model: Loaded, key: tuple, function, pixels: np.ndarray, prompt_NP, 
         raise UserError(f"There are {len(prompt_NP)} questions for {len(pixels)} images; give one, or one for each.")
     tree, allowed = None, None
     if names is not None:
-        allowed = tuple(as_list(names)) if len(names) else ()
+        allowed = () if isinstance(names, list | tuple) and not names else tuple(as_list(names))
         tree = Names.of(allowed, model.tokenizer)
     length = planned_length(model.options, how, prompt_NP.shape[1], tree)
     prompt_BP = np.broadcast_to(prompt_NP, (len(pixels), prompt_NP.shape[1]))

@@ -8,6 +8,7 @@ from conftest import assert_close
 from handmade import COLORS, WORDS, ByWord
 from seeing import RES, SeeingOptions, scene
 
+import capvl
 from capvl.errors import UserError
 from capvl.inference import matching
 from capvl.inference.face import LoadedModel
@@ -101,8 +102,23 @@ BAD = [
     (lambda m: m.retrieve("red", images=[scene({})], texts=["red"]), "give one of the two"),
     (lambda m: m.retrieve(scene({}), images=[scene({})]), "searched for one text, not for ndarray"),
     (lambda m: m.retrieve([scene({}), scene({})], texts=["red"]), "searched for one image, not for 2"),
-    (lambda m: m.retrieve("red", images=[scene({})], top=0), "top of at least 1"),
+    (lambda m: m.retrieve("red", images=[scene({})], top=0), "top should be a whole number of at least 1, not 0"),
     (lambda m: m.retrieve("red", images=[]), "There are no images"),
+    (lambda m: m.retrieve("red", images=[scene({})], top="1"), "top should be a whole number of at least 1, not '1'"),
+    (lambda m: m.retrieve("red", images=[scene({})], rerank=1.5), "rerank should be a whole number of at least 0"),
+    (lambda m: m.retrieve(scene({}), texts=5), "Texts should be a text or a list of texts"),
+    (lambda m: m.match(scene({}), None), "Texts should be a text or a list of texts"),
+    (lambda m: m.match(scene({}), {"red": 1}), "Texts should be a text or a list of texts"),
+    (lambda m: m.embed_text([5]), "Texts should be a text or a list of texts"),
+    (lambda m: m.classify(scene({}), 5), "Texts should be a text or a list of texts"),
+    (lambda m: m.classify(scene({}), NAMES, top=-1), "top should be a whole number of at least 1, not -1"),
+    (lambda m: m.classify(scene({}), NAMES, templates=["a photo"]), "'a photo' should have {} once"),
+    (lambda m: m.classify(scene({}), NAMES, templates=["{} {}"]), "'{} {}' should have {} once"),
+    (lambda m: m.classify(scene({}), NAMES, templates=[5]), "Texts should be a text or a list of texts"),
+    (lambda m: m.ground(scene({}), "red", layer=True), "layer should be a whole number of at least -1, not True"),
+    (lambda m: m.ground(scene({}), "red", method=["box"]), "method should be a text"),
+    (lambda m: capvl.load(None), "path should be a path, not None"),
+    (lambda m: capvl.load("x", tokenizer=5), "tokenizer should be a path, not 5"),
     (lambda m: m.classify(scene({}), NAMES, by="itm"), "classify has no by='itm'"),
     (lambda m: m.classify(scene({}), NAMES, by="likelihood"), "does not have a decoder"),
     (lambda m: loaded(SeeingOptions(able=("TEXTS",))).match(scene({}), "red"), "does not have a matching head"),
