@@ -70,7 +70,8 @@ def in_fractions(boxes: np.ndarray, size: Size, name: str) -> np.ndarray:
       name: of the image, for messages.
 
     Raises:
-      UserError: one lies outside, as where the detector saw the image at another size.
+      UserError: one lies outside, or reaches out by more than a twentieth of the image, as where the detector saw it at
+        another size.
     """
     height, width = size
     outside = (boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1)
@@ -78,4 +79,11 @@ def in_fractions(boxes: np.ndarray, size: Size, name: str) -> np.ndarray:
         box = boxes[outside][0].tolist()
         raise UserError(f"The detection {box} of image {name!r} lies outside of its {width}x{height} pixels.")
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    beyond = np.maximum(-corners, corners - np.array([width, height] * 2)) > np.array([width, height] * 2) / 20
+    if beyond.any():
+        box = boxes[beyond.any(axis=1)][0].tolist()
+        raise UserError(
+            f"The detection {box} of image {name!r} reaches far out of its {width}x{height} pixels; did the detector "
+            f"see it at another size?"
+        )
     return corners / np.array([[width, height, width, height]])

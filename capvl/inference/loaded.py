@@ -1,6 +1,7 @@
 """A model with its parameters, pixels and tokenizer: what every ability of the face stands on."""
 
 import functools
+import warnings
 from collections.abc import Hashable
 from typing import Any
 
@@ -77,8 +78,12 @@ class Loaded:
         return inputs.clips(self.crop, videos)
 
     def ids(self, texts: list[str], *, whole: bool = False) -> np.ndarray:
-        """Tokens (N, L) of texts; see `capvl.inference.inputs.tokens`."""
-        return inputs.tokens(self.tokenizer, texts, self.options.length, whole=whole)
+        """Tokens (N, L) of texts; see `capvl.inference.inputs.tokens`. Warns of those that are cut."""
+        length = self.options.length
+        if not whole and (cut := tokenizers.too_long(self.tokenizer, texts, length)):
+            told = f"{len(cut)} of {len(texts)} texts have more than {length} tokens and are cut at their end"
+            warnings.warn(f"{told}; the first is {cut[0][:60]!r}.", stacklevel=3)
+        return inputs.tokens(self.tokenizer, texts, length, whole=whole)
 
     def run(self, key: Hashable, function: Function, rows: Any) -> Any:
         """What a function of the model gives for rows, on the host; it is compiled once.

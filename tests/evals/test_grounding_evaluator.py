@@ -239,6 +239,7 @@ BAD = [
     (dict(method="itm", detections="{data_dir}/flat.json"), "of image 'val0' should be one or more"),
     (dict(method="itm", detections="{data_dir}/list.json"), "should be a JSON object"),
     (dict(method="itm", detections="{data_dir}/large.json"), r"of image 'val0' lies outside of its 96x64 pixels"),
+    (dict(method="itm", detections="{data_dir}/beyond.json"), r"of image 'val0' reaches far out of its 96x64 pixels"),
     (dict(limit=-1), "limit must not be negative"),
 ]
 
@@ -253,6 +254,7 @@ def test_what_can_not_be_grounded(by_word, rectangles, tmp_path, options, senten
     detected(truth, place / "train.json", rng, "train")
     (place / "flat.json").write_text(json.dumps({"val0": [1, 2, 3, 4]}))
     (place / "list.json").write_text("[[1, 2, 3, 4]]")
+    (place / "beyond.json").write_text(json.dumps({f"val{i}": [[0, 0, 200, 200]] for i in range(11)}))
     (place / "large.json").write_text(json.dumps({f"val{i}": [[200, 2, 30, 4]] for i in range(11)}))
     with pytest.raises(UserError, match=sentence) as error:
         evaluate(grounding.Grounding(**options), folder)

@@ -46,10 +46,12 @@ def look(name: str, split: str, count: int, out: str, data_dir: str, seed: int =
       Both paths.
 
     Raises:
-      UserError: the data set is unknown, `count` makes no sense, or the page can't be written.
+      UserError: the data set is unknown, `count` or `out` makes no sense, or the page can't be written.
     """
     if count < 1:
         raise UserError(f"--count must be at least 1, not {count}.")
+    if out.lower().endswith(".png"):
+        raise UserError(f"--out={out} names the page, such as page.html; the sheet is written beside it as a PNG.")
     source = sources.open_source(name, split, data_dir, features=("image", "text?", "image_id?", "key?", *FEATURES))
     uniforms, numbers = Uniforms(seed, 0), list(range(len(source)))
     chosen = sorted(numbers.pop(uniforms.below(len(numbers))) for _ in range(min(count, len(source))))

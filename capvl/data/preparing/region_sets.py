@@ -329,11 +329,7 @@ def _write_part(job: Job) -> None:
     )
 
 
-@functools.lru_cache(maxsize=4)
-def _opened(name: str, split: str, data_dir: str) -> sources.Source:
-    return sources.open_source(name, split, data_dir, features=("image",))
-
-
+_opened = functools.lru_cache(maxsize=4)(functools.partial(sources.open_source, features=("image",)))
 _RECORD = re.compile(r"(.*):([^:#]*)#(\d+)", re.DOTALL)
 
 
@@ -378,7 +374,9 @@ def _finish(folder: epath.Path, name: str, format: str, jobs, left, items, class
     for split, rows in made.items():
         if not any(shard.examples for shard in rows):
             rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in left[split].items()) or "nothing"
-            raise UserError(f"Split {split!r} of {name!r} has no example; left out: {rejected}.")
+            storage.folder(jobs[0][1].part).parent.rmtree()  # Another start would find the same.
+            hint = " Are the images in --files?" if "file missing" in rejected else ""
+            raise UserError(f"Split {split!r} of {name!r} has no example; left out: {rejected}.{hint}")
     for split, rejected in left.items():
         if split in report or rejected:
             own = report.setdefault(split, {"examples": 0, "changed": Rejected()})

@@ -284,8 +284,8 @@ def find(name: str, data_dir: str) -> str:
     prepared = [p.name for p in pathlib.Path(data_dir).glob("*") if any(p.glob("**/dataset_info.json"))]
     raise UserError(
         f"Data set {name!r} is neither known nor prepared in {data_dir!r}; tar shards are prepared with "
-        f"`python -m capvl.data.prepare tars --name={base} --train='…/*.tar' --data_dir={data_dir}`."
-        + nearest(name, {*prepared, *FIELDS})
+        f"`python -m capvl.data.prepare tars --name={base} --train='…/*.tar' --data_dir={data_dir}`, "
+        f"images with boxes as `… prepare regions --help` tells." + nearest(name, {*prepared, *FIELDS})
     )
 
 

@@ -124,6 +124,8 @@ def test_the_page(tmp_path, capsys):
         assert sheet.size[0] > 4 * 360
     with pytest.raises(UserError, match="--count must be at least 1"):
         prepare.main(["look", *arguments, "--count=0"])
+    with pytest.raises(UserError, match="x.png names the page, such as page.html"):
+        prepare.main(["look", *arguments, f"--out={tmp_path}/x.png"])
 
 
 def test_captions_are_marked_and_escaped():
@@ -171,8 +173,10 @@ def test_errors(tmp_path):
             make(tmp_path, **values)
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    with pytest.raises(UserError, match="Split 'val' of 'set' has no example; left out: 6 x file missing"):
+    with pytest.raises(UserError, match="Split 'val' of 'set' has no example; left out: 6 x file missing.*--files"):
         make(tmp_path, "set", "coco", {"val": files})
+    # Nothing is left that the next try would trip over.
+    assert not (tmp_path / "out/set/incomplete").exists()
 
 
 def test_beam_makes_the_same_files(tmp_path, monkeypatch):
