@@ -87,6 +87,16 @@ def read(workdir: epath.Path) -> list[dict]:
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"Workdir {str(workdir)!r} has no metrics.jsonl; train there first.")
+    return _read(path)
+
+
+def read_evaluations(workdir: epath.Path) -> list[dict]:
+    """The lines of evaluations.jsonl, each of which `capvl.evaluation` appended; [] where nothing was evaluated."""
+    path = epath.Path(workdir) / "evaluations.jsonl"
+    return _read(path) if path.exists() else []
+
+
+def _read(path: epath.Path) -> list[dict]:
     return [json.loads(line) for line in split(storage.read_text(path)) if _step_of(line) < math.inf]
 
 

@@ -82,6 +82,7 @@ def _read_run(workdir: epath.Path) -> dict:
     return {
         "name": workdir.name or str(workdir.resolve().name),
         "lines": lines,
+        "evaluated": [_evaluated(line) for line in metrics.read_evaluations(workdir)],
         "recipe": recipe,
         "shown": [
             (n, v | {"svg": draw_confusion(v) if "counts" in v else ""}) for n, row in shown.items() for v in row
@@ -163,6 +164,14 @@ def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:
     last = [{k: v for line in run["lines"] for k, v in line.items() if "/" in k} for run in runs]
     names = sorted({k for values in last for k in values})
     return [(n, [f"{v[n]:.4f}" if isinstance(v.get(n), float | int) else "–" for v in last]) for n in names]
+
+
+def _evaluated(line: dict) -> tuple[str, list[tuple[str, str]]]:
+    """(of which step and with which changes, (evaluation, value)) of an evaluation after training."""
+    changes = " ".join(f"{key}={value}" for key, value in line.get("overrides", ()))
+    what = "untrained" if line.get("untrained") else f"step {line['step']}"
+    values = [(k, f"{v:.4f}") for k, v in line.items() if "/" in k and isinstance(v, float | int)]
+    return f"{what} {changes}".strip(), values
 
 
 def _times(workdirs: list[epath.Path]) -> list[tuple[str, list[str]]]:

@@ -100,7 +100,7 @@ def test_report_of_two_runs(finished, tmp_path):
         report.main([str(tmp_path)])
 
 
-def test_evaluating_again_gives_the_same_numbers(finished, data_dir):
+def test_evaluating_again_gives_the_same_numbers(finished, data_dir, tmp_path):
     workdir, _, _ = finished
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     during = {k: v for line in lines for k, v in line.items() if "/" in k and line["step"] == 6}
@@ -108,6 +108,11 @@ def test_evaluating_again_gives_the_same_numbers(finished, data_dir):
     assert rows
     for name, value in rows.items():
         assert value == pytest.approx(during[name], rel=1e-6), name
+    report.main([str(workdir), f"--out={tmp_path / 'again.html'}"])
+    page = (tmp_path / "again.html").read_text()
+    _, again = page.split("evaluated again, step 6", 1)
+    name, value = next((k, v) for k, v in rows.items() if "/" in k)
+    assert f"<tr><td>{name}</td><td>{value:.4f}</td></tr>" in again
     untrained = evaluation.evaluate(str(workdir), only=["perplexity"], untrained=True)
     assert untrained["perplexity/cap/nll_per_token"] > rows["perplexity/cap/nll_per_token"]
     changed = evaluation.evaluate(str(workdir), [("evals.perplexity.split", "test")], only=["perplexity"])
