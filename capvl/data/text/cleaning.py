@@ -145,6 +145,6 @@ def _folded(character: str) -> str:
 
 def _other_letters(text: str) -> UserError:
     return UserError(
-        f"Phrases can't be followed in {text[:60]!r}: the tokenizer's cleaning changes its letters; clean the texts, with "
-        "the phrases' places, before."
+        f"Phrases can't be followed in {text[:60]!r}: the tokenizer's cleaning changes its letters; clean the texts "
+        "before, with the phrases' places."
     )
