@@ -17,26 +17,6 @@ from capvl.errors import UserError
 
 WORDS = ["dog", "cat", "fish", "##fish", "jelly", "star", "red", "blue", "small", "large", "and", "with", "a"]
 SIGNS = [",", ".", ":", "-", "object", "detection"]
-    "dog",
-    "cat",
-    "fish",
-    "red",
-    "blue",
-    "small",
-    "large",
-    "jelly",
-    "##fish",
-    "star",
-    "and",
-    "with",
-    "a",
-    ",",
-    ".",
-    ":",
-    "-",
-    "object",
-    "detection",
-]
 NAMES = ["dog", "cat", "red fish", "jellyfish", "starfish", "blue star", "small dog", "large cat"]
 
 
@@ -146,7 +126,11 @@ def test_tokens_are_those_of_the_whole_text(tokenizer, data_dir):
 @pytest.mark.realdata
 def test_tokens_of_real_vocabularies():
     names = ["dogs", "U.S", "hot dog (food)", "cat's tail", "bow_(weapon)", "café", "t-shirt", "no. 7"]
-    for name in ("bert-base-uncased-vocab.txt", "bpe_simple_vocab_16e6.txt.gz"):
+    for name in (
+        "bert-base-uncased-vocab.txt",
+        "bpe_simple_vocab_16e6.txt.gz",
+        "cc_all.32000.100extra.sentencepiece.model",
+    ):
         used = tokenizers.load(real_data("tokenizers", name))
         (prompt,) = Vocabulary(names, used, 64).prompts()
         covered = used.spans(prompt.text, 64)
