@@ -14,7 +14,7 @@ from capvl.models.abilities import Ability
 from capvl.models.sizes import Size
 from capvl.nn import weights
 from capvl.nn.attention import SelfAttention, attend_with_dropout
-from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, drop
+from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, clip, drop
 from capvl.nn.padding import real
 from capvl.nn.stack import scan, stack
 from capvl.nn.weights import weight
@@ -72,12 +72,23 @@ class BertOptions:
 
 
 class BertBlock(nnx.Module):
-    """x = LN(x + Attention(x)); x = LN(x + MLP(x))."""
+    """x = LN(x + Attention(x)); x = LN(x + MLP(x)).
+
+    limit: not 0: attention logits, what both Denses of the MLP give, and the output are clipped to ±limit (GLIP's layer
+    on texts between its fusions).
+    """
 
     def __init__(
-        self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu", eps: float = 1e-12, dropout: float = 0.0
+        self,
+        size: Size,
+        rngs: nnx.Rngs,
+        *,
+        activation: str = "gelu",
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+        limit: float = 0.0,
     ):
-        self.dropout = dropout
+        self.dropout, self.limit = dropout, limit
         self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
         self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
@@ -92,13 +103,15 @@ class BertBlock(nnx.Module):
         """LN(x + Attention(x))."""
         keys = split_key(key, 2)
         q, k, v = self.attn.project(x_BLD)
-        mixed = attend_with_dropout(q, k, v, mask=mask, causal=causal, dropout=self.dropout, key=keys[0])
+        how = dict(dropout=self.dropout, key=keys[0], limit=self.limit)
+        mixed = attend_with_dropout(q, k, v, mask=mask, causal=causal, **how)
         added = drop(self.attn.out(mixed), self.dropout, keys[1])
         return checkpoint_name(self.norm1(x_BLD + added), "residual")
 
     def after_attention(self, x_BLD, key: jax.Array | None = None) -> jax.Array:
         """LN(x + MLP(x))."""
-        return constrain(self.norm2(x_BLD + drop(self.mlp(x_BLD), self.dropout, key)), "batch", None, None)
+        added = drop(self.mlp(x_BLD, self.limit), self.dropout, key)
+        return constrain(clip(self.norm2(x_BLD + added), self.limit), "batch", None, None)
 
 
 def split_key(key: jax.Array | None, count: int):
