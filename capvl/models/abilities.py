@@ -43,7 +43,9 @@ class Ability(enum.StrEnum):
     JUDGES = "a class head for images with texts"
 
 
-READERS = frozenset({Ability.TEXTS, Ability.DECODER, Ability.ANSWERS, Ability.MATCHES, Ability.DETECTS, Ability.BOXES, Ability.JUDGES})
+READERS = frozenset(
+    {Ability.TEXTS, Ability.DECODER, Ability.ANSWERS, Ability.MATCHES, Ability.DETECTS, Ability.BOXES, Ability.JUDGES}
+)
 """Abilities of which each reads or writes texts."""
 
 

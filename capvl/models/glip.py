@@ -18,10 +18,11 @@ from capvl.errors import UserError
 from capvl.models import flops, pyramid, sizes
 from capvl.models.abilities import Ability
 from capvl.models.alignment import Aligned, AlignmentHead
-from capvl.models.bert import Bert, BertOptions
+from capvl.models.bert import Bert, BertOptions, split_key
 from capvl.models.tower import DetectionTower
 from capvl.models.vision import ImageOptions
 from capvl.nn import weights
+from capvl.nn.anchors import STRIDES
 from capvl.nn.padding import real
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
@@ -55,6 +56,8 @@ class GlipOptions(ImageOptions):
       drop_block: share of the pyramid's merged maps that is dropped in training (DropBlock, arXiv 1810.12890).
       prompt_table: learned vectors are added to the text's states, one for each place of the text, 0 at first: what
         prompt tuning trains (section 4.4).
+      classes: not 0: an ordinary detector of so many classes, for comparison (DyHead, arXiv 2106.08322): no text is
+        read, each class has a learned vector, and `length` is their number.
     """
 
     encoder: str = "swin-T/4"
@@ -82,6 +85,7 @@ class GlipOptions(ImageOptions):
     dropout: float = 0.1
     drop_block: float = 0.0
     prompt_table: bool = False
+    classes: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,7 +104,12 @@ class GlipOptions(ImageOptions):
             raise UserError(
                 f"model.fusion_width={self.fusion_width} should be a multiple of model.fusion_heads={self.fusion_heads}."
             )
-        if self.length < 3 or self.length + self.first_position > self.text_positions:
+        if self.classes < 0 or (self.classes and (self.length != self.classes or self.fusion != "none")):
+            raise UserError(
+                f"model.classes={self.classes}, a closed list, goes with model.length={self.classes} and "
+                "model.fusion='none'."
+            )
+        if self.length < 3 - bool(self.classes) * 2 or self.length + self.first_position > self.text_positions:
             raise UserError(
                 f"model.length={self.length} should be at least 3 and fit model.text_positions={self.text_positions}."
             )
@@ -139,7 +148,7 @@ class GlipOptions(ImageOptions):
             self.length, size
         )
         ends = flops.dense(places, self.width, self.length + 5) + flops.dense(self.length, size.width, self.width)
-        text = size.depth * flops.layer(self.length, size)
+        text = 0 if self.classes else size.depth * flops.layer(self.length, size)
         encoder = self.encoder_flops() * height * width / self.res**2
         return encoder + self._pyramid_flops(counts) + text + self.blocks * block + ends
 
@@ -161,6 +170,11 @@ class GlipOptions(ImageOptions):
         return Glip(self, rngs=rngs)
 
 
+def grids_of(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of the levels of images of (height, width)."""
+    return [tuple(-(-side // stride) for side in size) for stride in STRIDES]
+
+
 class Glip(nnx.Module):
     """Every method is a pure function of the parameters; a `key` means training."""
 
@@ -170,7 +184,9 @@ class Glip(nnx.Module):
         self.encoder = options.make_encoder(rngs)
         self.pyramid = pyramid.make(options, rngs)
         how = dict(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
-        self.text = Bert(options.bert_options(**how), rngs=rngs)
+        table = (options.classes, text_width)
+        self.classes = weight(rngs, table, (None, "embed"), weights.normal(1.0)) if options.classes else None
+        self.text = None if options.classes else Bert(options.bert_options(**how), rngs=rngs)
         rows = (PROMPT_ROWS, text_width)
         self.prompt = weight(rngs, rows, (None, "embed"), weights.zeros) if options.prompt_table else None
         self.tower = DetectionTower(options, rngs=rngs)
@@ -186,6 +202,8 @@ class Glip(nnx.Module):
 
     def states(self, text_BL, *, key=None) -> jax.Array:
         """Texts by themselves, (B, L, D)."""
+        if self.classes is not None:
+            return self.classes[...][text_BL - 1].astype(self.dtype)
         states_BLD = self.text(text_BL, real(text_BL), key=key)
         if self.prompt is not None:
             states_BLD = states_BLD + self.prompt[...][None, : text_BL.shape[1]].astype(states_BLD.dtype)

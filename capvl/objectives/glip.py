@@ -19,15 +19,15 @@ from capvl.data.images.buckets import Bucket, Bucketed
 from capvl.data.images.crops import Crop
 from capvl.data.reading import regions, sources
 from capvl.data.text import tokenizers
-from capvl.data.text.category_prompts import NEGATIVES, Vocabulary
+from capvl.data.text.category_prompts import NEGATIVES
 from capvl.errors import UserError
 from capvl.losses import detection
 from capvl.losses.assignment import atss
-from capvl.losses.detection import Divisors, Targets, detection_losses
-from capvl.models.glip import COARSEST, Glip as GlipModel, GlipOptions
-from capvl.nn.anchors import STRIDES, anchors, inclusive
+from capvl.losses.detection import detection_losses
+from capvl.models.glip import COARSEST, GlipOptions, grids_of
+from capvl.models.glip import Glip as GlipModel
+from capvl.nn.anchors import anchors, inclusive
 from capvl.nn.padding import real
-from capvl.objectives import Mean
 from capvl.objectives.images import unit_range
 
 
@@ -83,10 +83,15 @@ class Glip:
 
     @property
     def _texts(self) -> Texts:
-        return Texts(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Texts) if field.name != "kinds"}, kinds=self.texts)
+        return Texts(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Texts) if field.name != "kinds"},
+            kinds=self.texts,
+        )
 
     def check(self, model_options: GlipOptions, batch_per_device: int, micro_batches: int) -> None:
         """Raises UserError where options contradict each other."""
+        if model_options.classes and (self.texts != ("classes",) or self.order != "fixed"):
+            raise UserError("model.classes, a closed list, goes with objective.texts=('classes',) and order='fixed'.")
         for height, width in self.sizes:
             if max(height, width) > model_options.image_shape()[0]:
                 raise UserError(
@@ -108,21 +113,28 @@ class Glip:
 
     def transform(self, model_options: GlipOptions, data, *, train: bool):
         """Texts with the boxes that they name."""
-        tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
+        tokenizer = None
+        if not model_options.classes:
+            tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
         crop = Crop.of_model(data, model_options, train=train)
-        how = dict(tokenizer=tokenizer, length=model_options.length, prefix=self.prefix)
-        vocabularies, captions = _closed_lists(data, **how), self._captions(data) if train else None
-        if self.order == "fixed" and not vocabularies:
-            raise UserError("objective.order='fixed' needs a data set with a closed list of classes.")
-        made = GroundedText(
-            crop, tokenizer, model_options.length, self.slots, data.flip, train, self._texts, vocabularies, captions
-        )
+        lists = {
+            number: grounded.vocabulary(model_options, tokenizer, names, prefix=self.prefix)
+            for number, names in _classes(data).items()
+        }
+        if (self.order == "fixed" or model_options.classes) and not lists:
+            raise UserError(
+                "objective.order='fixed', or model.classes, needs a data set with a closed list of classes."
+            )
+        captions, length = self._captions(data) if train else None, model_options.length
+        made = GroundedText(crop, tokenizer, length, self.slots, data.flip, train, self._texts, lists, captions)
         return Bucketed(made, self.buckets(model_options)) if train else made
 
     def _captions(self, data) -> Captions | None:
         if not self.packed:
             return None
-        opened = [sources.open_source(name, data.split, data.directory(), features=("text?",)) for name, _ in _parts(data)]
+        opened = [
+            sources.open_source(name, data.split, data.directory(), features=("text?",)) for name, _ in _parts(data)
+        ]
         said = tuple(source for source in opened if "text" in source.read(0, ("text?",)))
         if not said:
             raise UserError("objective.packed puts captions around captions, and none of data.name has any.")
@@ -194,21 +206,15 @@ class Glip:
         return 3 * sum(model_options.flops(*size) for size in sizes) / len(sizes)
 
 
-def grids_of(size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Rows and columns of the levels of images of (height, width)."""
-    return [tuple(-(-side // stride) for side in size) for stride in STRIDES]
-
-
 def _parts(data) -> list[tuple[str, float]]:
     return [] if data.name.startswith("stream:") else data.parts()
 
 
-def _closed_lists(data, **how) -> dict[int, Vocabulary]:
+def _classes(data) -> dict[int, list[str]]:
     """Classes of each data set of a mixture that has a closed list, by its number in the mixture."""
     found = {}
     for number, (name, _) in enumerate(_parts(data)):
-        source = sources.open_source(name, data.split, data.directory(), features=("image",))
-        names = regions.categories(source)
+        names = regions.categories(sources.open_source(name, data.split, data.directory(), features=("image",)))
         if names:
-            found[number] = Vocabulary(names, how["tokenizer"], how["length"], prefix=how["prefix"])
+            found[number] = names
     return found

@@ -14,14 +14,15 @@ from capvl.data.examples.phrases import SIDES
 from capvl.data.examples.slots import choose, fill
 from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError
-from capvl.data.images.geometry import Geometry, names_sides
+from capvl.data.images.geometry import Geometry, names_sides, swap_sides_with_spans
 from capvl.data.randomness import Uniforms
 from capvl.data.reading.regions import Region, regions
 from capvl.data.reading.sources import Source, as_text
 from capvl.data.text import packing
 from capvl.data.text.category_prompts import NEGATIVES, SEPARATOR, Prompt, Vocabulary, sampled_prompt
-from capvl.data.text.spans import positive_map, swap_sides
-from capvl.errors import UserError
+from capvl.data.text.closed_list import ClosedList
+from capvl.data.text.spans import positive_map
+from capvl.errors import UserError, nearest
 
 TEXTS = ("captions", "classes", "phrases")
 """What the text of an example may be made of: a caption with the spans that name boxes; names of classes; phrases that
@@ -85,7 +86,8 @@ class GroundedText:
       flip: whether half of the images are flipped.
       train: random flip and text; else the first and no randomness.
       texts: how an example gets its text.
-      vocabularies: classes of each data set that has a closed list, by the number that an Example's `source` has.
+      vocabularies: classes of each data set that has a closed list, by the number that an Example's `source` has; of a
+        model without a text encoder `ClosedList`s.
       captions: of other images; None where none are packed.
     """
 
@@ -96,7 +98,7 @@ class GroundedText:
     flip: bool
     train: bool
     texts: Texts
-    vocabularies: Mapping[int, Vocabulary]
+    vocabularies: Mapping[int, Vocabulary | ClosedList]
     captions: Callable[[Uniforms, int], list[str]] | None = None
 
     empty_images: ClassVar[bool] = True
@@ -179,7 +181,9 @@ class GroundedText:
             return text, spans, flip
         if self.texts.sides == "skip":
             return text, spans, False
-        return *swap_sides(text, spans), True
+        text, moved = swap_sides_with_spans(text, [span for own in spans for span in own])
+        moved = iter(moved)
+        return text, [[next(moved) for _ in own] for own in spans], True
 
 
 def _named_in_captions(example, found: Sequence[Region], vocabulary) -> list[tuple[Region, int]] | None:
@@ -194,7 +198,8 @@ def _of_classes(example, found: Sequence[Region], vocabulary: Vocabulary | None)
     if vocabulary is None:
         return [(region, -1) for region in found if region.category] or None
     numbers = vocabulary.numbers
-    return [(region, numbers[region.category]) for region in found if region.category in numbers]
+    named = ((region, region.label if region.label >= 0 else numbers.get(region.category, -1)) for region in found)
+    return [(region, number) for region, number in named if number >= 0]
 
 
 def _of_phrases(example, found: Sequence[Region], vocabulary) -> list[tuple[Region, int]] | None:
@@ -203,8 +208,30 @@ def _of_phrases(example, found: Sequence[Region], vocabulary) -> list[tuple[Regi
 
 def check_texts(texts: Texts) -> None:
     """Raises UserError where options of texts are unknown or contradict each other."""
-    from capvl.errors import nearest
+    asked = [("texts", kind, TEXTS) for kind in texts.kinds]
+    for name, value, known in (*asked, ("order", texts.order, ORDERS), ("sides", texts.sides, SIDES)):
+        if value not in known:
+            raise UserError(f"objective.{name}: {value!r} is unknown." + nearest(value, known))
+    if not texts.kinds or len(set(texts.kinds)) < len(texts.kinds):
+        raise UserError(f"objective.texts should name some of {', '.join(TEXTS)}, each once, not {texts.kinds}.")
+    if texts.negatives < 0 or texts.packed < 0 or not 0 <= texts.full <= 1:
+        raise UserError("objective: negatives and packed must not be negative, and full must be between 0 and 1.")
+    if texts.packed and "captions" not in texts.kinds:
+        raise UserError("objective.packed puts captions around captions: objective.texts should name 'captions'.")
 
-    for name, known in (("order", ORDERS), ("sides", SIDES)):
-        if getattr(texts, name) not in known:
-            raise UserError(f"objective.{name}={getattr(texts, name)!r} is unknown." + nearest(getattr(texts, name), known))
+
+def vocabulary(model_options: Any, tokenizer: Any, names, *, prefix: str = "") -> Vocabulary | ClosedList:
+    """Classes in the form that a model reads.
+
+    Args:
+      model_options: of the model (`capvl.models.glip.GlipOptions`).
+      tokenizer: its own; None where it reads no texts.
+      names: see `capvl.data.text.category_prompts.categories`.
+      prefix: what stands before the classes.
+
+    Raises:
+      UserError: see `Vocabulary` and `ClosedList`.
+    """
+    if model_options.classes:
+        return ClosedList(names, model_options.classes)
+    return Vocabulary(names, tokenizer, model_options.length, prefix=prefix)
