@@ -71,6 +71,7 @@ _ADJECTIVES = _COLORS | _set(
     long-haired
 """
 )
+_CLOSED = (_PREPOSITIONS | _CONJUNCTIONS | _PRONOUNS | _AUXILIARIES) - _ADJECTIVES
 _PERSONS = _set("male female blond blonde brunette")
 """Adjectives that stand for nouns where a verb follows."""
 _PLACES = _set("left right top bottom middle center centre front back side")
@@ -196,8 +197,7 @@ class _Reader:
         word = self.word(i)
         if word == "can" and self.word(i - 1) in _DETERMINERS | _COLORS:
             return False
-        closed = _PREPOSITIONS | _CONJUNCTIONS | _PRONOUNS | _AUXILIARIES | _ADVERBS
-        return not word or (word in closed and word not in _ADJECTIVES) or self._adverb(word)
+        return not word or word in _CLOSED or self._adverb(word)
 
     @staticmethod
     def _adverb(word: str) -> bool:
