@@ -20,6 +20,7 @@ from capvl.models import flops, sizes
 from capvl.models.abilities import Ability
 from capvl.models.alignment import Aligned, AlignmentHead
 from capvl.models.bert import Bert, BertOptions, split_key
+from capvl.models.deep_fusion import KINDS as FUSIONS
 from capvl.models.pyramid import make_pyramid
 from capvl.models.tower import DetectionTower
 from capvl.models.vision import ImageOptions
@@ -28,7 +29,6 @@ from capvl.nn.anchors import STRIDES
 from capvl.nn.padding import real
 from capvl.nn.weights import weight
 
-FUSION = ("both", "separate", "to_image", "none")
 OFFSETS = ("flat", "clean", "none")
 PROMPT_ROWS = 1000
 COARSEST = 32
@@ -92,7 +92,7 @@ class GlipOptions(ImageOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_choices(fusion=FUSION, offsets=OFFSETS)
+        self.check_choices(fusion=FUSIONS, offsets=OFFSETS)
         sizes.parse_size(self.text)
         if self.max_side < self.res:
             raise UserError(f"model.max_side={self.max_side} should be at least model.res={self.res}.")
@@ -148,9 +148,7 @@ class GlipOptions(ImageOptions):
         # Of one level the same, a finer and a coarser one: 3 convolutions, less at both ends; and the offsets.
         candidates = places + sum(counts[1:]) + sum(counts[1:])
         block = flops.dense(candidates, conv, self.width) + flops.dense(places, conv, 27) * (self.offsets != "none")
-        block += self._fusion_flops(places, size.width) + (self.fusion in ("both", "separate")) * flops.layer(
-            self.length, size
-        )
+        block += self._fusion_flops(places, size.width) + (self.fusion != "none") * flops.layer(self.length, size)
         ends = flops.dense(places, self.width, self.length + 5) + flops.dense(self.length, size.width, self.width)
         text = 0 if self.classes else size.depth * flops.layer(self.length, size)
         encoder = self.encoder_flops() * height * width / math.prod(self.image_shape()[:2])
@@ -194,7 +192,21 @@ class Glip(nnx.Module):
         self.text = None if options.classes else Bert(options.bert_options(**how), rngs=rngs)
         rows = (PROMPT_ROWS, text_width)
         self.prompt = weight(rngs, rows, (None, "embed"), weights.zeros) if options.prompt_table else None
-        self.tower = DetectionTower(options, rngs=rngs)
+        self.tower = DetectionTower(
+            options.width,
+            sizes.parse_size(options.text),
+            options.blocks,
+            fusion=options.fusion,
+            fusion_width=options.fusion_width,
+            fusion_heads=options.fusion_heads,
+            dropout=options.dropout,
+            groups=options.groups,
+            offsets="flat" if options.offsets == "none" else options.offsets,
+            deform=options.offsets != "none",
+            remat=options.remat,
+            unroll=options.unroll,
+            rngs=rngs,
+        )
         self.head = AlignmentHead(options.width, text_width, len(STRIDES), rngs=rngs)
 
     def encode(self, image_BHWC, *, key=None) -> tuple[jax.Array, ...]:
