@@ -74,6 +74,9 @@ class ImageOptions:
       remat: what the backward pass recomputes: "none", "dots", "named", "offload" or "full".
       unroll: straight-line layers instead of a loop.
       window: side of a Swin's windows, in tokens.
+      pad_windows: grids of a Swin are padded to whole windows, which are `window` wide and shifted in all stages, as in
+        detectors; else windows must divide them, and a stage that is no larger is one window.
+      level_norms: each level of a Swin but the first has a layer norm of its own, as in detectors; else the last alone.
       drop_path: in training, the share of images for which the last layer adds nothing; it grows to this from 0 at the
         first layer (stochastic depth, arXiv 1603.09382).
     """
@@ -95,6 +98,8 @@ class ImageOptions:
     remat: str = "none"
     unroll: bool = False
     window: int = 7
+    pad_windows: bool = False
+    level_norms: bool = False
     drop_path: float = 0.0
 
     reads_start: ClassVar[bool] = True
@@ -177,7 +182,7 @@ class ImageOptions:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens of an image of `res`."""
-        side = self.res // self.stride
+        side = -(-self.res // self.stride)
         return side, side
 
     @property

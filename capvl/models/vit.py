@@ -38,7 +38,7 @@ class ViTKind:
     patch: int
 
     called: ClassVar[str] = "ViT"
-    only: ClassVar[Mapping[str, tuple]] = {"window": (7,)}
+    only: ClassVar[Mapping[str, tuple]] = {"window": (7,), "pad_windows": (False,), "level_norms": (False,)}
 
     @classmethod
     def parse(cls, name: str) -> "ViTKind":

@@ -92,6 +92,7 @@ class TrainBatch:
         self._text_suffices = not without_text({"text": ["a text"]}, self.features) and "text" in {
             feature.rstrip("?") for feature in self.features
         }
+        self._empty_images = getattr(self.transform, "empty_images", False)
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         """The rows of batch k that belong to this host, and `bad` (rows,): how many images were replaced."""
@@ -121,7 +122,7 @@ class TrainBatch:
         # Nearly all records are whole, and this is asked of each.
         if self._text_suffices and isinstance(texts, list) and texts and all([text.strip() for text in texts]):
             return example
-        if without_text(example, self.features):
+        if without_text(example, self.features) and not self._empty_images:
             raise BadImageError(f"record {record} has no text")
         if isinstance(texts, list) and not all(text.strip() for text in texts):
             example["text"] = [text for text in texts if text.strip()]

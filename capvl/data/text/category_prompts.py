@@ -202,6 +202,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.categories)
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Number of each class by its name."""
+        return {category.name: i for i, category in enumerate(self.categories)}
+
     def _tokens(self, text: str, labelled: Sequence[Span]) -> _Part:
         """Tokens of a text, without start and end; one more than there could be room for."""
         covered = self._tokenizer.spans(text, self.length + 4)

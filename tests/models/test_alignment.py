@@ -1,0 +1,74 @@
+"""What places tell of tokens, boxes and centerness (golden/glip vldyhead_*, with their towers' outputs as inputs)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from glip_parts import filled, maps, under
+from golden_glip import close, load
+
+from capvl.convert import glip_names
+from capvl.models.alignment import AlignmentHead
+from capvl.models.deep_fusion import LIMIT
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["fused", "nofuse"])
+def test_head(case):
+    golden = load(f"vldyhead_{case}")
+    theirs = {name: x for name, x in under(golden, "param/").items() if not name.startswith(glip_names.NOT_OF_OURS)}
+    theirs = {name: x for name, x in theirs.items() if not name.startswith("dyhead_tower")}
+    levels = maps(golden, "out/tower")
+    width, text_width = theirs["dot_product_projection_text.weight"].shape
+    head = AlignmentHead(width, text_width, len(levels), rngs=nnx.Rngs(0))
+    head = filled(head, under(theirs, "", "head."), glip_names.alignment("part", "head", len(levels)), 1)
+    states = jnp.asarray(golden["out/tower_lang" if case == "fused" else "in/embedded"])
+    found = head(levels, states)
+
+    def rows(name):
+        return np.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps(golden, name)], axis=1)
+
+    dots = [golden[f"out/dot_logits{level}"] for level in range(len(levels))]
+    close(found.logits, np.concatenate(dots, axis=1))
+    close(found.deltas, rows("out/bbox"))
+    close(found.centerness, rows("out/centerness")[..., 0])
+
+
+def inputs(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    levels = [jnp.asarray(rng.normal(size=(2, n, n, 6)), dtype) for n in (3, 2)]
+    return levels, jnp.asarray(rng.normal(size=(2, 4, 5)), dtype)
+
+
+def test_a_new_head_gives_every_pair_a_hundredth():
+    found = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)).tokens(inputs()[1])[1]
+    close(jax.nn.sigmoid(found), np.full((2, 4), 0.01), 1e-6)
+
+
+def test_padding_without_an_embedding_has_finite_gradients():
+    head, (levels, states) = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)), inputs()
+    states = states.at[1, 2:].set(0.0)
+
+    def total(states):
+        return head(levels, states).logits.sum()
+
+    gradient = jax.grad(total)(states)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_logits_have_a_limit_and_are_float32():
+    head, (levels, states) = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)), inputs(jnp.bfloat16)
+    found = head(levels, states)
+    assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
+    head.log_scale[...] = jnp.full(1, -20.0)
+    assert np.abs(head(levels, states).logits).max() == LIMIT
+
+
+def test_each_level_has_a_scale_of_its_own():
+    head, (levels, states) = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)), inputs()
+    before = head(levels, states).deltas
+    head.box_scale[...] = jnp.asarray([1.0, 3.0])
+    after = head(levels, states).deltas
+    np.testing.assert_array_equal(after[:, :9], before[:, :9])
+    close(after[:, 9:], before[:, 9:] * 3, 1e-6)
