@@ -60,7 +60,6 @@ class SwinKind:
         "layer_scale": (0.0,),
         "pre_norm": (False,),
         "class_position": (False,),
-        "max_side": (0,),
     }
 
     @classmethod
@@ -120,6 +119,8 @@ class SwinKind:
         """Raises UserError where images of `res` can't be divided into windows and aren't padded."""
         if options.window < 2:
             raise UserError(f"model.window must be at least 2, not {options.window}.")
+        if options.max_side and not options.pad_windows:
+            raise UserError("model.max_side makes images of any aspect; a Swin needs model.pad_windows=True for them.")
         if options.pad_windows:
             return self.check_side(options.res, options, "model.res=")
         res, step = options.res, self.stride
