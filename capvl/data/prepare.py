@@ -22,7 +22,17 @@ from rich.table import Column, Table
 
 from capvl import storage
 from capvl.command import run
-from capvl.data.preparing import annotated, annotations, catalog, corpus, filters, look, region_sets, regional
+from capvl.data.preparing import (
+    annotated,
+    annotations,
+    catalog,
+    corpus,
+    filters,
+    look,
+    region_formats,
+    region_sets,
+    regional,
+)
 from capvl.data.reading import sources
 from capvl.data.reading.samples import Names
 from capvl.data.scenes import making
@@ -36,7 +46,7 @@ def print_report(folder: pathlib.Path) -> None:
     headings = ("split", "what", "count", "first", "files")
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():
-        for what in ("examples", "captions", "boxes", "phrases", "attributes"):
+        for what in ("examples", "captions", "boxes", "crowds", "phrases", "attributes"):
             if what in entry:
                 table.add_row(split, what, str(entry[what]), "", "")
         for what, column in entry.get("columns", {}).items():
@@ -74,7 +84,7 @@ def _annotated_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _regions_arguments(sub: argparse.ArgumentParser) -> None:
-    shown = "; ".join(f"{name}: {','.join(f.files)} ({f.boxes})" for name, f in region_sets.FORMATS.items())
+    shown = "; ".join(f"{name}: {','.join(f.files)} ({f.boxes})" for name, f in region_formats.FORMATS.items())
     default = regional.Rules()
     sub.add_argument("--format", required=True, help=f"with its annotation files, and boxes: {shown}")
     for split in ("train", "val", "test"):

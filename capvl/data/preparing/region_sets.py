@@ -1,7 +1,8 @@
 """Images with annotations of regions -> a tfds data set in ArrayRecord files, here or on Apache Beam.
 
-`FORMATS` is the index of what is read. Annotations are read first and dealt to parts of EACH images; a part that is
-finished is never made again, so a killed preparation goes on where it stopped. What is left out is counted by reason.
+`region_formats` is the index of what is read. Annotations are read first and dealt to parts of EACH images; a part
+that is finished is never made again, so a killed preparation goes on where it stopped. What is left out is counted by
+reason.
 """
 
 import base64
@@ -20,57 +21,19 @@ from etils import epath
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from capvl import storage
-from capvl.data.preparing import annotated, detections, groundings, leaks, region_lines, regional
+from capvl.data.preparing import annotated, leaks, regional
 from capvl.data.preparing.annotations import IMAGE_SUFFIXES
+from capvl.data.preparing.groundings import coco_ids
 from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
+from capvl.data.preparing.region_formats import FORMATS, SHOWN, read
 from capvl.data.preparing.regional import Annotated, Rules
 from capvl.data.reading import sources
+from capvl.data.reading.classes import CLASSES
 from capvl.data.reading.rejected import Rejected, RejectedError
-from capvl.data.reading.rows import FormatError
 from capvl.errors import UserError, nearest
 
 EACH = 1000
-SHOWN = 200
-"""Characters of a name in the report."""
-
-
-class Format(NamedTuple):
-    """How annotations are read.
-
-    Attributes:
-      adapter: (split, what is left out, classes, files …) -> (split, Annotated).
-      files: their names; "?" may be left out, "+" stands for one or more, "*" for any number.
-      boxes: how the format gives them, for people.
-      leaks: whether its images may be among those that others evaluate on.
-    """
-
-    adapter: Any
-    files: tuple[str, ...]
-    boxes: str
-    leaks: bool = True
-
-
-FORMATS = {
-    "coco": Format(detections.coco, ("instances.json", "captions.json?"), "x, y, width, height in pixels"),
-    "objects365": Format(detections.objects365, ("instances.json",), "x, y, width, height in pixels", leaks=False),
-    "openimages": Format(
-        detections.openimages, ("class-descriptions.csv", "boxes.csv+"), "XMin, XMax, YMin, YMax in fractions", False
-    ),
-    "visual_genome": Format(
-        groundings.visual_genome,
-        ("image_data.json", "region_descriptions.json or objects.json or attributes.json+"),
-        "x, y, width, height in pixels",
-    ),
-    "refcoco": Format(groundings.refcoco, ("refs.json", "instances.json"), "x, y, width, height in pixels"),
-    "mdetr": Format(groundings.mdetr, ("annotations.json",), "x, y, width, height in pixels"),
-    "xvlm_refcoco": Format(groundings.xvlm_refcoco, ("expressions.json",), "x, y, width, height in pixels"),
-    "flickr30k_entities": Format(
-        groundings.flickr30k_entities, ("Sentences", "Annotations", "list.txt?"), "x0, y0, x1, y1 in pixels from 1 on"
-    ),
-    "odvg": Format(region_lines.odvg, ("lines.jsonl", "label_map.json?"), "x0, y0, x1, y1 in pixels"),
-    "xvlm": Format(region_lines.xvlm, ("lines.jsonl+",), "x, y, width, height in pixels"),
-    "prepared": Format(region_lines.prepared, ("NAME or NAME:SPLIT",), "as prepared"),
-}
+COUNTED = ("boxes", "crowds", "phrases", "attributes")
 
 
 class Job(NamedTuple):
@@ -81,6 +44,7 @@ class Job(NamedTuple):
     classes: list[str]
     rules: Rules
     data_dir: str
+    listed: bool
 
 
 def prepare(
@@ -121,7 +85,7 @@ def prepare(
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
     if image_data:
-        known = groundings.coco_ids(image_data)
+        known = coco_ids(image_data)
         for own, rows in items.items():
             items[own] = [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
@@ -130,15 +94,16 @@ def prepare(
     evaluations += [leaks.of_items(own, rows) for own, rows in items.items() if own != "train" and not allow_leaks]
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
+    listed = any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
     parts = storage.folder(data_dir) / name / "incomplete"
-    jobs = _deal(items, files, parts, Job("", format, classes, rules, data_dir), format)
+    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, listed), format)
     if beam is None:
         _run_here([job for _, job in jobs], workers)
     else:
         from capvl.data.preparing.beam import map_on_beam  # Optional, and slow to import.
 
         map_on_beam(write_part, [job for _, job in jobs], beam)
-    _finish(folder, name, format, jobs, left, items, classes, evaluations)
+    _finish(folder, name, jobs, left, items, classes, evaluations)
     parts.rmtree()
     return folder
 
@@ -165,62 +130,6 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
 def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
     names = [name for own in splits.values() for name in own]
     return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
-
-
-def read(
-    format: str, splits: dict[str, list[str]], data_dir: str = ""
-) -> tuple[dict[str, list[Annotated]], dict[str, Rejected], list[str]]:
-    """(split -> its images, split -> what was left out, names of a closed list of classes).
-
-    Raises:
-      UserError: files are missing, unreadable, not of this format, or have nothing that can be used.
-    """
-    form = FORMATS[format]
-    items: dict[str, list[Annotated]] = {}
-    left: dict[str, Rejected] = {}
-    classes: dict[str, None] = {}
-    for split, paths in splits.items():
-        least = sum(not f.endswith("?") for f in form.files)
-        if len(paths) < least or (len(paths) > len(form.files) and not form.files[-1].endswith("+")):
-            raise UserError(f"The format {format!r} has the files {','.join(form.files)}, not {','.join(paths)}.")
-        rejected = left.setdefault(split, Rejected())
-        try:
-            found = list(form.adapter(split, rejected, classes, *paths, *((data_dir,) * (format == "prepared"))))
-        except FormatError as e:
-            raise UserError(f"{', '.join(paths)} is not of the format {format!r}: {e}.") from e
-        if not found:
-            why = "; ".join(f"{first[0]}: {reason} ({n} x)" for reason, (n, first) in rejected.items()) or "no images"
-            raise UserError(f"{', '.join(paths)} has nothing of the format {format!r} to use: {why}.")
-        for own, item in found:
-            items.setdefault(own, []).append(item)
-    if "all" in items:
-        raise UserError(
-            f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
-        )
-    for own, rows in items.items():
-        items[own] = _merged(rows, left.setdefault(own, Rejected()))
-    return items, left, list(classes)
-
-
-def _merged(rows: list[Annotated], left: Rejected) -> list[Annotated]:
-    """Each image once: what several rows say of it is put together."""
-    found: dict[Any, Annotated] = {}
-    for number, row in enumerate(rows):
-        key = row.image or (number, row.id)
-        first = found.get(key)
-        if first is None:
-            found[key] = row
-        elif first.size != row.size or first.fractions != row.fractions:
-            left.count("image has several sizes", row.image[:SHOWN])
-        else:
-            moved = [_moved(entity, len(first.text)) for entity in row.entities]
-            found[key] = first._replace(text=(*first.text, *row.text), entities=(*first.entities, *moved))
-    return list(found.values())
-
-
-def _moved(entity: regional.Entity, count: int) -> regional.Entity:
-    phrases = tuple(p._replace(sentence=p.sentence + count) if p.sentence >= 0 else p for p in entity.phrases)
-    return entity._replace(phrases=phrases)
 
 
 def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: Rejected) -> list[Annotated]:
@@ -251,7 +160,7 @@ def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[t
     ]
     storage.make_folder(parts)
     names = [os.path.basename(own.part) for _, own, _ in dealt]
-    _claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, names]))
+    _claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, job.listed, names]))
     for _, own, rows in dealt:
         listed = [[regional.plain(item), *paths.get(item.image, ("", ""))] for item in rows]
         _claim(storage.folder(own.part + ".items.json"), json.dumps(listed))
@@ -299,9 +208,10 @@ def _write_part(job: Job) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    schema, labels = regional.features(job.classes), {name: i for i, name in enumerate(job.classes)}
+    labels = {name: i for i, name in enumerate(job.classes)}
+    schema = regional.features(job.classes, job.listed)
     left, changed = Rejected(), Rejected()
-    counts = dict.fromkeys(("examples", "bytes", "captions", "boxes", "phrases", "attributes"), 0)
+    counts = dict.fromkeys(("examples", "bytes", "captions", *COUNTED), 0)
     with storage.new_file(storage.folder(job.part)) as file:
         writer = ArrayRecordWriter(file, "group_size:1")
         try:
@@ -309,7 +219,7 @@ def _write_part(job: Job) -> None:
                 item = regional.from_plain(row)
                 try:
                     data = _image(item, path, why, job.data_dir)
-                    example = regional.to_example(item, data, job.source, labels, job.rules, left, changed)
+                    example = regional.to_example(item, data, job.source, labels, job.rules, left, changed, job.listed)
                 except RejectedError as e:
                     left.count(str(e), (item.id or item.image)[:SHOWN])
                     continue
@@ -320,7 +230,7 @@ def _write_part(job: Job) -> None:
                 counts["examples"] += 1
                 counts["bytes"] += len(record)
                 counts["captions"] += len(example["text"])
-                for what in ("boxes", "phrases", "attributes"):
+                for what in COUNTED:
                     counts[what] += len(example[what])
         finally:
             writer.close()
@@ -356,8 +266,9 @@ def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
         raise RejectedError("file missing") from e
 
 
-def _finish(folder: epath.Path, name: str, format: str, jobs, left, items, classes, evaluations) -> None:
+def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluations) -> None:
     """Report and metadata; the data set appears."""
+    format, listed = jobs[0][1].source, jobs[0][1].listed
     made: dict[str, list[Shard]] = {split: [] for split in items}
     report: dict[str, dict[str, Any]] = {}
     for split, job in jobs:
@@ -391,7 +302,11 @@ def _finish(folder: epath.Path, name: str, format: str, jobs, left, items, class
         if split != "train" and (others := leaks.trained_on(str(folder.parent.parent), rows)):
             report[split]["images that are trained on in"] = others
     files = {"report.json": json.dumps(report, indent=1), leaks.IMAGES: json.dumps(leaks.listing(items))}
-    publish(folder, name, regional.features(classes), made, f"Regions of {format}, prepared by capvl.", files)
+    if classes:
+        rows = [{"name": own} | told for own, told in classes.items()]
+        files[CLASSES] = json.dumps(rows, ensure_ascii=False, indent=1)
+    schema = regional.features(list(classes), listed)
+    publish(folder, name, schema, made, f"Regions of {format}, prepared by capvl.", files)
 
 
 def _shown(rejected: Rejected) -> dict[str, dict[str, Any]]:
