@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from capvl import goodput, metrics, storage
+from capvl import goodput, metrics, storage, terminal
 from capvl.errors import UserError
 from capvl.evals import SHOWN, Confusion, Curves, Pictures
 
@@ -96,6 +96,23 @@ def _read_run(workdir: epath.Path) -> dict:
         "shown_step": int(files[-1].stem) if files else None,
         "color": "",
     }
+
+
+def save_evaluation(workdir: epath.Path, step: int, rows: dict[str, float], shown: dict, **facts) -> None:
+    """Prints the numbers of an evaluation after training; they and what it shows are kept for the report.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      rows, shown: of `capvl.evals.run`.
+      facts: more to be written beside the numbers into `evaluations.jsonl`.
+    """
+    save_shown(workdir / "evaluate", step, shown)
+    terminal.print_results(step, rows)
+    if jax.process_index() == 0:
+        lines = storage.Lines(workdir / "evaluations.jsonl")
+        lines.append(json.dumps({"step": step} | facts | rows))
+        lines.flush()
 
 
 def _curve_names(runs: list[dict]) -> list[str]:

@@ -2,7 +2,7 @@
 
 X-MHA: O' = LN(O) of the places of all levels side by side, P' = LN(P) of the tokens, and with one matrix of logits
 
-    A = O' W_q (P' W_k)ᵀ / sqrt(K),    O <- O' + γ softmax_tokens(A) (P' W) W,    P <- P' + γ softmax_places(Aᵀ) (O' W) W
+    A = O' W_q (P' W_k)ᵀ / sqrt(K),   O <- O' + γ softmax_tokens(A) (P' W) W,   P <- P' + γ softmax_places(Aᵀ) (O' W) W
 
 The paper adds to O and P; the weights that are published were trained with the sum beginning at the normalised ones.
 

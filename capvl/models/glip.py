@@ -9,25 +9,26 @@ places and tokens.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from capvl.errors import UserError
-from capvl.models import flops, pyramid, sizes
+from capvl.models import flops, sizes
 from capvl.models.abilities import Ability
 from capvl.models.alignment import Aligned, AlignmentHead
 from capvl.models.bert import Bert, BertOptions, split_key
+from capvl.models.deep_fusion import KINDS as FUSIONS
+from capvl.models.pyramid import make_pyramid
 from capvl.models.tower import DetectionTower
 from capvl.models.vision import ImageOptions
 from capvl.nn import weights
 from capvl.nn.anchors import STRIDES
 from capvl.nn.padding import real
 from capvl.nn.weights import weight
-from capvl.parallel.rules import constrain
 
-FUSION = ("both", "separate", "to_image", "none")
 OFFSETS = ("flat", "clean", "none")
 PROMPT_ROWS = 1000
 COARSEST = 32
@@ -66,6 +67,8 @@ class GlipOptions(ImageOptions):
     pixels: str = "imagenet"
     activation: str = "gelu"
     eps: float = 1e-5
+    pad_windows: bool = True
+    level_norms: bool = True
     width: int = 256
     blocks: int = 6
     groups: int = 16
@@ -89,7 +92,7 @@ class GlipOptions(ImageOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_choices(fusion=FUSION, offsets=OFFSETS)
+        self.check_choices(fusion=FUSIONS, offsets=OFFSETS)
         sizes.parse_size(self.text)
         if self.max_side < self.res:
             raise UserError(f"model.max_side={self.max_side} should be at least model.res={self.res}.")
@@ -102,7 +105,8 @@ class GlipOptions(ImageOptions):
             )
         if self.fusion != "none" and (self.fusion_heads < 1 or self.fusion_width % self.fusion_heads):
             raise UserError(
-                f"model.fusion_width={self.fusion_width} should be a multiple of model.fusion_heads={self.fusion_heads}."
+                f"model.fusion_width={self.fusion_width} should be a multiple of "
+                f"model.fusion_heads={self.fusion_heads}."
             )
         if self.classes < 0 or (self.classes and (self.length != self.classes or self.fusion != "none")):
             raise UserError(
@@ -144,12 +148,10 @@ class GlipOptions(ImageOptions):
         # Of one level the same, a finer and a coarser one: 3 convolutions, less at both ends; and the offsets.
         candidates = places + sum(counts[1:]) + sum(counts[1:])
         block = flops.dense(candidates, conv, self.width) + flops.dense(places, conv, 27) * (self.offsets != "none")
-        block += self._fusion_flops(places, size.width) + (self.fusion in ("both", "separate")) * flops.layer(
-            self.length, size
-        )
+        block += self._fusion_flops(places, size.width) + (self.fusion != "none") * flops.layer(self.length, size)
         ends = flops.dense(places, self.width, self.length + 5) + flops.dense(self.length, size.width, self.width)
         text = 0 if self.classes else size.depth * flops.layer(self.length, size)
-        encoder = self.encoder_flops() * height * width / self.res**2
+        encoder = self.encoder_flops() * height * width / math.prod(self.image_shape()[:2])
         return encoder + self._pyramid_flops(counts) + text + self.blocks * block + ends
 
     def _fusion_flops(self, places: int, text_width: int) -> float:
@@ -162,8 +164,8 @@ class GlipOptions(ImageOptions):
         return projected + text + mixed
 
     def _pyramid_flops(self, counts: list[int]) -> float:
-        lateral = sum(flops.dense(n, self.encoder_width, self.width) for n in counts[:3])
-        return lateral + sum(flops.dense(n, 9 * self.width, self.width) for n in counts)
+        inner = sum(flops.dense(n, self.encoder_width, self.width) for n in counts[:3])
+        return inner + sum(flops.dense(n, 9 * self.width, self.width) for n in counts)
 
     def make(self, rngs: nnx.Rngs) -> "Glip":
         """Builds the model."""
@@ -182,14 +184,29 @@ class Glip(nnx.Module):
         text_width = sizes.parse_size(options.text).width
         self.dtype = jnp.dtype(options.dtype)
         self.encoder = options.make_encoder(rngs)
-        self.pyramid = pyramid.make(options, rngs)
+        how = dict(drop_block=options.drop_block, eps=options.eps, rngs=rngs)
+        self.pyramid = make_pyramid(options.encoder_kind.levels, options.width, **how)
         how = dict(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
         table = (options.classes, text_width)
         self.classes = weight(rngs, table, (None, "embed"), weights.normal(1.0)) if options.classes else None
         self.text = None if options.classes else Bert(options.bert_options(**how), rngs=rngs)
         rows = (PROMPT_ROWS, text_width)
         self.prompt = weight(rngs, rows, (None, "embed"), weights.zeros) if options.prompt_table else None
-        self.tower = DetectionTower(options, rngs=rngs)
+        self.tower = DetectionTower(
+            options.width,
+            sizes.parse_size(options.text),
+            options.blocks,
+            fusion=options.fusion,
+            fusion_width=options.fusion_width,
+            fusion_heads=options.fusion_heads,
+            dropout=options.dropout,
+            groups=options.groups,
+            offsets="flat" if options.offsets == "none" else options.offsets,
+            deform=options.offsets != "none",
+            remat=options.remat,
+            unroll=options.unroll,
+            rngs=rngs,
+        )
         self.head = AlignmentHead(options.width, text_width, len(STRIDES), rngs=rngs)
 
     def encode(self, image_BHWC, *, key=None) -> tuple[jax.Array, ...]:
@@ -198,7 +215,7 @@ class Glip(nnx.Module):
         keys = split_key(key, 2)
         pixels = self.encoder.normalize(image_BHWC)
         levels = self.encoder.levels(pixels, dtype=self.dtype, key=keys[0])
-        return tuple(constrain(x, "batch", None, None, None) for x in self.pyramid(levels, key=keys[1]))
+        return tuple(level.map() for level in self.pyramid(levels, key=keys[1]))
 
     def states(self, text_BL, *, key=None) -> jax.Array:
         """Texts by themselves, (B, L, D)."""

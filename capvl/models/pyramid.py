@@ -10,13 +10,11 @@ from flax import nnx
 from capvl.errors import UserError
 from capvl.models.features import Level
 from capvl.nn import weights
+from capvl.nn.anchors import STRIDES
 from capvl.nn.convolution import Conv
 from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, as_row
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
-
-STRIDES = (8, 16, 32, 64, 128)
-"""Pixels from one place of P3, P4, P5, P6 and P7 to the next; a level of stride s has ⌈side / s⌉ rows or columns."""
 
 _BLOCK = 3
 _SIMPLE = (8, 16, 32)
@@ -206,3 +204,29 @@ class SimplePyramid(nnx.Module):
         whole_BYXC = level.map()
         maps = [make(whole_BYXC) for make in self.levels]
         return _levels(maps + self.coarser(maps[-1]))
+
+
+def make_pyramid(
+    levels: tuple[tuple[int, int], ...], width: int, *, drop_block: float = 0.0, eps: float = 1e-6, rngs: nnx.Rngs
+) -> FeaturePyramid | SimplePyramid:
+    """The pyramid of an encoder: an FPN where it has levels of strides 8, 16 and 32, a simple one where it has one.
+
+    Args:
+      levels: stride and width of each that the encoder gives.
+      width: of the pyramid.
+      drop_block: of `FeaturePyramid`.
+      eps: of `SimplePyramid`.
+      rngs: of the weights.
+
+    Raises:
+      UserError: there is no pyramid of such levels, or DropBlock is asked for where nothing is merged.
+    """
+    widths = dict(levels)
+    wanted = STRIDES[: len(_SIMPLE)]
+    if set(wanted) <= set(widths):
+        return FeaturePyramid(tuple(widths[s] for s in wanted), width, drop_block=drop_block, rngs=rngs)
+    if len(levels) > 1:
+        raise UserError(f"A feature pyramid needs levels of strides {wanted}, and the encoder has {tuple(widths)}.")
+    if drop_block:
+        raise UserError("model.drop_block drops what an FPN merges, and the pyramid of a plain ViT merges nothing.")
+    return SimplePyramid(*levels[0], width, eps=eps, rngs=rngs)

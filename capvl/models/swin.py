@@ -101,6 +101,11 @@ class SwinKind:
         """Pixels from one token of the last stage to the next."""
         return self.patch * 2 ** (len(self.sizes) - 1)
 
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Stride and width of each stage's level."""
+        return tuple((self.patch * 2**i, size.width) for i, size in enumerate(self.sizes))
+
     def sides(self, res: int) -> list[int]:
         """Side of each stage's grid; what is left of a place is one, where grids are padded."""
         return [-(-res // (self.patch * 2**i)) for i in range(len(self.sizes))]

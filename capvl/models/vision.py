@@ -23,12 +23,14 @@ class Kind(Protocol):
       only: values of the options that it has no other values of.
       size: of the layers whose tokens come out.
       stride: pixels from one of these tokens to the next.
+      levels: stride and width of each level that it gives.
     """
 
     called: ClassVar[str]
     only: ClassVar[Mapping[str, tuple]]
     size: Size
     stride: int
+    levels: tuple[tuple[int, int], ...]
 
     def check(self, options: Any) -> None:
         """Raises UserError where options don't go together, or it can't read images of `res`."""

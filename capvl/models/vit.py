@@ -50,6 +50,11 @@ class ViTKind:
         """Pixels from one token to the next."""
         return self.patch
 
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Stride and width of its one level."""
+        return ((self.patch, self.size.width),)
+
     def check(self, options: Any) -> None:
         """Raises UserError where options don't fit the patches."""
         self.check_side(options.res, options, "model.res=")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 STRIDES = (8, 16, 32, 64, 128)
-"""Pixels from one place to the next, of the pyramid's levels P3 to P7."""
+"""Pixels from one place to the next, of the levels P3 to P7; one of stride s has ⌈side / s⌉ rows or columns."""
 
 _WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _MOST_GROWTH = math.log(1000 / 16)

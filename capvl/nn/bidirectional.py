@@ -1,8 +1,8 @@
 """Attention in both directions from one matrix of logits, between places of an image and tokens of a text.
 
 X-MHA of GLIP (arXiv 2112.03857, §3.2): softmax over the tokens gives each place a mix of the tokens' values, softmax
-over the places gives each token a mix of the places'. An image has some 20,000 places, so logits are made for a chunk of
-places at a time, and made again in the backward pass; the softmax over places keeps running maxima and sums (arXiv
+over the places gives each token a mix of the places'. An image has some 20,000 places, so logits are made for a chunk
+of places at a time, and made again in the backward pass; the softmax over places keeps running maxima and sums (arXiv
 1805.02867). Neither pass ever holds the whole matrix.
 """
 

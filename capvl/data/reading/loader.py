@@ -21,6 +21,7 @@ from capvl.data.images.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
 from capvl.data.reading import sources
 from capvl.data.reading.batches import stack
+from capvl.data.reading.shots import few_shot
 from capvl.data.reading.streams import ATTEMPTS, Stream
 from capvl.data.reading.texts import FEATURES, of_regions, without_text
 from capvl.errors import UserError
@@ -174,6 +175,8 @@ class TrainLoader:
         ]
         for source in opened:
             check_texts(source, features)
+        if options.shots:
+            opened = [few_shot(source, options.shots, options.shots_seed) for source in opened]
         order = Order([len(s) for s in opened], [w for _, w in parts], seed)
         make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch), tuple(features))
         self._batches = _prefetched(make, options)

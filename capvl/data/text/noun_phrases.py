@@ -60,18 +60,19 @@ _ADJECTIVES = _COLORS | _set(
     """small medium large big little tiny huge giant tall short long young old older younger elderly new other same
     different dark light bright pale blond blonde brunette dirty wet dry muddy sandy snowy rocky grassy icy sunny
     cloudy rainy foggy dusty happy unhappy sad angry dead free excited beautiful pretty cute lovely handsome nice
-    good bad colorful colourful empty full open closed wooden plastic metal metallic concrete stone leather outdoor
-    indoor busy crowded quiet calm rough shallow deep high low steep narrow wide thick thin fat skinny heavy bare
-    barefoot shirtless topless naked bald furry fluffy shaggy curly hairy fuzzy floral plaid striped dotted
-    checkered spotted plain fancy casual formal traditional modern ancient male female asian african indian chinese
-    japanese american hispanic oriental middle-aged multicolored multi-colored red-haired soft hard hot cold warm
-    cool clear blurry clean fresh green-eyed strange odd funny silly serious tired hungry playful adult wild
-    tropical urban rural local public private professional amateur only first second third last own upper lower
-    single double front back left right middle round square circular flat sharp real fake whole tan-colored
-    light-colored dark-haired light-haired dark-skinned long-haired
+    good bad colorful colourful empty full open closed wooden metallic outdoor indoor busy crowded quiet calm rough
+    shallow deep high low steep narrow wide thick thin fat skinny heavy bare barefoot shirtless topless naked bald
+    furry fluffy shaggy curly hairy fuzzy floral plaid striped dotted checkered spotted plain fancy casual formal
+    traditional modern ancient male female asian african indian chinese japanese american hispanic oriental
+    middle-aged multicolored multi-colored red-haired soft hard hot cold warm cool clear blurry clean fresh
+    green-eyed strange odd funny silly serious tired hungry playful wild tropical urban rural local public private
+    professional amateur only first second third last own upper lower single double front back left right middle
+    round circular flat sharp real fake whole tan-colored light-colored dark-haired light-haired dark-skinned
+    long-haired
 """
 )
-_PERSONS = _set("adult male female blond blonde brunette")
+_CLOSED = (_PREPOSITIONS | _CONJUNCTIONS | _PRONOUNS | _AUXILIARIES) - _ADJECTIVES
+_PERSONS = _set("male female blond blonde brunette")
 """Adjectives that stand for nouns where a verb follows."""
 _PLACES = _set("left right top bottom middle center centre front back side")
 _POSSESSIVES = _set("my our your his her its their")
@@ -196,8 +197,7 @@ class _Reader:
         word = self.word(i)
         if word == "can" and self.word(i - 1) in _DETERMINERS | _COLORS:
             return False
-        closed = _PREPOSITIONS | _CONJUNCTIONS | _PRONOUNS | _AUXILIARIES | _ADVERBS
-        return not word or (word in closed and word not in _ADJECTIVES) or self._adverb(word)
+        return not word or word in _CLOSED or self._adverb(word)
 
     @staticmethod
     def _adverb(word: str) -> bool:

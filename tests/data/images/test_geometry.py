@@ -197,12 +197,22 @@ def test_words_of_sides_change_places(said, mirrored):
 def test_spans_move_with_swapped_words():
     """Those behind a word that became longer or shorter, and those around it."""
     said = "the left dog, LEFT of a cat, right of the leftmost fish"
-    phrases = ["the left dog", "dog", "LEFT", "a cat", "right of", "leftmost fish", "fish", "eft"]
+    phrases = ["the left dog", "dog", "LEFT", "a cat", "right of", "leftmost fish", "fish", "eft", "the lef"]
     places = [(said.index(p), said.index(p) + len(p)) for p in phrases]
     swapped, moved = swap_sides_with_spans(said, places)
     assert swapped == swap_sides(said) == "the right dog, RIGHT of a cat, left of the rightmost fish"
     found = [swapped[first:end] for first, end in moved]
-    assert found == ["the right dog", "dog", "RIGHT", "a cat", "left of", "rightmost fish", "fish", "right"]
+    assert found == [
+        "the right dog",
+        "dog",
+        "RIGHT",
+        "a cat",
+        "left of",
+        "rightmost fish",
+        "fish",
+        "right",
+        "the right",
+    ]
     back, there = swap_sides_with_spans(swapped, moved[:7])
     assert (back, there) == (said, places[:7])
     assert swap_sides_with_spans("bright dog", [(7, 10)]) == ("bright dog", [(7, 10)])
