@@ -65,10 +65,9 @@ def test_golden():
         np.testing.assert_array_equal(rows[slot[slot >= 0]], true)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_as_the_loop(seed):
-    boxes = some_boxes(np.random.default_rng(seed), 3, 6)
-    found = assign(ANCHORS, PLACES, jnp.asarray(boxes), jnp.ones((3, 6), bool))
+def test_as_the_loop():
+    boxes = some_boxes(np.random.default_rng(0), 40, 6)
+    found = assign(ANCHORS, PLACES, jnp.asarray(boxes), jnp.ones((40, 6), bool))
     for slot, expected in zip(found, boxes, strict=True):
         np.testing.assert_array_equal(slot, by_loop(PLACES, expected))
         assert (np.asarray(slot) >= 0).sum() > 6

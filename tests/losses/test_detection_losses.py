@@ -125,6 +125,14 @@ def test_elements_golden():
     close(detection.contrastive(logits, golden["in/ca_map"], real), golden["out/contrastive_align"], 1e-5)
 
 
+def test_giou_of_a_box_the_wrong_way_round():
+    """It is the empty box at its first corner, here inside the true one: 0 / 16 - (16 - 16) / 16."""
+    true, wrong = jnp.asarray([0.0, 0.0, 4.0, 4.0]), jnp.asarray([3.0, 3.0, 1.0, 1.0])
+    assert float(detection.giou(wrong, true)) == pytest.approx(0, abs=1e-6)
+    assert float(detection.giou(true, true)) == pytest.approx(1)
+    assert float(detection.giou(true + 8, true)) == pytest.approx(-(144 - 32) / 144)
+
+
 GRIDS = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
 PLACES = tuple(h * w for h, w in GRIDS)
 ANCHORS = anchors(GRIDS)
