@@ -16,11 +16,13 @@ from capvl.convert import bert, glip_names, rules, swin
 from capvl.convert.hugging_face import check_form
 from capvl.convert.rules import Rule
 from capvl.convert.xvlm_names import depth
+from capvl.convert.xvlm_parts import check_bert
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.glip import GlipOptions
 from capvl.models.swin import SwinKind
 from capvl.nn.anchors import STRIDES
+from capvl.weights import Weights
 
 IMAGE, PYRAMID, TEXT, HEAD = "backbone.body.", "backbone.fpn.", "language_backbone.body.model.", "rpn.head."
 WHAT = "model of GLIP"
@@ -173,3 +175,25 @@ def _turned(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """With the channels of the patch embedding the other way round: RGB and BGR."""
     name = "encoder/stem/kernel"  # (H, W, C, D).
     return dict(params) | {name: np.ascontiguousarray(np.flip(params[name], 2))}
+
+
+def objective_of(options: GlipOptions) -> dict[str, Any]:
+    """The section of a recipe that evaluates a GLIP, or a detector with a closed list of classes."""
+    return {"name": "glip"} | ({"texts": ["classes"], "order": "fixed"} if options.classes else {})
+
+
+def text_of_bert(weights: Weights, options: GlipOptions, path: str) -> dict[str, np.ndarray]:
+    """The text encoder from a BERT or RoBERTa of ours, without its heads and with its first positions.
+
+    Args:
+      weights: the BERT.
+      options: of the model.
+      path: where the BERT is from, for messages.
+
+    Raises:
+      UserError: it is of another form than the text encoder.
+    """
+    check_bert(options, weights.options, path)
+    heads = ("pooler/", "next_sentence/", "transform", "word_bias")
+    taken = {f"text/{name}": value for name, value in weights.params.items() if not name.startswith(heads)}
+    return taken | {"text/positions": taken["text/positions"][: options.text_positions]}

@@ -102,6 +102,7 @@ def dyhead(ours: str, theirs: str) -> list[Rule]:
 
 
 def convolution(ours: str, theirs: str) -> list[Rule]:
+    """A convolution with its bias."""
     return [Rule(f"{ours}/kernel", (f"{theirs}.weight",), CONV), Rule(f"{ours}/bias", (f"{theirs}.bias",))]
 
 

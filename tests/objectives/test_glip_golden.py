@@ -58,7 +58,9 @@ def whole():
     objective = Glip()
 
     def losses(options, params):
-        total, metrics = objective.loss(Blueprint(options).bind(params), objective.prepare(found.batch, train=True), None)
+        total, metrics = objective.loss(
+            Blueprint(options).bind(params), objective.prepare(found.batch, train=True), None
+        )
         return total, jnp.stack([metrics["token"], 2 * metrics["box"], metrics["centerness"]])
 
     each = {}
