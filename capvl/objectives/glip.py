@@ -18,6 +18,7 @@ from capvl.data.examples.grounded import Captions, GroundedText, Texts
 from capvl.data.images.buckets import Bucket, Bucketed
 from capvl.data.images.crops import Crop
 from capvl.data.reading import regions, sources
+from capvl.data.reading.classes import categories
 from capvl.data.text import tokenizers
 from capvl.data.text.category_prompts import NEGATIVES
 from capvl.errors import UserError
@@ -104,8 +105,8 @@ class Glip:
         return model_options.unread
 
     def features(self) -> tuple[str, ...]:
-        """An image with boxes, captions that name them where there are any, and which data set it is of."""
-        return ("image", *regions.FEATURES, "text?", "source?")
+        """An image with boxes, captions that name them where there are any, and its data set's list of classes."""
+        return ("image", *regions.FEATURES, *regions.DETECTION, "text?", "classes?")
 
     def buckets(self, model_options: GlipOptions) -> tuple[Bucket, ...]:
         """`sizes`, or the model's own square."""
@@ -118,8 +119,7 @@ class Glip:
             tokenizer = tokenizers.load(data.tokenizer_path(), model_options.reads_start)
         crop = Crop.of_model(data, model_options, train=train)
         lists = {
-            number: grounded.vocabulary(model_options, tokenizer, names, prefix=self.prefix)
-            for number, names in _classes(data).items()
+            names: grounded.vocabulary(model_options, tokenizer, names, prefix=self.prefix) for names in _lists(data)
         }
         if (self.order == "fixed" or model_options.classes) and not lists:
             raise UserError(
@@ -210,11 +210,8 @@ def _parts(data) -> list[tuple[str, float]]:
     return [] if data.name.startswith("stream:") else data.parts()
 
 
-def _classes(data) -> dict[int, list[str]]:
-    """Classes of each data set of a mixture that has a closed list, by its number in the mixture."""
-    found = {}
-    for number, (name, _) in enumerate(_parts(data)):
-        names = regions.categories(sources.open_source(name, data.split, data.directory(), features=("image",)))
-        if names:
-            found[number] = names
-    return found
+def _lists(data) -> list[tuple[str, ...]]:
+    """The closed lists of classes of the data sets of a mixture."""
+    opened = (sources.open_source(name, data.split, data.directory(), features=("image",)) for name, _ in _parts(data))
+    names = (tuple(category.name for category in categories(source)) for source in opened)
+    return list(dict.fromkeys(own for own in names if own))

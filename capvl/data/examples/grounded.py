@@ -16,7 +16,7 @@ from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError
 from capvl.data.images.geometry import Geometry, names_sides, swap_sides_with_spans
 from capvl.data.randomness import Uniforms
-from capvl.data.reading.regions import Region, regions
+from capvl.data.reading.regions import Region, looked_for, regions
 from capvl.data.reading.sources import Source, as_text
 from capvl.data.text import packing
 from capvl.data.text.category_prompts import NEGATIVES, SEPARATOR, Prompt, Vocabulary, sampled_prompt
@@ -86,8 +86,8 @@ class GroundedText:
       flip: whether half of the images are flipped.
       train: random flip and text; else the first and no randomness.
       texts: how an example gets its text.
-      vocabularies: classes of each data set that has a closed list, by the number that an Example's `source` has; of a
-        model without a text encoder `ClosedList`s.
+      vocabularies: the closed lists of classes of data sets, by their names; of a model without a text encoder
+        `ClosedList`s. An Example has the names of its own as `classes`.
       captions: of other images; None where none are packed.
     """
 
@@ -98,7 +98,7 @@ class GroundedText:
     flip: bool
     train: bool
     texts: Texts
-    vocabularies: Mapping[int, Vocabulary | ClosedList]
+    vocabularies: Mapping[tuple[str, ...], Vocabulary | ClosedList]
     captions: Callable[[Uniforms, int], list[str]] | None = None
 
     empty_images: ClassVar[bool] = True
@@ -106,7 +106,7 @@ class GroundedText:
     def __call__(self, example: dict, uniforms: Uniforms) -> dict[str, np.ndarray]:
         """Raises BadImageError where the image can't be used, or nothing can be learned from it."""
         found = [r for r in regions(example) if r.box[0] < r.box[2] and r.box[1] < r.box[3]]
-        vocabulary = self.vocabularies.get(int(example.get("source", 0)))
+        vocabulary = self.vocabularies.get(tuple(example.get("classes", ())))
         makers = {"captions": _named_in_captions, "classes": _of_classes, "phrases": _of_phrases}
         asked = {kind: makers[kind](example, found, vocabulary) for kind in self.texts.kinds}
         asked = [(kind, rows) for kind, rows in asked.items() if rows is not None]
@@ -147,14 +147,16 @@ class GroundedText:
         if vocabulary is None:
             return self._listed([region.category for region, _ in rows], uniforms, flip)
         labels = [label for _, label in rows]
-        prompt = self._prompt(labels, vocabulary, uniforms)
+        prompt = self._prompt(example, labels, vocabulary, uniforms)
         return prompt.tokens, prompt.rows(labels), flip
 
-    def _prompt(self, labels: Sequence[int], vocabulary: Vocabulary, uniforms: Uniforms) -> Prompt:
+    def _prompt(self, example, labels: Sequence[int], vocabulary: Vocabulary, uniforms: Uniforms) -> Prompt:
         if self.texts.order == "fixed" or not self.train:
             prompts = vocabulary.prompts()
             return prompts[uniforms.below(len(prompts)) if self.train else 0]
-        how = dict(negatives=self.texts.negatives, full=self.texts.full)
+        lists, numbers = looked_for(example), vocabulary.numbers
+        absent = None if lists is None else [numbers[name] for name in lists[0] if name in numbers]
+        how = dict(negatives=self.texts.negatives, full=self.texts.full, among=absent)
         return sampled_prompt(labels, vocabulary, uniforms, **how)[0]
 
     def _phrases(self, example, rows, vocabulary, uniforms, flip):

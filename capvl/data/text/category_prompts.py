@@ -297,6 +297,7 @@ def sampled_prompt(
     *,
     negatives: int = NEGATIVES,
     full: float = FULL,
+    among: Sequence[int] | None = None,
 ) -> tuple[Prompt, tuple[int, ...]]:
     """A training prompt of an image: its classes and others, drawn without replacement, in random order.
 
@@ -306,6 +307,8 @@ def sampled_prompt(
       uniforms: random numbers.
       negatives: other classes at most; as many as there is room for.
       full: how often there are so many; else their number is uniform in 1..negatives.
+      among: classes that others are drawn from; None for all. Of federated data sets those that were looked for and
+        aren't there (LVIS, OpenImages): of all others nobody knows.
 
     Returns:
       The prompt; and the positives that it had no room for.
@@ -313,10 +316,12 @@ def sampled_prompt(
     own = sorted(set(positives))
     if own and not 0 <= own[0] <= own[-1] < len(vocabulary):
         raise ValueError(f"Classes {own} of {len(vocabulary)}.")
-    most = min(negatives, len(vocabulary) - len(own))
-    asked = most if uniforms() < full else 1 + uniforms.below(max(1, most))
+    pool = None if among is None else [i for i in dict.fromkeys(among) if i not in own]
+    most = min(negatives, len(vocabulary) - len(own) if pool is None else len(pool))
+    asked = min(most, most if uniforms() < full else 1 + uniforms.below(max(1, most)))
     kept, used = vocabulary.fitting(_shuffled(own, uniforms))
-    others, _ = vocabulary.fitting(_others(own, len(vocabulary), min(asked, most), uniforms), used)
+    drawn = _others(own, len(vocabulary), asked, uniforms) if pool is None else _shuffled(pool, uniforms)[:asked]
+    others, _ = vocabulary.fitting(drawn, used)
     dropped = tuple(sorted(set(own) - set(kept)))
     return vocabulary.prompt(_shuffled(kept + others, uniforms)), dropped
 
