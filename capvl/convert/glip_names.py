@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from capvl.convert import rules
-from capvl.convert.rules import KV, OUT, Layout, Q, Rule
+from capvl.convert import bert, rules
+from capvl.convert.rules import CONV, KV, OUT, Layout, Q, Rule
 
 
 def _heads(ours: str, layout: Layout, *theirs: str) -> list[Rule]:
@@ -83,3 +83,55 @@ def _pointwise(ours: str, theirs: str) -> list[Rule]:
 
 _POINTWISE = Layout(lambda theirs, heads: theirs[0][..., 0, 0].T, lambda ours: [ours.T[..., None, None]])
 _JOINED = Layout(lambda theirs, heads: np.concatenate(theirs), lambda ours: list(ours[:, None]))
+
+
+def dyhead(ours: str, theirs: str) -> list[Rule]:
+    """`capvl.models.dyhead.DyHeadBlock` as all published models have it; `theirs` such as "dyhead_tower.2"."""
+    table = []
+    for number, candidate in enumerate(("coarser", "same", "finer")):
+        table += _convolution(f"{ours}/{candidate}/conv", f"{theirs}.DyConv.{number}.conv")
+        table += rules.norm(f"{ours}/{candidate}/norm", f"{theirs}.DyConv.{number}.bn")
+    return [
+        *table,
+        *_convolution(f"{ours}/steering", f"{theirs}.offset"),
+        *_pointwise(f"{ours}/scale", f"{theirs}.AttnConv.1"),
+        *rules.dense(f"{ours}/task/down", f"{theirs}.relu.fc.0"),
+        Rule(f"{ours}/task/up/kernel", (f"{theirs}.relu.fc.2.weight",), _COEFFICIENTS),
+        Rule(f"{ours}/task/up/bias", (f"{theirs}.relu.fc.2.bias",), _COEFFICIENTS),
+    ]
+
+
+def _convolution(ours: str, theirs: str) -> list[Rule]:
+    return [Rule(f"{ours}/kernel", (f"{theirs}.weight",), CONV), Rule(f"{ours}/bias", (f"{theirs}.bias",))]
+
+
+_COEFFICIENTS = Layout(
+    lambda theirs, heads: theirs[0].T.reshape(*theirs[0].T.shape[:-1], 4, -1),
+    lambda ours: [ours.reshape(*ours.shape[:-2], -1).T],
+)
+"""Four coefficients a channel."""
+
+_FUSIONS = {
+    "both": (deep_fusion, "b_attn"),
+    "separate": (separate_fusion, "b_attn"),
+    "to_image": (fusion_to_image, "t2i_attn"),
+}
+
+
+def tower(ours: str, theirs: str, blocks: int, fusion: str) -> list[Rule]:
+    """`capvl.models.tower.DetectionTower`: the parts of a block are modules of one list in theirs.
+
+    Args:
+      ours: such as "tower".
+      theirs: such as "rpn.head.dyhead_tower".
+      blocks, fusion: as of the tower.
+    """
+    block, module = f"{ours}/blocks/{{i}}", f"{theirs}.{{i}}"
+    if fusion == "none":
+        return rules.of_layers(dyhead(f"{block}/dyhead", module), range(blocks))
+    fuse, name = _FUSIONS[fusion]
+    return [
+        *rules.of_layers(fuse(f"{block}/fusion", f"{module}.{name}"), range(0, 3 * blocks, 3)),
+        *rules.of_layers(bert.layer(f"{block}/text", module), range(1, 3 * blocks, 3)),
+        *rules.of_layers(dyhead(f"{block}/dyhead", module), range(2, 3 * blocks, 3)),
+    ]
