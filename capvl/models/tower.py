@@ -1,6 +1,6 @@
 """GLIP's tower between feature pyramid and heads (arXiv 2112.03857, §3.2, eq. 4-6).
 
-A block: fusion of maps and text, a BERT layer on the text, a DyHead block on the maps. GLIP-T (A) has the last alone.
+A block: fusion of maps and text, a BERT layer on the text, a DyHead block on the maps. GLIP-T (A) has only the last.
 """
 
 from collections.abc import Sequence

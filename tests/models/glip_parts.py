@@ -10,10 +10,8 @@ from flax import nnx
 from capvl.convert import rules
 from capvl.models.parameters import flatten
 
-
-def under(golden: dict[str, np.ndarray], prefix: str, name: str = "") -> dict[str, np.ndarray]:
-    """The arrays whose names begin with a prefix, which `name` replaces."""
-    return {name + key.removeprefix(prefix): x for key, x in golden.items() if key.startswith(prefix)}
+HEADS = 4
+"""Of every golden part: no array says it, but its README does."""
 
 
 def filled(module: nnx.Module, theirs: dict[str, np.ndarray], table: list[rules.Rule], heads: Callable | int):
@@ -28,6 +26,11 @@ def filled(module: nnx.Module, theirs: dict[str, np.ndarray], table: list[rules.
     graphdef, state = nnx.split(module)
     flat = {path: variable.replace(params["/".join(map(str, path))]) for path, variable in state.flat_state()}
     return nnx.merge(graphdef, nnx.State.from_flat_path(flat))
+
+
+def renamed(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays with a prefix before their names."""
+    return {prefix + name: x for name, x in arrays.items()}
 
 
 def maps(golden: dict[str, np.ndarray], name: str) -> list[jax.Array]:

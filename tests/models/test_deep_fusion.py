@@ -4,16 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import under
 from flax import nnx
-from glip_parts import filled, maps, under
+from glip_parts import HEADS, filled, maps, renamed
 from golden_glip import close, load
 
 from capvl.convert import bert, glip_names
 from capvl.models.deep_fusion import LIMIT, DeepFusion, FusionToImage, TowerBertLayer
 from capvl.models.sizes import Size
-
-HEADS = 4
-"""Of every golden part: no array says it, but its README does."""
 
 
 def fusion(theirs, **more):
@@ -35,8 +33,8 @@ def tokens(golden, name):
 def test_bidirectional_attention(case):
     """stable2d first takes one number from all logits, which no softmax notices."""
     golden = load("biattention")
-    given, out = under(golden, f"in/{case}/"), under(golden, f"out/{case}/")
-    block = fusion(under(golden, f"param/{case}/", "b_attn."))
+    given, out = under(golden, f"in/{case}"), under(golden, f"out/{case}")
+    block = fusion(renamed(under(golden, f"param/{case}"), "b_attn."))
     inputs = jnp.asarray(given["v"]), jnp.asarray(given["l"])
     normal = block.norm_image(inputs[0]), block.norm_text(inputs[1])
     for name, actual in zip("vl", block.changes(*normal, tokens(given, "mask")), strict=True):
@@ -49,10 +47,10 @@ def test_bidirectional_attention(case):
 @pytest.mark.parametrize("case", ["MHA-B", "MHA-B-sep", "MHA-S"])
 def test_fusion_of_levels(case):
     golden = load("vlfuse")
-    given, out = under(golden, f"in/{case}/"), under(golden, f"out/{case}/")
+    given, out = under(golden, f"in/{case}"), under(golden, f"out/{case}")
     levels = maps(given, "x")
     more = dict(separate=len(levels)) if case == "MHA-B-sep" else {}
-    block = fusion(under(golden, f"param/{case}/"), **more)
+    block = fusion(under(golden, f"param/{case}"), **more)
     fused, states = block(levels, jnp.asarray(given["l"]), tokens(given, "mask"))
     for level, (actual, expected) in enumerate(zip(fused, maps(out, "y"), strict=True)):
         close(actual, expected, name=f"level {level}")
@@ -62,7 +60,7 @@ def test_fusion_of_levels(case):
 @pytest.mark.golden
 def test_layer_on_texts():
     golden = load("bertlayer")
-    theirs = under(golden, "param/", "layer.")
+    theirs = renamed(under(golden, "param"), "layer.")
     mlp, width = theirs["layer.intermediate.dense.weight"].shape
     layer = TowerBertLayer(Size(width, 1, mlp, HEADS), rngs=nnx.Rngs(0))
     layer = filled(layer, theirs, bert.layer("part", "layer"), HEADS)
@@ -121,7 +119,7 @@ def test_dropout_is_of_training(kind):
 
 def test_half_precision_keeps_its_dtype():
     for kind in KINDS.values():
-        leaves = jax.tree.leaves(small(**kind)(*small_inputs(jnp.bfloat16)))
+        leaves = jax.tree.leaves(jax.eval_shape(small(**kind), *small_inputs(jnp.bfloat16)))
         assert {x.dtype for x in leaves} == {jnp.dtype(jnp.bfloat16)}
 
 
