@@ -99,6 +99,14 @@ def test_an_image_without_boxes():
     assert (found[0] == -1).all() and (found[1] >= 0).any()
 
 
+def test_the_deviation_is_unbiased():
+    """Of two candidates mean + |a - b| / sqrt(2) is above both, unless they are equal."""
+    two = anchors([(1, 2)], [8])
+    boxes = jnp.asarray([[[-28.0, -28.0, 35.0, 35.0]], [[-24.0, -28.0, 39.0, 35.0]]])
+    found = assign(two, (2,), boxes, jnp.ones((2, 1), bool))
+    np.testing.assert_array_equal(found, [[-1, -1], [0, 0]])
+
+
 def test_one_place():
     """A standard deviation of one IoU is 0, not NaN."""
     one = anchors([(1, 1)], [8])
