@@ -41,17 +41,22 @@ class PointingOptions:
 
     Attributes:
       blind: a colour that it doesn't see.
+      able_to_read: else it has a closed list of classes, one a colour.
     """
 
     res: int = SHORT
     max_side: int = LONG
     length: int = 12
-    classes: int = 0
     vocab: int = len(PIECES)
     dtype: str = "float32"
     blind: str = ""
+    able_to_read: bool = True
 
     reads_start: ClassVar[bool] = True
+
+    @property
+    def classes(self):
+        return 0 if self.able_to_read else len(COLORS)
 
     @property
     def abilities(self):
@@ -76,7 +81,7 @@ class Pointing(nnx.Module):
 
     def states(self, text_BL):
         """(B, L, colours): 1 where a token is a colour's word."""
-        number = jnp.array([PIECES.index(color) for color in COLORS])
+        number = jnp.array([PIECES.index(c) if self.options.able_to_read else k for k, c in enumerate(COLORS, 1)])
         return (text_BL[..., None] == number[None, None]).astype(jnp.float32)
 
     def align(self, maps, states_BLD, text_BL):
@@ -88,6 +93,7 @@ class Pointing(nnx.Module):
         y_N, x_N = (
             jnp.clip(jnp.round(middle_N2[:, i]), 0, side - 1).astype(int) for i, side in ((1, height), (0, width))
         )
+        nothing = 0 * image.sum()  # NaN where the parameters are.
         logits, deltas, near = (
             jnp.full((*image.shape[:1], len(x_N), text_BL.shape[1]), -8.0),
             0.0,
@@ -105,7 +111,7 @@ class Pointing(nnx.Module):
             deltas = jnp.where(on_BN[..., None], encode(box_B4[:, None], anchors_N4[None]), deltas)
             away = jnp.abs((box_B4[:, None, :2] + box_B4[:, None, 2:]) / 2 - middle_N2[None]).sum(axis=-1)
             near = jnp.where(on_BN, 4.0 - 0.1 * away, near)
-        return Aligned(logits, deltas, near, grids)
+        return Aligned(logits + nothing, deltas, near, grids)
 
     def _ends(self, taken):
         first, last = taken.argmax(axis=1), taken.shape[1] - taken[:, ::-1].argmax(axis=1)

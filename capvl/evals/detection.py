@@ -24,6 +24,7 @@ from capvl.inference.detecting import How, detect, prompts_of, states_of
 from capvl.inference.grounding import FOUND, TRUE
 from capvl.lines import read_json
 from capvl.models.abilities import Ability
+from capvl.terminal import say
 
 SHOWN, SURE = 16, 0.3
 """Pictures; and the least score of what is drawn, and counted in the confusion."""
@@ -156,6 +157,8 @@ class Detection(Asking):
     def setup(self, context: Context):
         """See `capvl.evals`."""
         truth = self.truth(context)
+        if truth.federated is not None:
+            say(f"{truth.what}: images were searched for some classes each, and here all else that is found is wrong.")
         find = self.finder(context, truth, self.how(self.most, self.most))
         for name in self.unseen:
             if name not in truth.names:

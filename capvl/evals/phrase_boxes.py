@@ -12,7 +12,7 @@ import numpy as np
 from capvl.data.images.decode import decode, image_size
 from capvl.data.images.drawing import enlarged
 from capvl.data.reading import sources
-from capvl.data.reading.regions import regions
+from capvl.data.reading.regions import kinds, regions
 from capvl.data.reading.sources import as_text
 from capvl.data.text.spans import class_weights, positive_map
 from capvl.errors import UserError
@@ -82,11 +82,11 @@ class PhraseBoxes:
 
             found = found_boxes.run(context, source, asked.sizes, of_batch, asked.what, asked.row)
             boxes = asked.boxes(found)
-            kinds = [phrase.kinds for phrase in asked.phrases]
+            own = [phrase.kinds for phrase in asked.phrases]
             for prefix, true in (("", lambda right: right), ("merged/", merged)):
                 pairs = zip(boxes, asked.phrases, strict=True)
-                places = [place(own, true(phrase.boxes)) for own, phrase in pairs]
-                yield from ((prefix + key, value) for key, value in recalls(places, kinds).items())
+                places = [place(found, true(phrase.boxes)) for found, phrase in pairs]
+                yield from ((prefix + key, value) for key, value in recalls(places, own).items())
             yield "phrases", float(len(asked.phrases))
             yield "cut", float(asked.cut)
             yield "pictures", pictures(source, asked, boxes)
@@ -178,7 +178,7 @@ def read(source: sources.Source, split: str, tokenizer, length: int, limit: int 
         record = source.read(i, READ)
         size = int(record.get("height", 0)), int(record.get("width", 0))
         sizes[i] = size if all(size) else image_size(source.read(i, ("image",))["image"])
-        named, kinds, own = _named(record), _kinds(record), []
+        named, of_kinds, own = _named(record), {span: own for (_, span), own in kinds(record).items()}, []
         for sentence in sorted({sentence for sentence, _, _ in named}):
             text = as_text(record["text"][sentence])
             spans = sorted((first, end) for n, first, end in named if n == sentence)
@@ -187,8 +187,8 @@ def read(source: sources.Source, split: str, tokenizer, length: int, limit: int 
             cut += int((~positive.any(axis=1)).sum())
             for k, (first, end) in enumerate(spans):
                 true = np.array(named[sentence, first, end])
-                of = kinds.get((sentence, first, end), ())
-                spoken.append((i, len(own), k, text[first:end], true, of))
+                told = of_kinds.get((sentence, first, end), ())
+                spoken.append((i, len(own), k, text[first:end], true, told))
             own.append((covered.tokens, positive))
         captions.append(own)
     if not spoken:
@@ -210,15 +210,6 @@ def _named(record) -> dict[tuple[int, int, int], list]:
             if x0 < x1 and y0 < y1 and span[0] < texts:
                 named.setdefault(span, []).append(region.box)
     return named
-
-
-def _kinds(record) -> dict[tuple[int, int, int], tuple[str, ...]]:
-    """(caption, first character, end) -> of which kinds that is, where a data set says so."""
-    rows = record.get("phrases", {})
-    if "kinds" not in rows:
-        return {}
-    keys = zip(*(rows[key] for key in ("sentence", "start", "end", "kinds")), strict=True)
-    return {tuple(map(int, where)): tuple(filter(None, as_text(kinds).split(","))) for *where, kinds in keys}
 
 
 def pictures(source: sources.Source, asked: Asked, boxes: list[np.ndarray]) -> Pictures:

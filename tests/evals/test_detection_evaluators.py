@@ -25,7 +25,8 @@ IDS = {"red thing": 7, "green thing": 90, "blue thing": 0}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Two data sets, one with classes whose ids have holes, one of the same images with captions and their phrases."""
+    """Data sets of the same images: things, whose classes have ids with holes; some, each image of which was searched
+    for the class of its first rectangle (LVIS); said, with captions and their phrases."""
     folder, rng = tmp_path_factory.mktemp("detected"), np.random.default_rng(0)
     (folder / "images").mkdir()
     images, rows, lines = [], [], []
@@ -50,9 +51,21 @@ def prepared(tmp_path_factory):
     categories = [{"id": IDS[name], "name": name} for name in NAMES]
     truth = {"images": images, "annotations": rows, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(truth))
+    letters = dict(zip(NAMES, "rcf", strict=True))
+    for row in categories:
+        row["frequency"] = letters[row["name"]]
+    for image in images:
+        own = [row["category_id"] for row in rows if row["image_id"] == image["id"]]
+        image["neg_category_ids"] = sorted(set(IDS.values()) - set(own))
+    truth["annotations"] = rows[::2]
+    (folder / "some.json").write_text(json.dumps(truth))
     (folder / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = str(folder / "out")
-    for name, format, file in (("things", "coco", "instances.json"), ("said", "odvg", "lines.jsonl")):
+    for name, format, file in (
+        ("things", "coco", "instances.json"),
+        ("some", "lvis", "some.json"),
+        ("said", "odvg", "lines.jsonl"),
+    ):
         region_sets.prepare(name, format, {"val": [str(folder / file)]}, str(folder / "images"), out, workers=1)
     return out
 
@@ -134,6 +147,14 @@ def test_what_two_prompts_find_twice(words, prepared, tmp_path):
     assert counts[0]["(nothing)"].sum() > 0 and counts[1]["(nothing)"].sum() == 0
 
 
+def test_a_closed_list_is_asked_for_as_a_whole(words, prepared):
+    options = dict(length=len(NAMES), able_to_read=False)
+    found = evaluate(Detection(classes=("blue thing",)), prepared, **options)
+    assert found["AP"] == pytest.approx(1.0, abs=1e-6) and found["confusion"].names == ["blue thing", "(nothing)"]
+    with pytest.raises(UserError, match="needs a model that reads texts"):
+        evaluate(PhraseBoxes(name="said"), prepared, **options)
+
+
 def test_chosen_classes_and_limits(words, prepared):
     found = evaluate(Detection(classes=("blue thing",), limit=6), prepared)
     assert found["AP"] == pytest.approx(1.0, abs=1e-6) and found["images"] == 6 and found["objects"] <= 6
@@ -150,6 +171,17 @@ def test_chosen_classes_and_limits(words, prepared):
         Detection(threshold=2.0)
     with pytest.raises(UserError, match="'man' is unknown"):
         Lvis(kind="man")
+
+
+def test_lvis_counts_what_images_were_searched_for(words, prepared, tmp_path):
+    found = evaluate(Lvis(name="some", submission=True), prepared, out=tmp_path)
+    letters = [key for key in ("APr", "APc", "APf") if key in found]
+    assert len(letters) > 1 and all(found[key] == pytest.approx(1.0, abs=1e-6) for key in ("AP", "AR", *letters))
+    assert found["standard/AP"] == found["AP"] and found["objects"] == COUNT
+    assert len(json.loads((tmp_path / "submissions/some_val.json").read_text())) == 2 * COUNT
+    assert numbers(evaluate(Lvis(name="some"), prepared, batch=16, devices=8)) == numbers(found)
+    # Where all else is wrong, the second rectangles are.
+    assert evaluate(Detection(name="some"), prepared)["AP"] < 0.9
 
 
 def test_nan_is_no_empty_image(words, prepared):
