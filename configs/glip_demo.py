@@ -48,7 +48,12 @@ def get_config():
         apart=dict(type="detection", split="test"),
     )
     config.variants = dict(
-        steps="steps", batch="batch_size", lr="optimizer.lr", seed="seed", data="data.name", fusion="model.fusion",
+        steps="steps",
+        batch="batch_size",
+        lr="optimizer.lr",
+        seed="seed",
+        data="data.name",
+        fusion="model.fusion",
         offsets="model.offsets",
     )
     return config

@@ -97,6 +97,7 @@ def _regions_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--allow_leaks", action="store_true", help="train on images of evaluations, too")
     sub.add_argument("--image_data", default="", help="Visual Genome's, for other formats that name its images")
     sub.add_argument("--max_phrase", type=int, default=default.max_phrase, help="characters of a phrase")
+    sub.add_argument("--min_score", type=float, default=default.min_score, help="of boxes that a teacher found")
     sub.add_argument(
         "--turned", default=default.turned, help=f"boxes of images that EXIF turns: {', '.join(regional.TURNED)}"
     )
@@ -114,7 +115,7 @@ def _regions(args: argparse.Namespace, data_dir: str) -> None:
             exclude=tuple(filter(None, args.exclude.split(","))),
             allow_leaks=args.allow_leaks,
             image_data=args.image_data,
-            rules=regional.Rules(args.max_phrase, args.turned),
+            rules=regional.Rules(args.max_phrase, args.turned, args.min_score),
             workers=args.workers,
             beam=None if args.beam is None else shlex.split(args.beam),
         )

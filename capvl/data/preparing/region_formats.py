@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from capvl.data.preparing import detections, groundings, region_lines, regional
+from capvl.data.preparing import detections, folders, grit, groundings, region_lines, regional
 from capvl.data.preparing.detections import Classes
 from capvl.data.preparing.regional import Annotated
 from capvl.data.reading.rejected import Rejected
@@ -22,12 +22,14 @@ class Format(NamedTuple):
       files: their names; "?" may be left out, "+" stands for one or more, "*" for any number.
       boxes: how the format gives them, for people.
       leaks: whether its images may be among those that others evaluate on.
+      paths: whether it names images by whole paths: two files of one name are two images then.
     """
 
     adapter: Any
     files: tuple[str, ...]
     boxes: str
     leaks: bool = True
+    paths: bool = False
 
 
 FORMATS = {
@@ -54,6 +56,12 @@ FORMATS = {
     ),
     "odvg": Format(region_lines.odvg, ("lines.jsonl", "label_map.json?"), "x0, y0, x1, y1 in pixels"),
     "xvlm": Format(region_lines.xvlm, ("lines.jsonl+",), "x, y, width, height in pixels"),
+    "odinw": Format(folders.odinw, ("FOLDER",), "x, y, width, height in pixels", leaks=False, paths=True),
+    "yolo": Format(folders.yolo, ("data.yaml",), "class, centre, width, height in fractions", leaks=False, paths=True),
+    "voc": Format(
+        folders.voc, ("FOLDER", "list.txt?"), "xmin, ymin, xmax, ymax in pixels from 1 on", leaks=False, paths=True
+    ),
+    "grit": Format(grit.grit, ("FILE.tar or FILE.parquet+",), "x0, y0, x1, y1 in fractions", leaks=False),
     "prepared": Format(region_lines.prepared, ("NAME or NAME:SPLIT",), "as prepared"),
 }
 

@@ -19,7 +19,7 @@ from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
 from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, kinds, looked_for, regions
 from capvl.data.reading.rejected import Rejected
-from capvl.data.reading.rows import FormatError, Name, Row, Rows, Text, Texts
+from capvl.data.reading.rows import Caption, FormatError, Name, Row, Rows, Text, Texts
 from capvl.data.reading.sources import as_text
 from capvl.data.scenes import world
 from capvl.errors import UserError
@@ -101,7 +101,7 @@ class _Detection(Row):
 
 
 class _Grounding(Row):
-    caption: Text
+    caption: Caption
     regions: list[Any]
 
 

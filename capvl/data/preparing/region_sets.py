@@ -91,7 +91,10 @@ def prepare(
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
-    evaluations += [leaks.of_items(own, rows) for own, rows in items.items() if own != "train" and not allow_leaks]
+    whole = FORMATS[format].paths
+    evaluations += [
+        leaks.of_items(own, rows, whole) for own, rows in items.items() if own != "train" and not allow_leaks
+    ]
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
     listed = any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
@@ -117,6 +120,8 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
         raise UserError("Say which annotation files: --train=…, --val=…, --test=…, or --all=….")
     if rules.turned not in regional.TURNED:
         raise UserError(f"--turned={rules.turned!r} is unknown." + nearest(rules.turned, regional.TURNED))
+    if not 0 <= rules.min_score <= 1:
+        raise UserError(f"--min_score must be between 0 and 1, not {rules.min_score:g}.")
     if rules.max_phrase < 1:
         raise UserError(f"--max_phrase must be at least 1, not {rules.max_phrase}.")
     if beam is not None and not importlib.util.find_spec("apache_beam"):
@@ -152,7 +157,8 @@ def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[t
     elif files and storage.in_bucket(storage.folder(files)):  # Listing a bucket would take longer than reading it.
         paths = {name: (str(storage.folder(files) / name), "") for name in names}
     else:
-        paths = annotated.find_files(names, files, IMAGE_SUFFIXES)
+        inside = {name: (name, "") for name in names if _MEMBER.fullmatch(name)}
+        paths = inside | annotated.find_files(names.keys() - inside.keys(), files, IMAGE_SUFFIXES)
     dealt = [
         (split, job._replace(part=str(parts / f"{split}-{number:05d}")), rows[first : first + EACH])
         for split, rows in items.items()
@@ -241,6 +247,8 @@ def _write_part(job: Job) -> None:
 
 _opened = functools.lru_cache(maxsize=4)(functools.partial(sources.open_source, features=("image",)))
 _RECORD = re.compile(r"(.*):([^:#]*)#(\d+)", re.DOTALL)
+_MEMBER = re.compile(r"(.*\.tar)#(\d+)\+(\d+)/.*", re.DOTALL)
+"""What `grit` calls an image: where it lies in which tar, and its name."""
 
 
 def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
@@ -259,6 +267,10 @@ def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
     if match := _RECORD.fullmatch(path):
         return _opened(match[1], match[2], data_dir)[int(match[3])]["image"]
     try:
+        if match := _MEMBER.fullmatch(path):
+            with epath.Path(match[1]).open("rb") as file:
+                file.seek(int(match[2]))
+                return file.read(int(match[3]))
         return epath.Path(path).read_bytes()
     except OSError as e:
         if storage.passes(e):

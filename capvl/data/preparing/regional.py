@@ -44,6 +44,7 @@ class Entity(NamedTuple):
       category: its class; "" for none.
       attributes: what it is like.
       areas: of each box what its annotation says that the thing itself covers, in square pixels; () where it says none.
+      scores: of each box how sure a teacher is of it, 0 to 1; () where people drew them.
     """
 
     boxes: tuple[Corners, ...]
@@ -51,6 +52,7 @@ class Entity(NamedTuple):
     category: str = ""
     attributes: tuple[str, ...] = ()
     areas: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 class Annotated(NamedTuple):
@@ -99,8 +101,8 @@ def from_plain(row: list) -> Annotated:
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("entities", "crowds"):
         values[name] = tuple(
-            Entity(tuple(map(tuple, boxes)), _phrases_of(phrases), category, tuple(said), tuple(areas))
-            for boxes, phrases, category, said, areas in values[name]
+            Entity(tuple(map(tuple, boxes)), _phrases_of(phrases), category, *map(tuple, lists))
+            for boxes, phrases, category, *lists in values[name]
         )
     return Annotated(**values)
 
@@ -116,10 +118,12 @@ class Rules(NamedTuple):
       max_phrase: characters of a phrase at most.
       turned: of TURNED: images that EXIF turns are refused, or their boxes are those of the upright image, or of the
         one that is stored. Where the annotation's size fits only one of the two, that one is meant.
+      min_score: of boxes that a teacher found, at least.
     """
 
     max_phrase: int = MAX_PHRASE
     turned: str = "refuse"
+    min_score: float = 0.0
 
 
 def features(classes: list[str], listed: bool = False):
@@ -198,7 +202,7 @@ def to_example(
     texts, moved = _texts(item.text, name, left)
     record = {"boxes": [], "phrases": [], "attributes": [], "crowds": []}
     seen: set[tuple] = set()
-    at = item.fractions, (height, width), orientation
+    at = item.fractions, (height, width), orientation, rules.min_score
     for number, entity in enumerate(item.crowds):
         boxes = _boxes(entity, *at, f"{name}, crowd {number}", left, changed)
         record["crowds"] += _rows(boxes, entity, labels)
@@ -255,13 +259,26 @@ def says_something(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _boxes(entity: Entity, fractions: bool, size, orientation: int, place: str, left: Rejected, changed: Rejected):
+def _boxes(
+    entity: Entity,
+    fractions: bool,
+    size: tuple[int, int],
+    orientation: int,
+    min_score: float,
+    place: str,
+    left: Rejected,
+    changed: Rejected,
+) -> dict[Corners, float]:
     """Boxes of an entity in fractions of the upright image, cut at its edges, each once; with their areas."""
     height, width = size
     stored = (width, height) if orientation >= 5 else (height, width)
     scale = np.array([1, 1, 1, 1]) if fractions else np.array([stored[1], stored[0]] * 2)
     found: dict[Corners, float] = {}
-    for box, area in zip(entity.boxes, entity.areas or [NO_AREA] * len(entity.boxes), strict=True):
+    areas, scores = entity.areas or [NO_AREA] * len(entity.boxes), entity.scores or [1.0] * len(entity.boxes)
+    for box, area, score in zip(entity.boxes, areas, scores, strict=True):
+        if score < min_score:
+            left.count("score below --min_score", place)
+            continue
         if not all(map(math.isfinite, box)):
             left.count("box is not of numbers", place)
             continue
