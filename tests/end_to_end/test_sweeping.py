@@ -31,6 +31,7 @@ def config(tiny, tmp_path):
     return str(file)
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, data_dir, tmp_path, monkeypatch, capsys):
     datasets = ["scenes/tiny", f"{data_dir}/scenes/tiny/1.0.0"]
     tokenizer = ("data.tokenizer", f"{data_dir}/scenes/tokenizer_128.model")
