@@ -20,13 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     """Chooses the benchmark."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m capvl.bench", description="Benchmarks.")
-    parser.add_argument(
-<<<<<<< HEAD
-        "benchmark", choices=("step", "encoder", "deformable", "data", "scoring", "generation"), help="what to measure"
-=======
-        "benchmark", choices=("step", "encoder", "data", "scoring", "generation", "memory"), help="what to measure"
->>>>>>> trainH
-    )
+    known = ("step", "encoder", "deformable", "data", "scoring", "generation", "memory")
+    parser.add_argument("benchmark", choices=known, help="what to measure")
     args = parser.parse_args(argv[:1])
     importlib.import_module(f"capvl.bench.{args.benchmark}").main(argv[1:])
 
