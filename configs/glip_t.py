@@ -63,7 +63,7 @@ def get_config():
         momentum_dtype="float32",
         ema=0.999,
     )
-    config.schedule = dict(kind="steps", warmup=2000, at=(0.67, 0.89), factor=0.1)
+    config.schedule = dict(kind="steps", warmup=2000)
     config.log_every = 50
     config.checkpoint = dict(every=2000, keep_every=50_000)
     config.eval_every = 50_000

@@ -31,7 +31,7 @@ SURE = 0.3
 """The least score of a box, where none is given."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Found:
     """What was found in an image, best first.
 
@@ -45,10 +45,14 @@ class Found:
     boxes: np.ndarray
     scores: np.ndarray
     labels: list[str]
-    image: bytes = dataclasses.field(repr=False)
+    image: bytes
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        named = [f"{label} {score:.2f}" for label, score in zip(self.labels[:5], self.scores, strict=False)]
+        return f"Found({', '.join(named + ['…'] * (len(self) > 5)) or 'nothing'})"
 
     def picture(self) -> Image.Image:
         """The upright image, enlarged where it is small, with the boxes, their labels and scores."""

@@ -35,7 +35,7 @@ def test_padding_without_an_embedding_has_finite_gradients():
 def test_logits_have_a_limit_and_are_float32():
     head, (levels, states) = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)), inputs(jnp.bfloat16)
     found = head(levels, states)
-    assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
     head.log_scale[...] = jnp.full(1, -20.0)
     assert np.abs(head(levels, states).logits_BNL).max() == LIMIT
 

@@ -85,9 +85,7 @@ def prepare(
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
     if image_data:
-        known = coco_ids(image_data)
-        for own, rows in items.items():
-            items[own] = [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
+        items = {own: _numbered(rows, coco_ids(image_data)) for own, rows in items.items()}
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
@@ -109,6 +107,11 @@ def prepare(
     _finish(folder, name, jobs, left, items, classes, evaluations)
     parts.rmtree()
     return folder
+
+
+def _numbered(rows: list[Annotated], known: dict[str, str]) -> list[Annotated]:
+    """Images with their numbers in COCO, by the names that are known."""
+    return [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
 
 
 def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
