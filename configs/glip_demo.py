@@ -1,8 +1,8 @@
 """GLIP from scratch on the embedded data set: colours and shapes that never stood together in training are found.
 
 COMMAND   python -m capvl.main --config=configs/glip_demo.py
-DATA      scenes/pairs_apart_96, 20,000 images of 96 px with 2 to 4 objects, made on first use; 8 of 64 pairs of a colour
-          and a shape are in none of the training images and in all of the test images
+DATA      scenes/pairs_apart_96, 20,000 images of 96 px with 2 to 4 objects, made on first use; 8 of 64 pairs of a
+          colour and a shape are in none of the training images and in all of the test images
 CHIPS     two CPU cores for 25 minutes
 EXPECTED  docs/results.md
 """

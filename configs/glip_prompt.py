@@ -1,4 +1,4 @@
-"""Prompt tuning of GLIP: vectors that are added to the text's states learn, and nothing else (arXiv 2112.03857, section 4.4).
+"""Prompt tuning of GLIP: vectors that are added to the text's states learn, nothing else (arXiv 2112.03857, 4.4).
 
 COMMAND   python -m capvl.main --config=configs/glip_prompt.py:data=aquarium --config.init_from=gs://…/glip_t
           the official code's four ways: v2 is this one; v1 the BERT alone, v3 BERT and heads, v4 vectors and heads:
