@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default=default.dtype, help="of the maps and the kernel"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="the fastest of so many")
+    parser.add_argument("--rounds", type=int, default=10, help="the fastest of so many")
     parser.add_argument(
         "--against", choices=("", "torchvision"), default="", help="also measure this, on the same numbers"
     )

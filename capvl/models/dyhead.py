@@ -19,7 +19,7 @@ from flax import nnx
 
 from capvl.nn import weights
 from capvl.nn.convolution import Conv, GroupNorm
-from capvl.nn.deformable import flat_reading, modulated_deformable
+from capvl.nn.deformable import Cells, Steered, flat_reading
 from capvl.nn.layers import Dense
 
 READINGS = ("flat", "clean")
@@ -73,22 +73,25 @@ def _resizing(old: int, new: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old))).astype(np.float32)
 
 
-class Candidate(nnx.Module):
-    """A 3 x 3 convolution, deformable or not, and a group norm (none for `groups=0`)."""
+class Candidates(nnx.Module):
+    """One candidate of each level: a 3 x 3 convolution, deformable or not, and a group norm (none for `groups=0`)."""
 
     def __init__(self, width: int, groups: int, stride: int, rngs: nnx.Rngs):
         # The norm takes the scale away again.
         self.conv = Conv(width, width, stride=stride, init=weights.normal(0.01), rngs=rngs)
         self.norm = GroupNorm(width, groups, rngs=rngs) if groups else None
 
-    def __call__(self, x_BYXC, steering) -> jax.Array:
-        """steering: offsets and masks of the output's places; None: a plain convolution."""
-        if steering is None:
-            y = self.conv(x_BYXC)
-        else:
-            kernel = self.conv.kernel[...].astype(x_BYXC.dtype)
-            y = modulated_deformable(x_BYXC, *steering, kernel, self.conv.bias[...], stride=self.conv.stride)
-        return y if self.norm is None else self.norm(y)
+    def plain(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
+        """Of these maps."""
+        return self._normed([self.conv(x) for x in maps])
+
+    def steered(self, cells: Cells, steered: Sequence[Steered]) -> list[jax.Array]:
+        """Of some levels, whose offsets and masks have the output's places."""
+        kernel = self.conv.kernel[...].astype(cells.rows.dtype)
+        return self._normed(cells.convolve(steered, kernel, self.conv.bias[...], stride=self.conv.stride))
+
+    def _normed(self, maps):
+        return maps if self.norm is None else [self.norm(x) for x in maps]
 
 
 class DyHeadBlock(nnx.Module):
@@ -129,9 +132,9 @@ class DyHeadBlock(nnx.Module):
         if offsets not in READINGS:
             raise ValueError(f"offsets={offsets!r}; known: {', '.join(READINGS)}")
         self.reading = offsets
-        self.coarser = Candidate(width, groups, 1, rngs)
-        self.same = Candidate(width, groups, 1, rngs)
-        self.finer = Candidate(width, groups, 2, rngs)
+        self.coarser = Candidates(width, groups, 1, rngs)
+        self.same = Candidates(width, groups, 1, rngs)
+        self.finer = Candidates(width, groups, 2, rngs)
         # From zero: at first the taps stand on their grid, and all masks are 1/2 (arXiv 1811.11168, section 3.1).
         self.steering = Conv(width, 3 * TAPS, init=weights.zeros, rngs=rngs) if deform else None
         self.scale = Dense((width, 1), (None, None), weights.normal(0.01), bias=(1,), rngs=rngs) if weigh else None
@@ -147,32 +150,35 @@ class DyHeadBlock(nnx.Module):
         for fine, coarse in zip(sizes[:-1], sizes[1:], strict=True):
             if coarse != tuple(-(-side // 2) for side in fine):
                 raise ValueError(f"a level of {coarse} places can't follow one of {fine}")
-        return [self._level(levels, level) for level in range(len(levels))]
+        same, finer, coarser = self._plain(levels) if self.steering is None else self._steered(levels)
+        # By level: the finest has no finer neighbour, the coarsest no coarser one.
+        finer = [[], *([x] for x in finer)]
+        coarser = [*([resize(x, size)] for x, size in zip(coarser, sizes, strict=False)), []]
+        candidates = [[first, *rest, *more] for first, rest, more in zip(same, finer, coarser, strict=True)]
+        task = jax.nn.relu if self.task is None else self.task
+        return [task(self._mix(of_level)) for of_level in candidates]
 
-    def _level(self, levels, level: int) -> jax.Array:
-        x, steering = levels[level], self._steering(levels[level])
-        candidates = [self.same(x, steering)]
-        if level > 0:
-            candidates.append(self.finer(levels[level - 1], steering))
-        if level < len(levels) - 1:
-            coarse = levels[level + 1]
-            moved = self.coarser(coarse, self._read(steering, coarse.shape[1:3]))
-            candidates.append(resize(moved, x.shape[1:3]))
-        mixed = self._mix(candidates)
-        return jax.nn.relu(mixed) if self.task is None else self.task(mixed)
+    def _plain(self, levels):
+        return self.same.plain(levels), self.finer.plain(levels[:-1]), self.coarser.plain(levels[1:])
 
-    def _steering(self, x_BYXC):
-        """Offsets (B, Y, X, 2 K) and masks (B, Y, X, K) in float32; None for plain convolutions."""
-        if self.steering is None:
-            return None
+    def _steered(self, levels):
+        """Candidates of all levels from the levels themselves, their finer and their coarser neighbours."""
+        cells, steering = Cells(levels), [self._steering(level) for level in levels]
+        read = flat_reading if self.reading == "flat" else resize
+        same = [(level, *own) for level, own in enumerate(steering)]
+        finer = [(level - 1, *own) for level, *own in same[1:]]
+        coarser = [
+            (level + 1, *(read(part, levels[level + 1].shape[1:3]) for part in own)) for level, *own in same[:-1]
+        ]
+        return self.same.steered(cells, same), *(
+            conv.steered(cells, steered) if steered else []
+            for conv, steered in ((self.finer, finer), (self.coarser, coarser))
+        )
+
+    def _steering(self, x_BYXC) -> tuple[jax.Array, jax.Array]:
+        """Offsets (B, Y, X, 2 K) and masks (B, Y, X, K) in float32."""
         both = self.steering(x_BYXC).astype(jnp.float32)
         return both[..., : 2 * TAPS], jax.nn.sigmoid(both[..., 2 * TAPS :])
-
-    def _read(self, steering, size):
-        if steering is None:
-            return None
-        read = flat_reading if self.reading == "flat" else resize
-        return tuple(read(part, size) for part in steering)
 
     def _mix(self, candidates) -> jax.Array:
         """The mean of the candidates, each times its weight."""

@@ -3,18 +3,22 @@
     y(p) = Σ_k W_k m_k(p) x(s p + k + d_k(p))
 
 x between its places is bilinear, and 0 outside. The four neighbours of a point are one row of 4 C channels, so one
-gather of rows finds them: the map with a border of zeros is written once as rows of its 2 x 2 cells. Taps are taken one
-after the other, so that a tap's points are all that is in memory; the backward pass gathers again instead of keeping
-them.
+gather of rows finds them: the maps with borders of zeros are written once as rows of their 2 x 2 cells. Taps are taken
+one after the other, so that a tap's points are all that is in memory; the backward pass gathers again instead of
+keeping them. All levels of a pyramid go through one such loop, for XLA takes long to compile one.
 
 Letters: B images; Y, X rows and columns of a map; C, D channels in and out; K taps (9 of a 3 x 3 kernel); P places of
-the output; R cells of the padded map; M deformable groups, each with offsets of its own, of E = C / M channels; G
+the outputs; R cells of the maps; M deformable groups, each with offsets of its own, of E = C / M channels; G
 groups of the convolution, I = C / G; F = 4 E.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Steered = tuple[int, jax.Array, jax.Array]
 
 
 def modulated_deformable(
@@ -43,16 +47,56 @@ def modulated_deformable(
     Raises:
       ValueError: shapes that don't belong together.
     """
-    size, _, inner, out = kernel_HWID.shape
-    batch, rows, columns, width = x_BYXC.shape
-    taps, places = size * size, mask_BYXN.shape[1:3]
-    groups = mask_BYXN.shape[-1] // taps
-    _check(x_BYXC, offset_BYXO, mask_BYXN, kernel_HWID, stride)
-    index, weight = _points(offset_BYXO, mask_BYXN, (rows, columns), size, stride)
-    kernel_KIGD = kernel_HWID.reshape(taps, inner, width // inner, -1)
-    y = _sum_of_taps(_cells(x_BYXC, groups), index, weight, kernel_KIGD.swapaxes(1, 2))
-    y = y.reshape(batch, *places, out)
-    return y if bias_D is None else y + bias_D.astype(y.dtype).reshape(1, 1, 1, -1)
+    groups = mask_BYXN.shape[-1] // _side(kernel_HWID) ** 2
+    if not groups or x_BYXC.shape[-1] % groups:
+        raise ValueError(
+            f"{mask_BYXN.shape[-1]} masks a place for a kernel {kernel_HWID.shape} and {x_BYXC.shape[-1]} channels"
+        )
+    return Cells([x_BYXC], groups).convolve([(0, offset_BYXO, mask_BYXN)], kernel_HWID, bias_D, stride=stride)[0]
+
+
+class Cells:
+    """Maps of one width and dtype, the levels of a pyramid, ready for modulated deformable convolutions.
+
+    Attributes:
+      rows: (B, M, R, F): the maps' cells one after the other.
+      sizes: (rows, columns) of each map.
+      starts: the first row of each map.
+    """
+
+    def __init__(self, maps: Sequence[jax.Array], groups: int = 1):
+        """groups: deformable groups, each with offsets of its own."""
+        self.sizes = [x.shape[1:3] for x in maps]
+        self.rows = jnp.concatenate([_cells(x, groups) for x in maps], axis=2)
+        self.starts = np.cumsum([0, *((rows + 1) * _across(columns) for rows, columns in self.sizes)])
+
+    def convolve(
+        self, steered: Sequence[Steered], kernel_HWID: jax.Array, bias_D: jax.Array | None = None, *, stride: int = 1
+    ) -> list[jax.Array]:
+        """The modulated deformable convolution of some of the maps: one output for each of `steered`.
+
+        Args:
+          steered: (which map, its offsets, its masks), the latter as `modulated_deformable` has them.
+          kernel_HWID, bias_D, stride: as there, the same for all.
+
+        Raises:
+          ValueError: shapes that don't belong together.
+        """
+        size, (inner, out) = _side(kernel_HWID), kernel_HWID.shape[2:]
+        batch, groups, _, fourfold = self.rows.shape
+        width = groups * fourfold // 4
+        found = []
+        for which, offset, mask in steered:
+            _check(self.sizes[which], groups, width, offset, mask, kernel_HWID, stride)
+            index, weight = _points(offset, mask, self.sizes[which], size, stride)
+            found.append((index + int(self.starts[which]), weight))
+        index, weight = (jnp.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+        kernel_KIGD = kernel_HWID.reshape(size * size, inner, width // inner, -1)
+        y = _sum_of_taps(self.rows, index, weight, kernel_KIGD.swapaxes(1, 2))
+        y = y if bias_D is None else y + bias_D.astype(y.dtype).reshape(1, 1, -1)
+        places = [mask.shape[1:3] for _, _, mask in steered]
+        parts = jnp.split(y, np.cumsum([rows * columns for rows, columns in places])[:-1], axis=1)
+        return [part.reshape(batch, *at, out) for part, at in zip(parts, places, strict=True)]
 
 
 def flat_reading(map_BYXC: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -78,30 +122,36 @@ def flat_reading(map_BYXC: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jnp.moveaxis(flat.reshape(batch, channels, *size), 1, -1)
 
 
-def _check(x, offset, mask, kernel, stride) -> None:
-    size, across, inner, out = kernel.shape
-    taps, width = size * size, x.shape[-1]
-    places = tuple(-(-n // stride) for n in x.shape[1:3])
-    groups = mask.shape[-1] // taps
-    if size != across or size % 2 == 0:
-        raise ValueError(f"a kernel of {size} x {across}; an odd square is wanted")
+def _side(kernel_HWID) -> int:
+    side, across = kernel_HWID.shape[:2]
+    if side != across or side % 2 == 0:
+        raise ValueError(f"a kernel of {side} x {across}; an odd square is wanted")
+    return side
+
+
+def _check(size, groups, width, offset, mask, kernel, stride) -> None:
+    taps, places = _side(kernel) ** 2, tuple(-(-n // stride) for n in size)
     if mask.shape[1:3] != places or offset.shape[1:3] != places:
         raise ValueError(f"offsets {offset.shape} and masks {mask.shape} should have {places} places")
-    if not groups or mask.shape[-1] % taps or offset.shape[-1] != 2 * mask.shape[-1] or width % groups:
-        raise ValueError(
-            f"{offset.shape[-1]} offsets and {mask.shape[-1]} masks a place for {taps} taps, {width} channels"
-        )
+    if mask.shape[-1] != groups * taps or offset.shape[-1] != 2 * mask.shape[-1]:
+        raise ValueError(f"{offset.shape[-1]} offsets and {mask.shape[-1]} masks a place for {groups} x {taps} taps")
+    inner, out = kernel.shape[2:]
     if width % inner or out % (width // inner):
         raise ValueError(f"a kernel {kernel.shape} for {width} channels")
 
 
+def _across(columns: int) -> int:
+    """Cells in a row of cells: columns + 1, and more up to a multiple of 8, the height of a TPU's tile."""
+    return -(-(columns + 1) // 8) * 8
+
+
 def _cells(x_BYXC, groups: int) -> jax.Array:
-    """Rows (B, M, R, 4 E) of the 2 x 2 cells of the maps with a border of zeros: upper left, upper right, lower left,
-    lower right."""
+    """Rows of the 2 x 2 cells of maps with a border of zeros: upper left, upper right, lower left, lower right."""
     batch, rows, columns, width = x_BYXC.shape
-    x = jnp.pad(x_BYXC.reshape(batch, rows, columns, groups, -1), ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    x = jnp.moveaxis(x, 3, 1)
-    corners = [x[:, :, i : i + rows + 1, j : j + columns + 1] for i in (0, 1) for j in (0, 1)]
+    across = _across(columns)
+    around = ((0, 0), (1, 1), (1, across - columns), (0, 0), (0, 0))
+    x = jnp.moveaxis(jnp.pad(x_BYXC.reshape(batch, rows, columns, groups, -1), around), 3, 1)
+    corners = [x[:, :, i : i + rows + 1, j : j + across] for i in (0, 1) for j in (0, 1)]
     return jnp.concatenate(corners, axis=-1).reshape(batch, groups, -1, 4 * width // groups)
 
 
@@ -124,8 +174,9 @@ def _points(offset_BYXO, mask_BYXN, size, side: int, stride: int) -> tuple[jax.A
     mask = jnp.where(outside, 0, by_tap(mask_BYXN))
     top, left = (jnp.where(outside, 0, jnp.floor(at)) for at in (y, x))
     below, right = (jnp.where(outside, 0, at - first) for at, first in ((y, top), (x, left)))
-    index = (top.astype(jnp.int32) + 1) * (size[1] + 1) + left.astype(jnp.int32) + 1
-    index = jnp.clip(index, 0, (size[0] + 1) * (size[1] + 1) - 1)
+    across = _across(size[1])
+    index = (top.astype(jnp.int32) + 1) * across + left.astype(jnp.int32) + 1
+    index = jnp.clip(index, 0, (size[0] + 1) * across - 1)
     upper, lower = (1 - below) * mask, below * mask
     return index, jnp.stack([upper * (1 - right), upper * right, lower * (1 - right), lower * right])
 

@@ -12,7 +12,7 @@ from golden_glip import close, load
 
 from capvl.models.dyhead import DyHeadBlock, DyReLU, resize
 from capvl.models.parameters import Blueprint
-from capvl.nn.deformable import flat_reading
+from capvl.nn.deformable import flat_reading, modulated_deformable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +131,20 @@ def test_resize_aligns_corners():
     assert resize(x.astype(jnp.bfloat16), (3, 5)).dtype == jnp.bfloat16
 
 
-def test_the_clean_reading_gives_a_coarse_place_the_offsets_of_where_it_lands():
-    """Levels of 2n - 1 and n places: coarse place i lands on fine place 2i."""
-    steering = jax.random.normal(jax.random.key(0), (1, 7, 9, 18))
-    clean = block_of(Options(offsets="clean"))._read((steering, steering[..., :9]), (4, 5))
-    np.testing.assert_allclose(clean[0], steering[:, ::2, ::2], atol=1e-6)
-    np.testing.assert_allclose(clean[1], steering[:, ::2, ::2, :9], atol=1e-6)
-    flat = block_of(Options(offsets="flat"))._read((steering, steering[..., :9]), (4, 5))
-    np.testing.assert_array_equal(flat[0], flat_reading(steering, (4, 5)))
+@pytest.mark.parametrize("offsets, read", [("flat", flat_reading), ("clean", lambda x, size: x[:, ::2, ::2])])
+def test_readings_of_the_offsets(offsets, read):
+    """Clean: a coarse place has the offsets of where it lands; of 2n - 1 and n places, i lands on 2i."""
+    params = random_params(Options(offsets=offsets))
+    fine, coarse = (jax.random.normal(jax.random.key(i), (1, *size, 8)) for i, size in enumerate([(7, 9), (4, 5)]))
+
+    def coarser(model):
+        offset, mask = model._steering(fine)
+        conv = model.coarser.conv
+        moved = modulated_deformable(coarse, read(offset, (4, 5)), read(mask, (4, 5)), conv.kernel[...], conv.bias[...])
+        return model.coarser.norm(moved), model._steered([fine, coarse])[2]
+
+    expected, (found,) = jax.jit(lambda params: coarser(Blueprint(Options(offsets=offsets)).bind(params)))(params)
+    assert_close(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("offsets", ["flat", "clean"])
