@@ -20,13 +20,14 @@ from capvl.parallel.rules import batch_sharding
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """A small tower."""
+    """A small tower; with plain convolutions, which compile faster, unless told."""
 
     fusion: str = "both"
     dropout: float = 0.1
     remat: str = "none"
     unroll: bool = False
     blocks: int = 2
+    deform: bool = False
 
     def make(self, rngs):
         kind = dict(fusion_width=8, fusion_heads=2, groups=2, levels=2, rngs=rngs)
@@ -34,10 +35,10 @@ class Options:
 
 
 @functools.cache
-def params():
+def params(deform=False):
     """Parameters far from a new tower's, whose offsets are 0."""
-    shapes = Blueprint(Options()).shapes
-    keys = jax.random.split(jax.random.key(0), len(shapes))
+    shapes = Blueprint(Options(deform=deform)).shapes
+    keys = jax.random.split(jax.random.key(1), len(shapes))
     return {name: 0.3 * jax.random.normal(k, s.shape) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
 
 
@@ -57,7 +58,7 @@ def total(options, key, params, levels, states, mask):
 def gradients(options, key=None, arrays=None):
     """Outputs, and gradients of parameters, maps and states."""
     function = jax.grad(functools.partial(total, options, key), argnums=(0, 1, 2), has_aux=True)
-    return jax.jit(function)(params(), *(arrays or inputs()))
+    return jax.jit(function)(params(options.deform), *(arrays or inputs()))
 
 
 def same(found, expected, tolerance):
@@ -65,7 +66,7 @@ def same(found, expected, tolerance):
         assert_close(a, b, tolerance, jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("change", [dict(unroll=True), dict(remat="full"), dict(remat="named")])
+@pytest.mark.parametrize("change", [dict(unroll=True), dict(remat="full")])
 def test_a_loop_is_a_straight_line_and_recomputed_is_kept(change):
     """With dropout, whose masks must be the same when they are drawn again."""
     key = jax.random.key(1)
@@ -73,7 +74,7 @@ def test_a_loop_is_a_straight_line_and_recomputed_is_kept(change):
 
 
 def test_every_parameter_learns():
-    (of_params, of_maps, of_states), _ = gradients(Options())
+    (of_params, of_maps, of_states), _ = gradients(Options(deform=True))
     still = {name for name, x in of_params.items() if not all(np.abs(row).max() > 0 for row in x)}
     assert not still
     assert all(np.abs(x).max() > 0 for x in (*of_maps, of_states))
