@@ -1,5 +1,6 @@
 """From images and prompts to boxes: sizes, several prompts, and what two of them find, with a hand-made detector."""
 
+import functools
 import io
 
 import jax
@@ -39,12 +40,16 @@ def seen(images, size):
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+@functools.cache
+def jitted(how):
+    return compiled(Blueprint(OPTIONS), lambda model, rows: detect(model, *rows, how=how))
+
+
 def found(rows, listed, states=True, **how):
     blueprint, asked = Blueprint(OPTIONS), prompts_of(listed)
     params = {k: jnp.ones(s.shape, s.dtype) for k, s in blueprint.shapes.items()}
     given = compiled(blueprint, states_of)(params, asked.tokens_RPL) if states else None
-    call = compiled(blueprint, lambda model, rows: detect(model, *rows, how=How(**how)))
-    return jax.device_get(call(params, (rows, asked, given)))
+    return jax.device_get(jitted(How(**how))(params, (rows, asked, given)))
 
 
 def test_boxes_are_those_of_the_upright_image(tmp_path):
