@@ -125,15 +125,14 @@ def test_a_class_that_is_not_seen(words, prepared):
         evaluate(Detection(unseen=("purple",)), prepared)
 
 
-@pytest.mark.parametrize("how", [dict(batch=1), dict(batch=3), dict(devices=8)])
+@pytest.mark.parametrize("how", [dict(batch=3), dict(batch=16, devices=8)])
 def test_batches_and_devices_make_no_difference(words, prepared, how):
     expected = numbers(evaluate(Detection(), prepared, blind="red"))
     assert numbers(evaluate(Detection(), prepared, blind="red", **how)) == expected and 0 < expected["AP"] < 1
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_chunks_lose_no_class(words, prepared, chunk):
-    found = evaluate(Detection(chunk=chunk), prepared)
+def test_chunks_lose_no_class(words, prepared):
+    found = evaluate(Detection(chunk=2), prepared)
     assert found["AP"] == pytest.approx(1.0, abs=1e-6)
 
 
@@ -179,7 +178,7 @@ def test_lvis_counts_what_images_were_searched_for(words, prepared, tmp_path):
     assert len(letters) > 1 and all(found[key] == pytest.approx(1.0, abs=1e-6) for key in ("AP", "AR", *letters))
     assert found["standard/AP"] == found["AP"] and found["objects"] == COUNT
     assert len(json.loads((tmp_path / "submissions/some_val.json").read_text())) == 2 * COUNT
-    assert numbers(evaluate(Lvis(name="some"), prepared, batch=16, devices=8)) == numbers(found)
+    assert numbers(evaluate(Lvis(name="some"), prepared, batch=3)) == numbers(found)
     # Where all else is wrong, the second rectangles are.
     assert evaluate(Detection(name="some"), prepared)["AP"] < 0.9
 
