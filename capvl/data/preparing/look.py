@@ -21,7 +21,7 @@ from capvl.data.images.drawing import COLORS, draw_boxes, sheet
 from capvl.data.preparing import region_lines
 from capvl.data.randomness import Uniforms
 from capvl.data.reading import sources
-from capvl.data.reading.regions import FEATURES, Region, categories, regions
+from capvl.data.reading.regions import DETECTION, FEATURES, Region, categories, crowds, looked_for, regions
 from capvl.data.reading.sources import as_text
 from capvl.errors import UserError
 
@@ -209,7 +209,8 @@ def _page(name: str, split: str, cards: list[str], table, left_out) -> str:
 
 def write_odvg(name: str, split: str, out: str, data_dir: str, images: str = "") -> dict[str, int]:
     """Writes a region data set as ODVG: a line of grounding for each caption that names regions, and a line of
-    detections for each image with boxes of a class that has a label; `out`.labels.json says these.
+    detections for each image with boxes of a class that has a label, or that was searched for all classes and has
+    none; `out`.labels.json says these.
 
     Args:
       name, split, data_dir: of the data set.
@@ -222,7 +223,7 @@ def write_odvg(name: str, split: str, out: str, data_dir: str, images: str = "")
     Raises:
       UserError: it is unknown, no region data set, or can't be written.
     """
-    wanted = ("file_name", "height", "width", "text", "boxes", "phrases", "attributes?")
+    wanted = ("file_name", "height", "width", "text", "boxes", "phrases", "attributes?", *DETECTION)
     source = sources.open_source(name, split, data_dir, features=("image",))
     folder = storage.folder(images) if images else None
     if folder is not None:
@@ -238,7 +239,9 @@ def write_odvg(name: str, split: str, out: str, data_dir: str, images: str = "")
         elif "#" in as_text(record["file_name"]) or not record["file_name"]:
             raise UserError(f"The images of {name!r} are no files of their own; write them with --images=FOLDER.")
         found = regions(record)
-        if any(region.category in names for region in found):
+        # A data set has such an image only where it was searched; LVIS searches for some classes only.
+        empty = "crowds" in record and not found and not crowds(record) and looked_for(record) is None
+        if any(region.category in names for region in found) or (names and empty):
             lines.append(region_lines.odvg_line(record, None, names))
             counts["detection"] += 1
         for number in sorted({span[0] for region in found for span in region.spans}):

@@ -19,7 +19,7 @@ from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
 from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, kinds, looked_for, regions
 from capvl.data.reading.rejected import Rejected
-from capvl.data.reading.rows import Caption, FormatError, Name, Row, Rows, Text, Texts
+from capvl.data.reading.rows import Caption, FormatError, Name, Number, Row, Rows, Text, Texts
 from capvl.data.reading.sources import as_text
 from capvl.data.scenes import world
 from capvl.errors import UserError
@@ -94,6 +94,7 @@ class _OdvgRegion(Row):
     bbox: Any
     phrase: Texts
     tokens_positive: list[Any] | None = None
+    score: Of[Number, pydantic.Field(ge=0, le=1)] | None = None
 
 
 class _Detection(Row):
@@ -205,7 +206,8 @@ def _grounded(rows: Rows, grounding: _Grounding, sentence: int, place: str) -> I
             else:
                 phrases.append(Phrase(said))
         if boxes and phrases:
-            yield Entity(tuple(boxes), tuple(phrases))
+            scores = () if row.score is None else (row.score,) * len(boxes)
+            yield Entity(tuple(boxes), tuple(phrases), scores=scores)
 
 
 def _told(value: list[Any] | None) -> list[tuple[int, int]]:

@@ -161,7 +161,9 @@ def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[t
         paths = {name: (str(storage.folder(files) / name), "") for name in names}
     else:
         inside = {name: (name, "") for name in names if _MEMBER.fullmatch(name)}
-        paths = inside | annotated.find_files(names.keys() - inside.keys(), files, IMAGE_SUFFIXES)
+        paths = inside | annotated.find_files((name for name in names if name not in inside), files, IMAGE_SUFFIXES)
+        # What no file is called may be a record of a prepared data set.
+        paths |= {name: (name, "") for name, (file, _) in paths.items() if not file and _RECORD.fullmatch(name)}
     dealt = [
         (split, job._replace(part=str(parts / f"{split}-{number:05d}")), rows[first : first + EACH])
         for split, rows in items.items()
@@ -169,15 +171,19 @@ def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[t
     ]
     storage.make_folder(parts)
     names = [os.path.basename(own.part) for _, own, _ in dealt]
-    _claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, job.listed, names]))
+    claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, job.listed, names]))
     for _, own, rows in dealt:
         listed = [[regional.plain(item), *paths.get(item.image, ("", ""))] for item in rows]
-        _claim(storage.folder(own.part + ".items.json"), json.dumps(listed))
+        claim(storage.folder(own.part + ".items.json"), json.dumps(listed))
     return [(split, own) for split, own, _ in dealt]
 
 
-def _claim(file: epath.Path, text: str) -> None:
-    """Writes a file of a preparation; refuses to go on with another one."""
+def claim(file: epath.Path, text: str) -> None:
+    """Writes a file of a preparation.
+
+    Raises:
+      UserError: it is there, with another text.
+    """
     if not file.exists():
         storage.replace_text(file, text)
     elif storage.read_text(file) != text:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from region_files import make, picture, report
 
-from capvl.data.preparing import region_formats
+from capvl.data.preparing import look, region_formats
 from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
 from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, looked_for, regions
@@ -138,3 +138,17 @@ def test_crowds_of_tfds():
     assert crowds({"objects": rows}) == [Region((0.0, 0.0, 1.0, 1.0), (), 3, area=9.0)]
     assert regions({"objects": rows}) == [Region((0.0, 0.0, 0.5, 0.5), (), 4, area=4.0)]
     assert crowds({"objects": {"bbox": [[0, 0, 1, 1]], "phrase": ["x"]}}) == []
+
+
+def test_images_without_anything_as_odvg(tmp_path):
+    images(tmp_path, *(f"{i:012d}.jpg" for i in (1, 2, 3)))
+    value = coco()
+    value["annotations"][1]["image_id"] = 2  # A crowd is neither a thing nor nothing.
+    make(tmp_path, "set", "coco", {"val": written(tmp_path, value)})
+    counts = look.write_odvg("set", "val", str(tmp_path / "o.jsonl"), str(tmp_path / "out"))
+    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert counts == {"detection": 2, "grounding": 0}
+    assert [len(line["detection"]["instances"]) for line in found] == [1, 0]
+    make(tmp_path, "back", "odvg", {"val": [str(tmp_path / "o.jsonl"), str(tmp_path / "o.jsonl.labels.json")]})
+    back = opened(tmp_path, "back")
+    assert [len(regions(back[i])) for i in range(len(back))] == [1, 0]
