@@ -37,6 +37,7 @@ from capvl.data.reading import sources
 from capvl.data.reading.samples import Names
 from capvl.data.scenes import making
 from capvl.errors import UserError
+from capvl.lines import read_lines
 
 
 def print_report(folder: pathlib.Path) -> None:
@@ -97,6 +98,7 @@ def _regions_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--allow_leaks", action="store_true", help="train on images of evaluations, too")
     sub.add_argument("--image_data", default="", help="Visual Genome's, for other formats that name its images")
     sub.add_argument("--max_phrase", type=int, default=default.max_phrase, help="characters of a phrase")
+    sub.add_argument("--classes", default="", help="names of all classes by label, where the annotations have no list")
     sub.add_argument("--min_score", type=float, default=default.min_score, help="of boxes that a teacher found")
     sub.add_argument(
         "--turned", default=default.turned, help=f"boxes of images that EXIF turns: {', '.join(regional.TURNED)}"
@@ -115,6 +117,7 @@ def _regions(args: argparse.Namespace, data_dir: str) -> None:
             exclude=tuple(filter(None, args.exclude.split(","))),
             allow_leaks=args.allow_leaks,
             image_data=args.image_data,
+            names=read_lines(args.classes, "class names") if args.classes else (),
             rules=regional.Rules(args.max_phrase, args.turned, args.min_score),
             workers=args.workers,
             beam=None if args.beam is None else shlex.split(args.beam),

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from capvl import storage
 from capvl.data.preparing import annotated, leaks, regional
 from capvl.data.preparing.annotations import IMAGE_SUFFIXES
+from capvl.data.preparing.detections import Classes
 from capvl.data.preparing.groundings import coco_ids
 from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
 from capvl.data.preparing.region_formats import FORMATS, SHOWN, read
@@ -57,7 +58,8 @@ def prepare(
     exclude: Sequence[str] = (),
     allow_leaks: bool = False,
     image_data: str = "",
-    rules: Rules | None = None,
+    names: Sequence[str] = (),
+    rules: Rules = Rules(),
     workers: int = 0,
     beam: list[str] | None = None,
 ) -> epath.Path:
@@ -71,6 +73,7 @@ def prepare(
       data_dir: where prepared data sets are; with Beam also a bucket.
       exclude, allow_leaks: see `capvl.data.preparing.leaks.evaluations`.
       image_data: Visual Genome's image_data.json, for other formats that name its images: whose numbers COCO's are.
+      names: of all classes, in the order of the labels, where the annotations have no closed list.
       rules: what is let in.
       workers: processes; 0 for one a core.
       beam: options of Apache Beam, to run there instead; None for here.
@@ -81,18 +84,16 @@ def prepare(
     Raises:
       UserError: bad annotations, evaluations that are not named, no images, or a data set of that name.
     """
-    rules = rules or Rules()
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
+    classes = _closed(names, classes, items) if names else classes
     if image_data:
         items = {own: _numbered(rows, coco_ids(image_data)) for own, rows in items.items()}
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
-    whole = FORMATS[format].paths
-    evaluations += [
-        leaks.of_items(own, rows, whole) for own, rows in items.items() if own != "train" and not allow_leaks
-    ]
+    others = {} if allow_leaks else {own: rows for own, rows in items.items() if own != "train"}
+    evaluations += [leaks.of_items(own, rows, FORMATS[format].paths) for own, rows in others.items()]
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
     listed = any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
@@ -107,6 +108,22 @@ def prepare(
     _finish(folder, name, jobs, left, items, classes, evaluations)
     parts.rmtree()
     return folder
+
+
+def _closed(names: Sequence[str], classes: Classes, items: dict[str, list[Annotated]]) -> Classes:
+    """Classes by the list that the user gives.
+
+    Raises:
+      UserError: the annotations have their own list, or a class that isn't in this one.
+    """
+    if classes and list(classes) != list(names):
+        raise UserError(f"The annotations have a list of {len(classes)} classes of their own, which --classes isn't.")
+    for rows in items.values():
+        for item in rows:
+            for entity in (*item.entities, *item.crowds):
+                if entity.category and entity.category not in names:
+                    raise UserError(f"The class {entity.category!r} of image {item.image!r} isn't one of --classes.")
+    return classes or {name: {} for name in names}
 
 
 def _numbered(rows: list[Annotated], known: dict[str, str]) -> list[Annotated]:
