@@ -59,7 +59,7 @@ def prepare(
     allow_leaks: bool = False,
     image_data: str = "",
     names: Sequence[str] = (),
-    rules: Rules = Rules(),
+    rules: Rules | None = None,
     workers: int = 0,
     beam: list[str] | None = None,
 ) -> epath.Path:
@@ -84,7 +84,7 @@ def prepare(
     Raises:
       UserError: bad annotations, evaluations that are not named, no images, or a data set of that name.
     """
-    folder = _check(name, format, splits, data_dir, rules, beam)
+    folder = _check(name, format, splits, data_dir, rules := rules or Rules(), beam)
     items, left, classes = read(format, splits, data_dir)
     classes = _closed(names, classes, items) if names else classes
     if image_data:
