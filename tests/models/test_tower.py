@@ -34,6 +34,11 @@ class Options:
         return DetectionTower(8, Size(8, 1, 16, 2), **dataclasses.asdict(self), **kind)
 
 
+OPTIMIZED = {"xla_backend_optimization_level": 1}
+"""As programs are compiled outside of tests. With none of it XLA's CPU compiler gives a loop over blocks with dropout other
+gradients than the same blocks in a straight line, whose outputs are equal."""
+
+
 @functools.cache
 def params(deform=False):
     """Parameters far from a new tower's, whose offsets are 0."""
@@ -58,7 +63,7 @@ def total(options, key, params, levels, states, mask):
 def gradients(options, key=None, arrays=None):
     """Outputs, and gradients of parameters, maps and states."""
     function = jax.grad(functools.partial(total, options, key), argnums=(0, 1, 2), has_aux=True)
-    return jax.jit(function)(params(options.deform), *(arrays or inputs()))
+    return jax.jit(function, compiler_options=OPTIMIZED)(params(options.deform), *(arrays or inputs()))
 
 
 def same(found, expected, tolerance):
@@ -92,7 +97,7 @@ def test_eight_devices_are_one():
         }
         spread = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh)), arrays)
         function = jax.grad(functools.partial(total, Options(), key), argnums=(0, 1, 2), has_aux=True)
-        found = jax.jit(function)(placed, *spread)
+        found = jax.jit(function, compiler_options=OPTIMIZED)(placed, *spread)
     same(jax.device_get(found), jax.device_get(expected), 2e-5)
 
 
