@@ -28,7 +28,8 @@ IMAGE, PYRAMID, TEXT, HEAD = "backbone.body.", "backbone.fpn.", "language_backbo
 WHAT = "model of GLIP"
 FORM = dict(
     pool="mean", activation="gelu", eps=swin.EPS, pixels="imagenet", pad_windows=True, level_norms=True,
-    text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12, text_types=2, prompt_table=False, classes=0,
+    text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12, text_types=2, prompt_table=False, contrast=0,
+    classes=0,
 )  # fmt: skip
 """What all models of the official code have."""
 _CONSTANTS = ("relative_position_index", "position_ids", "num_batches_tracked")

@@ -20,6 +20,8 @@ from capvl.nn.layers import Dense, as_row
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
+CONTRAST = 0.07
+"""Temperature of the contrast of places and tokens (MDETR, arXiv 2104.12763)."""
 PRIOR = 0.01
 """Probability that an untrained model gives a place and a token."""
 
@@ -34,12 +36,14 @@ class Aligned:
       deltas_BN4: the box, as seen from the place's anchor (`capvl.nn.anchors`).
       centerness_BN: logit of how near the place is to the box's middle.
       grids: rows and columns of each level.
+      contrast_BNL: cosines of places and tokens in a space of their own over CONTRAST; None without one.
     """
 
     logits_BNL: jax.Array
     deltas_BN4: jax.Array
     centerness_BN: jax.Array
     grids: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
+    contrast_BNL: jax.Array | None = None
 
 
 class AlignmentHead(nnx.Module):
@@ -51,9 +55,10 @@ class AlignmentHead(nnx.Module):
     Args:
       width, text_width: C of the maps, D of the text states.
       levels: how many maps; each has a factor of its own for its box deltas.
+      contrast: width of the space in which places and tokens are contrasted; 0 for none.
     """
 
-    def __init__(self, width: int, text_width: int, levels: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, text_width: int, levels: int, *, contrast: int = 0, rngs: nnx.Rngs):
         small = weights.normal(0.01)
         self.project = Dense(
             (text_width, width), ("embed", None), weights.xavier_uniform(text_width, width), bias=(width,), rngs=rngs
@@ -64,6 +69,12 @@ class AlignmentHead(nnx.Module):
         self.box = Dense((width, 4), ("embed", None), small, bias=(4,), rngs=rngs)
         self.box_scale = weight(rngs, (levels,), (None,), weights.ones)
         self.centerness = Dense((width, 1), ("embed", None), small, bias=(1,), rngs=rngs)
+        self.contrast_image = self.contrast_text = None
+        if contrast:
+            self.contrast_image, self.contrast_text = (
+                Dense((n, contrast), ("embed", None), weights.xavier_uniform(n, contrast), bias=(contrast,), rngs=rngs)
+                for n in (width, text_width)
+            )
 
     def __call__(self, maps: Sequence[jax.Array], states_BLD) -> Aligned:
         """maps: (B, Y, X, C) of each level; states: text states, or for a tower without fusion the text embeddings."""
@@ -74,7 +85,8 @@ class AlignmentHead(nnx.Module):
         scale_N = jnp.repeat(self.box_scale[...], sizes, total_repeat_length=int(sizes.sum()))
         deltas_BN4 = self.box(exact_BNC) * scale_N[None, :, None]
         grids = tuple(x.shape[1:3] for x in maps)
-        return Aligned(self.logits(places_BNC, states_BLD), deltas_BN4, self.centerness(exact_BNC)[..., 0], grids)
+        heads = self.logits(places_BNC, states_BLD), deltas_BN4, self.centerness(exact_BNC)[..., 0]
+        return Aligned(*heads, grids, self._contrast(places_BNC, states_BLD))
 
     def logits(self, places_BNC, states_BLD) -> jax.Array:
         """Logits (B, N, L) float32 of places and tokens."""
@@ -83,10 +95,20 @@ class AlignmentHead(nnx.Module):
         scaled_BNL = dots_BNL * jnp.exp(-self.log_scale[...].astype(jnp.float32)).reshape(1, 1, 1)
         return jnp.clip(scaled_BNL + bias_BL[:, None], -LIMIT, LIMIT)
 
+    def _contrast(self, places_BNC, states_BLD) -> jax.Array | None:
+        if self.contrast_image is None:
+            return None
+        places_BNE, tokens_BLE = (_unit(x) for x in (self.contrast_image(places_BNC), self.contrast_text(states_BLD)))
+        return jnp.einsum("bne,ble->bnl", places_BNE, tokens_BLE) / CONTRAST
+
     def tokens(self, states_BLD) -> tuple[jax.Array, jax.Array]:
         """What is compared with places: vectors (B, L, C) of tokens, and their biases (B, L) float32."""
-        states = states_BLD.astype(jnp.float32)
-        # Text embeddings of padding are 0, where the norm has no gradient.
-        normal = states * jax.lax.rsqrt(jnp.maximum(jnp.square(states).sum(-1, keepdims=True), 1e-24))
+        normal = _unit(states_BLD)
         bias_BL = (normal * as_row(self.bias_text[...].astype(jnp.float32), normal)).sum(-1)
         return self.project((normal / 2).astype(states_BLD.dtype)), bias_BL + self.bias[...].astype(jnp.float32)[None]
+
+
+def _unit(x) -> jax.Array:
+    """Vectors of length 1, float32; those of length 0, as text embeddings of padding are, stay and have no gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

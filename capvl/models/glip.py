@@ -57,6 +57,8 @@ class GlipOptions(ImageOptions):
       drop_block: share of the pyramid's merged maps that is dropped in training (DropBlock, arXiv 1810.12890).
       prompt_table: learned vectors are added to the text's states, one for each place of the text, 0 at first: what
         prompt tuning trains (section 4.4).
+      contrast: width of a space in which places and tokens are contrasted as well (MDETR, arXiv 2104.12763, which has
+        64); 0 for none.
       classes: not 0: an ordinary detector of so many classes, for comparison (DyHead, arXiv 2106.08322): no text is
         read, each class has a learned vector, and `length` is their number.
     """
@@ -88,6 +90,7 @@ class GlipOptions(ImageOptions):
     dropout: float = 0.1
     drop_block: float = 0.0
     prompt_table: bool = False
+    contrast: int = 0
     classes: int = 0
 
     def __post_init__(self):
@@ -108,6 +111,8 @@ class GlipOptions(ImageOptions):
                 f"model.fusion_width={self.fusion_width} should be a multiple of "
                 f"model.fusion_heads={self.fusion_heads}."
             )
+        if self.contrast < 0:
+            raise UserError(f"model.contrast must not be negative, not {self.contrast}.")
         if self.classes < 0 or (self.classes and (self.length != self.classes or self.fusion != "none")):
             raise UserError(
                 f"model.classes={self.classes}, a closed list, goes with model.length={self.classes} and "
@@ -207,7 +212,7 @@ class Glip(nnx.Module):
             unroll=options.unroll,
             rngs=rngs,
         )
-        self.head = AlignmentHead(options.width, text_width, len(STRIDES), rngs=rngs)
+        self.head = AlignmentHead(options.width, text_width, len(STRIDES), contrast=options.contrast, rngs=rngs)
 
     def encode(self, image_BHWC, *, key=None) -> tuple[jax.Array, ...]:
         """The pyramid's maps (B, Y, X, C), strides 8 to 128, of images (B, H, W, 4) in [-1, 1] whose fourth channel is

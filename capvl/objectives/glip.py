@@ -43,6 +43,7 @@ class Glip:
         () for the model's own square. Images keep their aspect.
       slots: boxes of an image at most; which ones is drawn where there are more.
       token, box, centerness: weights of the losses.
+      contrastive: weight of the contrast of places and tokens (`model.contrast`).
       alpha, gamma: of the focal loss.
       nearest: candidates of a box on each level (ATSS).
       blind: images are made grey: what the texts alone teach.
@@ -60,6 +61,7 @@ class Glip:
     token: float = 1.0
     box: float = 2.0
     centerness: float = 1.0
+    contrastive: float = 0.0
     alpha: float = detection.ALPHA
     gamma: float = detection.GAMMA
     nearest: int = 9
@@ -69,8 +71,8 @@ class Glip:
 
     def __post_init__(self):
         grounded.check_texts(self._texts)
-        if min(self.token, self.box, self.centerness) < 0 or not self.token:
-            raise UserError("objective: token must be above 0, and box and centerness not negative.")
+        if min(self.token, self.box, self.centerness, self.contrastive) < 0 or not self.token:
+            raise UserError("objective: token must be above 0, and box, centerness and contrastive not negative.")
         if min(self.slots, self.nearest) < 1 or self.gamma < 0 or self.alpha > 1:
             raise UserError(
                 "objective: slots and nearest must be at least 1, gamma not negative, and alpha at most 1 (below 0 for "
@@ -93,6 +95,8 @@ class Glip:
         """Raises UserError where options contradict each other."""
         if model_options.classes and (self.texts != ("classes",) or self.order != "fixed"):
             raise UserError("model.classes, a closed list, goes with objective.texts=('classes',) and order='fixed'.")
+        if bool(self.contrastive) != bool(model_options.contrast):
+            raise UserError("objective.contrastive, a weight, goes with model.contrast, a width; set both or neither.")
         for height, width in self.sizes:
             if max(height, width) > model_options.image_shape()[0]:
                 raise UserError(
@@ -190,6 +194,11 @@ class Glip:
         words = batch["positive"], real(text_BL), by
         found = detection_losses(*heads, anchors_N4, batch["targets"], *words, alpha=self.alpha, gamma=self.gamma)
         total = self.token * found.token + self.box * found.box + self.centerness * found.centerness
+        more = {}
+        if self.contrastive:
+            positive_BNL = detection.of_places(batch["targets"].slot_BN, batch["positive"])
+            contrast = detection.contrastive(aligned.contrast_BNL, positive_BNL, real(text_BL)) / by.positives
+            total, more = total + self.contrastive * contrast, {"contrastive": contrast}
         positives_B = batch["targets"].positive_BN.sum(axis=1).astype(jnp.float32)
         return total, {
             "loss": total,
@@ -198,6 +207,7 @@ class Glip:
             "centerness": found.centerness,
             "places": positives_B.mean(),
             "left": batch["left"].astype(jnp.float32).mean(),
+            **more,
         }
 
     def flops(self, model_options: GlipOptions) -> float:

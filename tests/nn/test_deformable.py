@@ -86,10 +86,10 @@ def by_loops(x, offset, mask, kernel, bias, stride):
     return y
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_equals_the_definition(stride):
+@pytest.mark.parametrize("stride, size", [(1, (5, 4)), (2, (5, 4)), (1, (3, 7))])
+def test_equals_the_definition(stride, size):
     """Points far outside and on whole places, the last ones too, are among them."""
-    args = inputs(stride=stride)
+    args = inputs(size, stride)
     args[1][:, :2] = np.round(args[1][:, :2])
     args[1][0, -1] = 50.0
     y = modulated_deformable(*map(jnp.asarray, args), stride=stride)
