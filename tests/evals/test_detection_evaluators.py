@@ -25,9 +25,13 @@ IDS = {"red thing": 7, "green thing": 90, "blue thing": 0}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
+    return make_sets(tmp_path_factory.mktemp("detected"))
+
+
+def make_sets(folder):
     """Data sets of the same images: things, whose classes have ids with holes; some, each image of which was searched
     for the class of its first rectangle (LVIS); said, with captions and their phrases."""
-    folder, rng = tmp_path_factory.mktemp("detected"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     images, rows, lines = [], [], []
     for i in range(COUNT):
@@ -100,6 +104,7 @@ def test_all_rectangles_are_found(words, prepared, tmp_path):
     assert found["images"] == COUNT and found["objects"] == 2 * COUNT and "APl" not in found
     results = json.loads((tmp_path / "submissions/things_val.json").read_text())
     assert len(results) == 2 * COUNT and {row["category_id"] for row in results} == set(IDS.values())
+    assert [row["image_id"] for row in results] == [i // 2 for i in range(2 * COUNT)]
     assert all(0 < row["score"] < 1 and len(row["bbox"]) == 4 for row in results)
 
 
