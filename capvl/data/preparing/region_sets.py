@@ -97,9 +97,8 @@ def prepare(
     ]
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
-    listed = any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
     parts = storage.folder(data_dir) / name / "incomplete"
-    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, listed), format)
+    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, _listed(items)), format)
     if beam is None:
         _run_here([job for _, job in jobs], workers)
     else:
@@ -130,6 +129,11 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
     if folder.exists():
         raise UserError(f"Data set {name!r} is already prepared in {folder}; remove that folder to make it anew.")
     return folder
+
+
+def _listed(items: dict[str, list[Annotated]]) -> bool:
+    """Whether images say which classes were looked for in them."""
+    return any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
 
 
 def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
