@@ -85,9 +85,7 @@ def prepare(
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
     if image_data:
-        known = coco_ids(image_data)
-        for own, rows in items.items():
-            items[own] = [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
+        items = _with_coco_ids(items, coco_ids(image_data))
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
@@ -98,7 +96,7 @@ def prepare(
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
     parts = storage.folder(data_dir) / name / "incomplete"
-    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, _listed(items)), format)
+    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, _listed(items)))
     if beam is None:
         _run_here([job for _, job in jobs], workers)
     else:
@@ -131,6 +129,14 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
     return folder
 
 
+def _with_coco_ids(items: dict[str, list[Annotated]], known: dict[str, str]) -> dict[str, list[Annotated]]:
+    """The images with their numbers in COCO, where these are known by the names of their files."""
+    return {
+        own: [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
+        for own, rows in items.items()
+    }
+
+
 def _listed(items: dict[str, list[Annotated]]) -> bool:
     """Whether images say which classes were looked for in them."""
     return any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
@@ -153,10 +159,10 @@ def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: R
     return kept
 
 
-def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[tuple[str, Job]]:
+def _deal(items, files: str, parts: epath.Path, job: Job) -> list[tuple[str, Job]]:
     """(split, job) of every part, whose items are written beside it."""
     names = dict.fromkeys(item.image for rows in items.values() for item in rows if item.image)
-    if format == "prepared":
+    if job.source == "prepared":
         paths = {name: (name, "") for name in names}
     elif files and storage.in_bucket(storage.folder(files)):  # Listing a bucket would take longer than reading it.
         paths = {name: (str(storage.folder(files) / name), "") for name in names}
