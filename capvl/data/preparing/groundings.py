@@ -277,21 +277,23 @@ def flickr30k_entities(
         for line in split_lines(read_text(said / f"{name}.txt", "Sentences")):
             if line.strip():
                 text, found = unmarked(line.strip())
-                for chain, start, end in found:
-                    phrases[chain].append(Phrase(text[start:end], len(texts), start, end))
+                for chain, start, end, kinds in found:
+                    phrases[chain].append(Phrase(text[start:end], len(texts), start, end, kinds))
                 texts.append(text)
         size, boxes = _entity_boxes(drawn / f"{name}.xml")
         entities = tuple(Entity(tuple(own), tuple(phrases[c])) for c, own in boxes.items() if phrases[c])
         yield split, Annotated(f"{name}.jpg", name, "", size, tuple(texts), entities)
 
 
-def unmarked(line: str) -> tuple[str, list[tuple[str, int, int]]]:
-    """A sentence without its marks, and (chain, first character, end) of what was marked; chain "0" is nothing seen."""
+def unmarked(line: str) -> tuple[str, list[tuple[str, int, int, tuple[str, ...]]]]:
+    """A sentence without its marks, and (chain, first character, end, kinds) of what was marked; chain "0" is nothing
+    seen."""
     text, found, last = "", [], 0
     for mark in _MARKED.finditer(line):
         text += line[last : mark.start()]
         if mark[1] != "0" and mark[3].strip():
-            found.append((mark[1], len(text), len(text) + len(mark[3])))
+            kinds = tuple(filter(None, mark[2].split("/")))
+            found.append((mark[1], len(text), len(text) + len(mark[3]), kinds))
         text, last = text + mark[3], mark.end()
     return text + line[last:], found
 

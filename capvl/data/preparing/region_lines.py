@@ -17,7 +17,7 @@ from capvl.data.preparing.leaks import coco_id_of
 from capvl.data.preparing.regional import Annotated, Entity, Phrase, places
 from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
-from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, looked_for, regions
+from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, kinds, looked_for, regions
 from capvl.data.reading.rejected import Rejected
 from capvl.data.reading.rows import Caption, FormatError, Name, Number, Row, Rows, Text, Texts
 from capvl.data.reading.sources import as_text
@@ -272,12 +272,14 @@ def _entities(record: dict, texts: tuple[str, ...]) -> list[Entity]:
     """Regions by chain."""
     found, chains = regions(record), record.get("boxes", {}).get("chain")
     grouped: dict[str, list[Region]] = defaultdict(list)
+    of_kinds = kinds(record)
     for i, region in enumerate(found):
         grouped[as_text(chains[i]) if chains is not None else str(i)].append(region)
     entities = []
     for own in grouped.values():
         first = own[0]
-        phrases = [Phrase(texts[n][s:e], n, s, e) for n, s, e in first.spans]
+        told = [(span, of_kinds.get((first.chain, span), ())) for span in first.spans]
+        phrases = [Phrase(texts[n][s:e], n, s, e, own) for (n, s, e), own in told]
         phrases += [Phrase(p) for p in first.phrases if p not in {q.text for q in phrases}]
         boxes = tuple(region.box for region in own)
         areas = () if all(region.area < 0 for region in own) else tuple(region.area for region in own)

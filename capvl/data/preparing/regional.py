@@ -25,12 +25,14 @@ LISTS = ("negative", "not_exhaustive")
 
 
 class Phrase(NamedTuple):
-    """A text that names something, and where a caption has it: (caption, first character, end), -1 where none has."""
+    """A text that names something; where a caption has it: (caption, first character, end), -1 where none has; and of
+    which kinds that is, such as ("people",) of Flickr30k Entities."""
 
     text: str
     sentence: int = -1
     start: int = -1
     end: int = -1
+    kinds: tuple[str, ...] = ()
 
 
 class Entity(NamedTuple):
@@ -99,10 +101,14 @@ def from_plain(row: list) -> Annotated:
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("entities", "crowds"):
         values[name] = tuple(
-            Entity(tuple(map(tuple, boxes)), tuple(Phrase(*p) for p in phrases), category, *map(tuple, lists))
+            Entity(tuple(map(tuple, boxes)), _phrases_of(phrases), category, *map(tuple, lists))
             for boxes, phrases, category, *lists in values[name]
         )
     return Annotated(**values)
+
+
+def _phrases_of(rows: list) -> tuple[Phrase, ...]:
+    return tuple(Phrase(*where, tuple(kinds)) for *where, kinds in rows)
 
 
 class Rules(NamedTuple):
@@ -149,9 +155,11 @@ def features(classes: list[str], listed: bool = False):
             "text": tfds.features.Sequence(text()),
             "boxes": tfds.features.Sequence(box | {"chain": text()}),
             "crowds": tfds.features.Sequence(box),
-            # `sentence` is the caption that has the phrase from character `start` to `end`; -1 where none has.
+            # `sentence` is the caption that has the phrase from character `start` to `end`; -1 where none has. `kinds`
+            # of what is named have commas between them.
             "phrases": tfds.features.Sequence(
                 {"phrase": text(), "chain": text(), "sentence": integer, "start": integer, "end": integer}
+                | {"kinds": text()}
             ),
             "attributes": tfds.features.Sequence({"attribute": text(), "chain": text()}),
         }
@@ -323,9 +331,9 @@ def _rows(boxes: dict[Corners, float], entity: Entity, labels: dict[str, int]) -
 
 def _add(record: dict, chain: str, boxes, phrases: list[Phrase], entity: Entity, labels: dict[str, int]) -> None:
     record["boxes"] += [row | {"chain": chain} for row in _rows(boxes, entity, labels)]
-    for text, *where in phrases:
+    for text, *where, kinds in phrases:
         where = dict(zip(("sentence", "start", "end"), where, strict=True))
-        record["phrases"].append({"phrase": text, "chain": chain} | where)
+        record["phrases"].append({"phrase": text, "chain": chain, "kinds": ",".join(kinds)} | where)
     record["attributes"] += [{"attribute": a, "chain": chain} for a in dict.fromkeys(entity.attributes)]
 
 

@@ -102,6 +102,23 @@ def looked_for(example: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...
     return negative, more
 
 
+def kinds(example: dict[str, Any]) -> dict[tuple[str, Span], tuple[str, ...]]:
+    """(chain, span) of a phrase -> of which kinds what it names is, such as ("people",); {} where a data set doesn't
+    say it.
+
+    Args:
+      example: with "phrases".
+    """
+    rows = example.get("phrases", {})
+    if "kinds" not in rows:
+        return {}
+    keys = zip(*(rows[key] for key in ("chain", "sentence", "start", "end", "kinds")), strict=True)
+    return {
+        (as_text(chain), tuple(map(int, span))): tuple(filter(None, as_text(own).split(",")))
+        for chain, *span, own in keys
+    }
+
+
 def categories(source: Any) -> list[str]:
     """Names of the classes that boxes of a prepared data set have, by label; [] where there is no closed list.
 

@@ -185,8 +185,8 @@ def test_flickr30k_entities(tmp_path):
     found, left, _ = read("flickr30k_entities", [*folders, str(tmp_path / "list.txt")])
     first, second = (2, 1, 19, 10), (20, 1, 29, 10)  # These files count pixels from 1 on.
     expected = (
-        Entity((first, second), (Phrase("Two men", 0, 0, 7),)),
-        Entity((first,), (Phrase("Hats", 1, 0, 4),)),
+        Entity((first, second), (Phrase("Two men", 0, 0, 7, ("people",)),)),
+        Entity((first,), (Phrase("Hats", 1, 0, 4, ("clothing",)),)),
     )
     assert found == [("val", Annotated("11.jpg", "11", "", (30, 40), ("Two men near a wall .", "Hats ."), expected))]
     assert left == {"image in no region file": 1}
