@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from capvl import storage
-from capvl.data.images.decode import BadImageError, image_size
+from capvl.data.images.decode import BadImageError, decode, image_size
 from capvl.data.preparing.region_sets import claim
 from capvl.data.preparing.regional import Corners, says_something
 from capvl.data.reading import sources
@@ -159,6 +159,7 @@ def _captions(job: Job, left: Rejected) -> Iterator[tuple[str, tuple[int, int], 
         record, name = source[number], f"{job.data}:{job.split}#{number}"
         try:
             size = image_size(record["image"])
+            decode(record["image"], 32, 32)  # A truncated one has a size, too.
         except BadImageError:
             left.count("undecodable image", name)
             continue
