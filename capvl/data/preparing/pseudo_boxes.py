@@ -86,6 +86,8 @@ def write(
     """
     if batch < 1 or not 0 <= min_score <= 1:
         raise UserError(f"batch={batch} must be at least 1, and min_score={min_score:g} between 0 and 1.")
+    if not split.isidentifier():  # Names of records have it.
+        raise UserError(f"split={split!r} should be the name of a whole split, such as 'train'.")
     target = storage.folder(out)
     if target.exists():
         raise UserError(f"{out!r} is already there; remove it to make it anew.")

@@ -91,6 +91,8 @@ def test_a_killed_job_goes_on(out, tmp_path, monkeypatch):
         pseudo_boxes.write("web", "train", lines, out, load, "teacher")
     pseudo_boxes.write("web", "train", lines + "2", out, load, "teacher", batch=5)
     assert pathlib.Path(lines + "2").read_text() == killed
+    with pytest.raises(UserError, match="should be the name of a whole split"):
+        pseudo_boxes.write("web", "train[:3]", lines, out, load, "teacher")
     with pytest.raises(UserError, match="min_score=2 between 0 and 1"):
         pseudo_boxes.write("web", "train", lines, out, load, "teacher", min_score=2)
 
