@@ -33,7 +33,7 @@ FLOORS = (
     ("loading", "train", "evaluation", "precompute", "planning"),
     ("main", "sweeping"),
     ("bench", "chaos", "plan", "evaluate", "report", "embeddings", "sweep")
-    + ("data.prepare", "data.tokenizer", "data.tsv", "data.frequencies"),
+    + ("data.prepare", "data.tokenizer", "data.tsv", "data.frequencies", "data.teacher"),
 )
 PACKAGE = pathlib.Path(ROOT, "capvl")
 MODULES = {

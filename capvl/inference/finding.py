@@ -40,12 +40,14 @@ class Found:
       scores: (M,) float32 in 0 to 1.
       labels: names of the classes, or phrases.
       image: the encoded image.
+      spans: of phrases: where the caption has each, (first character, end); () of classes.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: list[str]
     image: bytes
+    spans: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -173,7 +175,7 @@ def ground_captions(
 
     rows = _run(self, data, _how(threshold, most, 0.0), threshold, of_images)
     names = [[text[first:end] for first, end in own] for text, own in zip(texts, spans, strict=True)]
-    return _given(images, data, rows, names)
+    return _given(images, data, rows, names, spans)
 
 
 def _how(threshold: float, most: int, across: float) -> How:
@@ -272,10 +274,10 @@ def _stacked(seen: Seen, data: list[bytes], numbers: list[int], size: int) -> di
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _given(images: Images, data, found, names) -> Found | list[Found]:
+def _given(images: Images, data, found, names, spans=None) -> Found | list[Found]:
     every = [
-        Found(box, score, [own[label] for label in labels], image)
-        for (box, score, labels), own, image in zip(found, names, data, strict=True)
+        Found(box, score, [own[label] for label in labels], image, [where[label] for label in labels] if spans else ())
+        for (box, score, labels), own, image, where in zip(found, names, data, spans or names, strict=True)
     ]
     single = not isinstance(images, list | tuple) and len(data) == 1
     return every[0] if single else every

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from capvl import storage
-from capvl.data.images.decode import BadImageError, image_size
+from capvl.data.images.decode import BadImageError, decode, image_size
 from capvl.data.preparing.region_sets import claim
 from capvl.data.preparing.regional import Corners, says_something
 from capvl.data.reading import sources
@@ -86,6 +86,8 @@ def write(
     """
     if batch < 1 or not 0 <= min_score <= 1:
         raise UserError(f"batch={batch} must be at least 1, and min_score={min_score:g} between 0 and 1.")
+    if not split.isidentifier():  # Names of records have it.
+        raise UserError(f"split={split!r} should be the name of a whole split, such as 'train'.")
     target = storage.folder(out)
     if target.exists():
         raise UserError(f"{out!r} is already there; remove it to make it anew.")
@@ -159,6 +161,7 @@ def _captions(job: Job, left: Rejected) -> Iterator[tuple[str, tuple[int, int], 
         record, name = source[number], f"{job.data}:{job.split}#{number}"
         try:
             size = image_size(record["image"])
+            decode(record["image"], 32, 32)  # A truncated one has a size, too.
         except BadImageError:
             left.count("undecodable image", name)
             continue

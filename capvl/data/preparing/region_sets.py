@@ -88,7 +88,7 @@ def prepare(
     items, left, classes = read(format, splits, data_dir)
     classes = _closed(names, classes, items) if names else classes
     if image_data:
-        items = {own: _numbered(rows, coco_ids(image_data)) for own, rows in items.items()}
+        items = _with_coco_ids(items, coco_ids(image_data))
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
@@ -96,9 +96,8 @@ def prepare(
     evaluations += [leaks.of_items(own, rows, FORMATS[format].paths) for own, rows in others.items()]
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
-    listed = any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
     parts = storage.folder(data_dir) / name / "incomplete"
-    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, listed), format)
+    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, _listed(items)))
     if beam is None:
         _run_here([job for _, job in jobs], workers)
     else:
@@ -126,11 +125,6 @@ def _closed(names: Sequence[str], classes: Classes, items: dict[str, list[Annota
     return classes or {name: {} for name in names}
 
 
-def _numbered(rows: list[Annotated], known: dict[str, str]) -> list[Annotated]:
-    """Images with their numbers in COCO, by the names that are known."""
-    return [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
-
-
 def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
     """The data set's folder, where the arguments make sense."""
     check_name(name)
@@ -152,6 +146,19 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
     return folder
 
 
+def _with_coco_ids(items: dict[str, list[Annotated]], known: dict[str, str]) -> dict[str, list[Annotated]]:
+    """The images with their numbers in COCO, where these are known by the names of their files."""
+    return {
+        own: [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
+        for own, rows in items.items()
+    }
+
+
+def _listed(items: dict[str, list[Annotated]]) -> bool:
+    """Whether images say which classes were looked for in them."""
+    return any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
+
+
 def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
     names = [name for own in splits.values() for name in own]
     return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
@@ -169,10 +176,10 @@ def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: R
     return kept
 
 
-def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[tuple[str, Job]]:
+def _deal(items, files: str, parts: epath.Path, job: Job) -> list[tuple[str, Job]]:
     """(split, job) of every part, whose items are written beside it."""
     names = dict.fromkeys(item.image for rows in items.values() for item in rows if item.image)
-    if format == "prepared":
+    if job.source == "prepared":
         paths = {name: (name, "") for name in names}
     elif files and storage.in_bucket(storage.folder(files)):  # Listing a bucket would take longer than reading it.
         paths = {name: (str(storage.folder(files) / name), "") for name in names}

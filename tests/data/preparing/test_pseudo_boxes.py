@@ -2,18 +2,23 @@
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
 from conftest import write_tar
 from region_files import picture
 
+from capvl import loading
+from capvl.data import teacher
 from capvl.data.preparing import corpus, pseudo_boxes, region_sets
 from capvl.data.preparing.pseudo_boxes import Found
 from capvl.data.preparing.regional import Rules
 from capvl.data.reading import sources
 from capvl.data.reading.regions import FEATURES, regions
+from capvl.data.text.noun_phrases import noun_phrases
 from capvl.errors import UserError
+from capvl.inference import finding
 
 CALLS = []
 COUNT = 7
@@ -86,6 +91,8 @@ def test_a_killed_job_goes_on(out, tmp_path, monkeypatch):
         pseudo_boxes.write("web", "train", lines, out, load, "teacher")
     pseudo_boxes.write("web", "train", lines + "2", out, load, "teacher", batch=5)
     assert pathlib.Path(lines + "2").read_text() == killed
+    with pytest.raises(UserError, match="should be the name of a whole split"):
+        pseudo_boxes.write("web", "train[:3]", lines, out, load, "teacher")
     with pytest.raises(UserError, match="min_score=2 between 0 and 1"):
         pseudo_boxes.write("web", "train", lines, out, load, "teacher", min_score=2)
 
@@ -97,3 +104,38 @@ def test_on_beam(out, tmp_path):
         pseudo_boxes.write("web", "train", str(tmp_path / name), out, load, "teacher", beam=beam)
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
+
+
+class Reader:
+    """Stands for a loaded model: finds the last noun phrase of each caption."""
+
+    options = types.SimpleNamespace(length=9)
+
+    def tokenizer(self, text, length):
+        return np.pad(np.ones(len(text.split()) + 1, np.int32), (0, 3))
+
+    def ground(self, images, captions, *, threshold):
+        assert threshold == 0 and all(noun_phrases(text) for text in captions)
+        rows = [noun_phrases(text)[-1] for text in captions]
+        box = np.array([[0.1, 0.2, 0.5, 0.6]], np.float32)
+        return [
+            finding.Found(box, np.array([len(text) / 10], np.float32), [text[s:e]], image, [(s, e)])
+            for image, text, (s, e) in zip(images, captions, rows, strict=True)
+        ]
+
+
+def test_a_model_as_a_teacher(monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda path: Reader())
+    captions = ["a cat sees a red cat", "running", "a dog " * 5]
+    first, *others = teacher.load("runs/x")([b"0", b"1", b"2"], captions)
+    assert others == [[], []]  # One names nothing, one is too long.
+    (found,) = first
+    assert captions[0][found.start : found.end] == "a red cat" and found.score == 2
+    np.testing.assert_allclose(found.box, (0.1, 0.2, 0.5, 0.6), rtol=1e-6)
+
+
+def test_the_command(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda path: Reader())
+    arguments = ["--data=web", f"--data_dir={out}", "--model=runs/x", f"--out={tmp_path}/web.jsonl"]
+    teacher.main([*arguments, "--min_score=0.6"])
+    assert "web.jsonl: 4 boxes of 4 captions; left out: 3 x caption without a box (" in capsys.readouterr().out
