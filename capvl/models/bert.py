@@ -14,9 +14,9 @@ from capvl.models.abilities import Ability
 from capvl.models.sizes import Size
 from capvl.nn import weights
 from capvl.nn.attention import SelfAttention, attend_with_dropout
-from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, drop
+from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, clip, drop
 from capvl.nn.padding import real
-from capvl.nn.stack import scan, stack
+from capvl.nn.stack import scan, scan_outputs, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
@@ -72,12 +72,23 @@ class BertOptions:
 
 
 class BertBlock(nnx.Module):
-    """x = LN(x + Attention(x)); x = LN(x + MLP(x))."""
+    """x = LN(x + Attention(x)); x = LN(x + MLP(x)).
+
+    limit: not 0: attention logits, what both Denses of the MLP give, and the output are clipped to ±limit (GLIP's layer
+    on texts between its fusions).
+    """
 
     def __init__(
-        self, size: Size, rngs: nnx.Rngs, *, activation: str = "gelu", eps: float = 1e-12, dropout: float = 0.0
+        self,
+        size: Size,
+        rngs: nnx.Rngs,
+        *,
+        activation: str = "gelu",
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+        limit: float = 0.0,
     ):
-        self.dropout = dropout
+        self.dropout, self.limit = dropout, limit
         self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
         self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
@@ -92,13 +103,15 @@ class BertBlock(nnx.Module):
         """LN(x + Attention(x))."""
         keys = split_key(key, 2)
         q, k, v = self.attn.project(x_BLD)
-        mixed = attend_with_dropout(q, k, v, mask=mask, causal=causal, dropout=self.dropout, key=keys[0])
+        how = dict(dropout=self.dropout, key=keys[0], limit=self.limit)
+        mixed = attend_with_dropout(q, k, v, mask=mask, causal=causal, **how)
         added = drop(self.attn.out(mixed), self.dropout, keys[1])
         return checkpoint_name(self.norm1(x_BLD + added), "residual")
 
     def after_attention(self, x_BLD, key: jax.Array | None = None) -> jax.Array:
         """LN(x + MLP(x))."""
-        return constrain(self.norm2(x_BLD + drop(self.mlp(x_BLD), self.dropout, key)), "batch", None, None)
+        added = drop(self.mlp(x_BLD, self.limit), self.dropout, key)
+        return constrain(clip(self.norm2(x_BLD + added), self.limit), "batch", None, None)
 
 
 def split_key(key: jax.Array | None, count: int):
@@ -158,13 +171,28 @@ class Bert(nnx.Module):
     def __call__(self, text_BL, mask_BL, types_BL=None, *, causal: bool = False, key=None) -> jax.Array:
         """States (B, L, D); keys where `mask_BL` is False are hidden; a `key` means training."""
         keys = split_key(key, 2)
-        x = constrain(drop(self.embed(text_BL, types_BL), self.dropout, keys[0]), "batch", None, None)
+        x = self._first(text_BL, types_BL, keys[0])
         mask = mask_BL[:, None, None]
 
         def body(block, h, key):
             return block(h, mask=mask, causal=causal, key=key)
 
         return scan(self.blocks, body, x, layer_keys(keys[1], self.depth), remat=self.remat, unroll=self.unroll)
+
+    def layers(self, text_BL, mask_BL, *, key=None) -> jax.Array:
+        """States of all layers, (layers, B, L, D), the last of which are those that `__call__` gives."""
+        keys = split_key(key, 2)
+        mask = mask_BL[:, None, None]
+
+        def body(block, h, key):
+            h = block(h, mask=mask, key=key)
+            return h, h
+
+        x, xs = self._first(text_BL, None, keys[0]), layer_keys(keys[1], self.depth)
+        return scan_outputs(self.blocks, body, x, xs, remat=self.remat, unroll=self.unroll)[1]
+
+    def _first(self, text_BL, types_BL, key) -> jax.Array:
+        return constrain(drop(self.embed(text_BL, types_BL), self.dropout, key), "batch", None, None)
 
     def pool(self, hidden_BLD) -> jax.Array:
         """tanh of a projection of the first position: (B, D)."""

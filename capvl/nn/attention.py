@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from capvl.nn import splash, weights
-from capvl.nn.layers import Dense, drop
+from capvl.nn.layers import Dense, clip, drop
 
 _LEAST_ODD = 64
 """Queries from which odd lengths go to cuDNN."""
@@ -113,7 +113,9 @@ def _attention_backward(saved, gradient_BTHK):
 _softmax_attention.defvjp(_attention_forward, _attention_backward)
 
 
-def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+def attend_jointly(
+    q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None = None, limit: float = 0.0
+) -> jax.Array:
     """Attention by one softmax over the keys of several parts, which are never put side by side.
 
     Args:
@@ -121,6 +123,7 @@ def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None
       parts: (k, v, mask) of each, mask None or boolean and broadcastable to (B, H, T, S). A part may have B / g rows:
         each is seen by g consecutive rows of the queries.
       dropout: share of the softmax's weights that is dropped where there is a `key`.
+      limit: logits are clipped to ±limit; 0 for not.
 
     Returns:
       (B, T, H, K) in the queries' dtype.
@@ -131,7 +134,7 @@ def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None
     for keys, _, mask in parts:
         rows = keys.shape[0]
         grouped = scaled.reshape(rows, batch // rows * length, heads, width)
-        part = jnp.einsum("bthk,bshk->bhts", grouped, keys, preferred_element_type=jnp.float32)
+        part = clip(jnp.einsum("bthk,bshk->bhts", grouped, keys, preferred_element_type=jnp.float32), limit)
         part = part.reshape(rows, heads, batch // rows, length, -1).swapaxes(1, 2).reshape(batch, heads, length, -1)
         logits.append(part if mask is None else jnp.where(mask, part, jnp.finfo(jnp.float32).min))
     weights_BHTS = jax.nn.softmax(jnp.concatenate(logits, axis=-1))
@@ -149,13 +152,21 @@ def attend_jointly(q_BTHK, parts, *, dropout: float = 0.0, key: jax.Array | None
 
 
 def attend_with_dropout(
-    q_BTHK, k_BSHK, v_BSHK, *, mask=None, causal: bool = False, dropout: float = 0.0, key: jax.Array | None = None
+    q_BTHK,
+    k_BSHK,
+    v_BSHK,
+    *,
+    mask=None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+    limit: float = 0.0,
 ) -> jax.Array:
-    """`attend`, or `attend_jointly` where weights are dropped (there is a `key`)."""
-    if key is None or not dropout:
+    """`attend`, or `attend_jointly` where weights are dropped (there is a `key`) or logits have a limit."""
+    if (key is None or not dropout) and not limit:
         return attend(q_BTHK, k_BSHK, v_BSHK, mask=mask, causal=causal)
     mask = _causal_mask(q_BTHK, k_BSHK, mask) if causal else mask
-    return attend_jointly(q_BTHK, [(k_BSHK, v_BSHK, mask)], dropout=dropout, key=key)
+    return attend_jointly(q_BTHK, [(k_BSHK, v_BSHK, mask)], dropout=dropout, key=key, limit=limit)
 
 
 def output_projection(width: int, heads: int, *, bias: bool, init=None, rngs: nnx.Rngs) -> Dense:

@@ -33,6 +33,11 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros((), x.dtype))
 
 
+def clip(x: jax.Array, limit: float) -> jax.Array:
+    """x within ±limit; 0 for no limit."""
+    return jnp.clip(x, -limit, limit) if limit else x
+
+
 def path_factors(rate: float, depth: int, batch: int, key: jax.Array) -> jax.Array:
     """Stochastic depth (arXiv 1603.09382): what the two branches of every layer are multiplied by, float32 (L, 2, B).
 
@@ -227,5 +232,7 @@ class Mlp(nnx.Module):
             (hidden, width), ("mlp", "embed"), init, bias=(width,) if bias else None, bias_init=tiny, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(ACTIVATIONS[self.activation](checkpoint_name(self.up(x), "mlp_up")))
+    def __call__(self, x: jax.Array, limit: float = 0.0) -> jax.Array:
+        """limit: what both Denses give is clipped to ±limit; 0 for not."""
+        up = checkpoint_name(clip(self.up(x), limit), "mlp_up")
+        return clip(self.down(ACTIVATIONS[self.activation](up)), limit)

@@ -73,15 +73,18 @@ def scan(
 
 def scan_outputs(
     layers: nnx.Module,
-    body: Callable[[nnx.Module, jax.Array, Any], tuple[jax.Array, Any]],
-    x: jax.Array,
+    body: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
+    x: Any,
     xs: Any = None,
     *,
     remat: str = "none",
     unroll: bool = False,
-) -> tuple[jax.Array, Any]:
-    """As `scan`, where a layer also gives something out: x, outputs[layer] <- body(layer, x, xs[layer])."""
-    graphdef, params = _split(layers, x.dtype, unroll)
+) -> tuple[Any, Any]:
+    """As `scan`, where a layer also gives something out: x, outputs[layer] <- body(layer, x, xs[layer]).
+
+    The carry x may be a pytree of arrays of one dtype.
+    """
+    graphdef, params = _split(layers, jax.tree.leaves(x)[0].dtype, unroll)
 
     def step(carry, layer):
         layer_params, layer_xs = layer

@@ -1,0 +1,142 @@
+"""Deep fusion: the official code's numbers (golden/glip biattention, vlfuse, bertlayer), and what it must hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import under
+from flax import nnx
+from glip_parts import HEADS, filled, maps, renamed
+from golden_glip import close, load
+
+from capvl.convert import bert, glip_names
+from capvl.models.deep_fusion import LIMIT, DeepFusion, FusionToImage, TowerBertLayer
+from capvl.models.sizes import Size
+
+
+def fusion(theirs, **more):
+    """A fusion with their parameters."""
+    to_image = "t2i_attn.gamma" in theirs
+    block, kind = ("t2i_attn", FusionToImage) if to_image else ("b_attn", DeepFusion)
+    image, text = (theirs[f"{block}.attn.{part}_proj.weight"].shape for part in ("qk" if to_image else "vl"))
+    module = kind(image[1], text[1], image[0], HEADS, gate=1.0, rngs=nnx.Rngs(0), **more)
+    names = glip_names.fusion_to_image if to_image else glip_names.deep_fusion
+    return filled(module, theirs, (glip_names.separate_fusion if more else names)("part", block), HEADS)
+
+
+def tokens(golden, name):
+    return jnp.asarray(golden[name]) > 0
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["noclamp", "clamp", "clamp_big", "stable2d"])
+def test_bidirectional_attention(case):
+    """stable2d first takes one number from all logits, which no softmax notices."""
+    golden = load("biattention")
+    given, out = under(golden, f"in/{case}"), under(golden, f"out/{case}")
+    block = fusion(renamed(under(golden, f"param/{case}"), "b_attn."))
+    inputs = jnp.asarray(given["v"]), jnp.asarray(given["l"])
+    normal = block.norm_image(inputs[0]), block.norm_text(inputs[1])
+    for name, actual in zip("vl", block.changes(*normal, tokens(given, "mask")), strict=True):
+        close(actual, out[f"delta_{name}"], name=f"delta_{name}")
+    for name, actual in zip("vl", block.fused(*inputs, tokens(given, "mask")), strict=True):
+        close(actual, out[name], name=name)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["MHA-B", "MHA-B-sep", "MHA-S"])
+def test_fusion_of_levels(case):
+    golden = load("vlfuse")
+    given, out = under(golden, f"in/{case}"), under(golden, f"out/{case}")
+    levels = maps(given, "x")
+    more = dict(separate=len(levels)) if case == "MHA-B-sep" else {}
+    block = fusion(under(golden, f"param/{case}"), **more)
+    fused, states = block(levels, jnp.asarray(given["l"]), tokens(given, "mask"))
+    for level, (actual, expected) in enumerate(zip(fused, maps(out, "y"), strict=True)):
+        close(actual, expected, name=f"level {level}")
+    close(states, out["l"])
+
+
+@pytest.mark.golden
+def test_layer_on_texts():
+    golden = load("bertlayer")
+    theirs = renamed(under(golden, "param"), "layer.")
+    mlp, width = theirs["layer.intermediate.dense.weight"].shape
+    layer = TowerBertLayer(Size(width, 1, mlp, HEADS), rngs=nnx.Rngs(0))
+    layer = filled(layer, theirs, bert.layer("part", "layer"), HEADS)
+    mask = tokens(golden, "in/mask")[:, None, None]
+    close(layer(jnp.asarray(golden["in/h"]), mask=mask), golden["out/h"])
+
+
+def small(kind=DeepFusion, **more):
+    return kind(6, 5, 8, 2, gate=0.5, rngs=nnx.Rngs(0), **more)
+
+
+def small_inputs(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    levels = [jnp.asarray(rng.normal(size=(2, y, x, 6)), dtype) for y, x in ((3, 4), (2, 2), (1, 1))]
+    mask = jnp.asarray([[True, True, True, True], [True, True, False, False]])
+    return levels, jnp.asarray(rng.normal(size=(2, 4, 5)), dtype), mask
+
+
+KINDS = {"both": {}, "separate": dict(separate=3), "to_image": dict(kind=FusionToImage)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_of_a_text_reaches_no_map(kind):
+    block, (levels, states, mask) = small(**KINDS[kind]), small_inputs()
+    fused, _ = block(levels, states, mask)
+    other, _ = block(levels, states.at[1, 2:].multiply(-3.0), mask)
+    seen, _ = block(levels, states.at[1, 1].multiply(-3.0), mask)
+    for a, b, c in zip(fused, other, seen, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.abs(c - a)[1].max() > 1e-3
+
+
+def test_levels_share_one_softmax_only_where_they_are_fused_together():
+    levels, states, mask = small_inputs()
+    changed = [levels[0], levels[1] * -1.0, levels[2]]
+    for kind in KINDS:
+        block = small(**KINDS[kind])
+        (first, *_), text = block(levels, states, mask)
+        (other, *_), other_text = block(changed, states, mask)
+        np.testing.assert_array_equal(first, other)
+        assert (np.abs(text - other_text).max() > 1e-3) == (kind != "to_image")
+    _, alone = small()(levels[:1], states, mask)
+    _, twice = small()([levels[0], levels[0]], states, mask)
+    close(twice, alone, 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_is_of_training(kind):
+    block, inputs = small(dropout=0.5, **KINDS[kind]), small_inputs()
+    whole, again, other = block(*inputs), block(*inputs, jax.random.key(0)), block(*inputs, jax.random.key(1))
+    same = block(*inputs, jax.random.key(0))
+    for a, b, c, d in zip(*(jax.tree.leaves(x[0]) for x in (whole, again, other, same)), strict=True):
+        assert np.abs(a - b).max() > 1e-3 and np.abs(b - c).max() > 1e-3
+        np.testing.assert_array_equal(b, d)
+
+
+def test_half_precision_keeps_its_dtype():
+    for kind in KINDS.values():
+        leaves = jax.tree.leaves(jax.eval_shape(small(**kind), *small_inputs(jnp.bfloat16)))
+        assert {x.dtype for x in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_layer_on_texts_is_clipped_in_four_places():
+    layer = TowerBertLayer(Size(4, 1, 8, 2), rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 4)), jnp.float32)
+    assert np.abs(layer(x)).max() < 10
+    layer.norm2.scale[...] = jnp.full(4, 1e6)
+    assert np.abs(layer(x)).max() == LIMIT
+    layer.norm2.scale[...] = jnp.ones(4)
+    layer.mlp.up.bias[...] = jnp.full(8, 1e30)
+    found = layer(x)
+    layer.mlp.up.bias[...] = jnp.full(8, 1e35)
+    np.testing.assert_array_equal(found, layer(x))
+    layer.mlp.up.bias[...] = jnp.zeros(8)
+    layer.mlp.down.bias[...] = jnp.asarray([1e30, 0.0, 0.0, 0.0])
+    assert np.isfinite(layer(x)).all()
+    layer.mlp.down.bias[...] = jnp.zeros(4)
+    layer.attn.qkv.kernel[...] = layer.attn.qkv.kernel[...].at[:, :2].multiply(1e12)
+    assert np.isfinite(layer(x)).all()
