@@ -95,6 +95,14 @@ def test_dropout_is_the_same_in_both_passes():
         assert_close((gradients[place] * step).sum(), slope, 2e-4, "qk"[place])
 
 
+def test_each_chunk_drops_others():
+    """All places are alike, so that they differ by what is dropped."""
+    (q, k, image, text), mask = inputs()
+    alike = (jnp.broadcast_to(x[:, :1], x.shape) for x in (q, image))
+    places, _ = attend_both_ways(next(alike), k, next(alike), text, mask, jax.random.key(0), 0.4, 0.0, 4)
+    assert (np.abs(places[:, :4] - places[:, 4:8]) > 1e-3).mean() > 0.3
+
+
 def test_dropout_keeps_the_mean():
     arrays, mask = inputs()
     keys = jax.random.split(jax.random.key(0), 500)
