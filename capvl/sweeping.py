@@ -4,18 +4,17 @@ import dataclasses
 import json
 import math
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
 import jax
 from etils import epath
-from rich.table import Table
 
-from capvl import evaluation, metrics, recipes, storage, terminal, train, workdirs
+from capvl import evaluation, metrics, recipes, storage, train, workdirs
 from capvl.data.reading import sources
 from capvl.data.reading.shots import few_shot
 from capvl.errors import UserError
+from capvl.evals import odinw
 from capvl.parallel import distributed
 from capvl.terminal import say
 
@@ -144,7 +143,7 @@ def run(cells: Sequence[Cell], out: str, *, epochs: int = 0, number: str = "") -
         jax.clear_caches()  # The next run compiles its own step, and hundreds of them fill the memory.
         if jax.process_index() == 0:
             storage.replace_text(path / "rows.json", json.dumps(rows, indent=1))
-    print_means(rows, number or made[0].watch.metric.partition("/")[2])
+    print_tables(rows, number or made[0].watch.metric.partition("/")[2])
     return rows
 
 
@@ -169,34 +168,21 @@ def _row(cell: Cell, recipe: recipes.Recipe, workdir: epath.Path) -> dict | None
     return row
 
 
-def means(rows: Sequence[dict], number: str) -> dict[tuple, tuple[float, float]]:
-    """(mode, shots, data set) -> mean and standard deviation over the seeds, of each data set and of "mean": of a seed,
-    the mean over the data sets.
+def by_mode(rows: Sequence[dict], number: str) -> dict[str, odinw.Results]:
+    """mode -> shots -> data set -> the number of each seed, as `capvl.evals.odinw` makes tables of.
 
     Raises:
       UserError: a row lacks the number.
     """
-    values = defaultdict(list)
+    found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in rows:
         if not isinstance(row.get(number), int | float):
             raise UserError(f"--number={number}: the test of {row['dataset']!r} gave {', '.join(list(row)[4:])}.")
-        values[row["mode"], row["shots"], row["dataset"]].append(row[number])
-    for mode, shots in dict.fromkeys((row["mode"], row["shots"]) for row in rows):
-        by_seed = defaultdict(list)
-        for row in rows:
-            if (row["mode"], row["shots"]) == (mode, shots):
-                by_seed[row["seed"]].append(row[number])
-        values[mode, shots, "mean"] = [statistics.fmean(each) for each in by_seed.values()]
-    return {key: (statistics.fmean(each), statistics.pstdev(each)) for key, each in values.items()}
+        found[row["mode"]][str(row["shots"])][row["dataset"]].append(row[number])
+    return found
 
 
-def print_means(rows: Sequence[dict], number: str) -> None:
-    """A line for each mode and number of shots, a column for each data set."""
-    found = means(rows, number)
-    datasets = [*dict.fromkeys(row["dataset"] for row in rows), "mean"]
-    title = f"{number}: mean and deviation over the seeds"
-    table = Table("mode", "shots", *datasets, title=title, title_justify="left")
-    for mode, shots in dict.fromkeys(key[:2] for key in found):
-        cells = [found.get((mode, shots, name)) for name in datasets]
-        table.add_row(mode, str(shots), *(f"{c[0]:.4f} ± {c[1]:.4f}" if c else "" for c in cells))
-    terminal.console().print(table)
+def print_tables(rows: Sequence[dict], number: str) -> None:
+    """A table for each mode."""
+    for mode, results in by_mode(rows, number).items():
+        say(f"\n{mode}: {number} in percent, means over the seeds, and their deviation\n\n{odinw.table(results)}")

@@ -61,23 +61,23 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, data_dir, tmp_path
     out = capsys.readouterr().out
     for row in rows:
         assert {"accuracy", "val", "chance"} <= row.keys()
-    mean = sweeping.means(rows, "val")["probe", 1, "scenes/tiny"][0]
-    assert f"{mean:.4f} ±" in out
+    of_zero = [row["val"] for row in rows if row["shots"] == 0]
+    assert f"| 0 | {50 * sum(of_zero):.1f} | {100 * of_zero[0]:.1f} | {100 * of_zero[1]:.1f} |" in out
     sweeping.run(made, str(tmp_path / "out"))
     assert len(trained) == 5
 
 
-def test_means():
+def test_numbers_by_mode_and_shots():
     rows = [
-        {"dataset": dataset, "shots": 1, "seed": seed, "mode": "full", "AP": value}
-        for dataset, seed, value in (("a", 3, 0.1), ("a", 30, 0.3), ("b", 3, 0.5), ("b", 30, 0.9))
-    ]
-    found = sweeping.means(rows, "AP")
-    assert found["full", 1, "a"] == pytest.approx((0.2, 0.1))
-    assert found["full", 1, "b"] == pytest.approx((0.7, 0.2))
-    assert found["full", 1, "mean"] == pytest.approx((0.45, 0.15))
+        {"dataset": dataset, "shots": shots, "seed": seed, "mode": mode, "AP": value}
+        for mode, shots, dataset, seed, value in (
+            ("full", 1, "a", 3, 0.1), ("full", 1, "a", 30, 0.3), ("full", "all", "a", 3, 0.5), ("heads", 1, "b", 3, 0.9)
+        )
+    ]  # fmt: skip
+    full, heads = {"1": {"a": [0.1, 0.3]}, "all": {"a": [0.5]}}, {"1": {"b": [0.9]}}
+    assert sweeping.by_mode(rows, "AP") == {"full": full, "heads": heads}
     with pytest.raises(UserError, match="--number=AP50: the test of 'a' gave AP"):
-        sweeping.means(rows, "AP50")
+        sweeping.by_mode(rows, "AP50")
 
 
 @pytest.mark.parametrize(
