@@ -2,6 +2,7 @@
 
 COMMAND   python -m capvl.main --config=configs/glip_l.py --workdir=gs://…/glip_l
               --config.init_from="gs://…/swin_l_22k_384 + gs://…/bert_base"
+              --config.init_only="('encoder/.*', 'text/.*')"
 DATA      FourODs: 2.66 M images of Objects365, OpenImages, Visual Genome and ImageNet's boxes; GoldG+, 1.3 M;
           24 M captions with a teacher's boxes (docs/glip.md). The repetitions are the paper's
 CHIPS     a TPU pod slice, as glip_t.py

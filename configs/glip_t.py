@@ -2,6 +2,7 @@
 
 COMMAND   python -m capvl.main --config=configs/glip_t.py --workdir=gs://…/glip_t
               --config.init_from="gs://…/swin_t + gs://…/bert_base"
+              --config.init_only="('encoder/.*', 'text/.*')"
           the paper's variants (table 1):
           (A) :data=objects365,fusion=none    (B) :data=objects365    (C) :data="objects365 + goldg"
 DATA      0.66 M images of Objects365, 0.8 M of GoldG (Flickr30k Entities, and GQA and Visual Genome as MDETR mixed

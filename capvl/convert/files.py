@@ -12,8 +12,14 @@ from etils import epath
 from capvl import storage
 from capvl.config import Trust
 from capvl.errors import UserError
+from capvl.terminal import say
 
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl")
+_MEAN = "model_ema"
+_NO_MEAN = (
+    "--ema reads the running mean of the parameters from a PyTorch checkpoint that holds them as 'model_ema', and {!r} "
+    "holds none; leave it out."
+)
 _NAMES = ("model.safetensors", "open_clip_model.safetensors", "weights.safetensors")
 
 
@@ -24,7 +30,7 @@ class Source:
     Attributes:
       path: a file or a folder.
       heads: of the attention, where neither arrays nor a configuration tell; 0 for width / 64.
-      allow_pickle: see `read_weights`.
+      allow_pickle, ema: see `read_weights`.
       trust: see `capvl.convert.folder.read_model`.
     """
 
@@ -32,10 +38,11 @@ class Source:
     heads: int = 0
     allow_pickle: bool = False
     trust: Trust = False
+    ema: bool = False
 
     @functools.cached_property
     def _contents(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return read_weights(self.path, allow_pickle=self.allow_pickle)
+        return read_weights(self.path, allow_pickle=self.allow_pickle, ema=self.ema)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -61,21 +68,27 @@ class Target:
     Attributes:
       path: a new folder or a file.
       scan: big_vision's scanned layout.
+      classes: names of what an exported detector looks for.
     """
 
     path: str
     scan: bool = False
+    classes: tuple[str, ...] = ()
 
 
-def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_weights(
+    path: str, *, allow_pickle: bool = False, ema: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays by name, the folder's configuration or {}) of a file, or of a folder as Hugging Face has it.
 
     Args:
       path: .safetensors, .npz, a folder with model.safetensors (or its index of several files), or a pickle.
       allow_pickle: read PyTorch's pickles too, weights only.
+      ema: of a pickle that holds a running mean of the parameters beside them, that.
 
     Raises:
-      UserError: missing, unreadable, of a wrong kind, or a pickle that was not asked for.
+      UserError: missing, unreadable, of a wrong kind, a pickle that was not asked for, or one without the running mean
+        that was.
     """
     file = pathlib.Path(path)
     if not file.exists():
@@ -84,6 +97,8 @@ def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np
         config = _config(file)
         index = next(file.glob("*.safetensors.index.json"), None)
         if index is not None:
+            if ema:
+                raise UserError(_NO_MEAN.format(str(index)))
             parts = sorted(set(read_json(index)["weight_map"].values()))
             arrays = {}
             for part in parts:
@@ -93,8 +108,8 @@ def read_weights(path: str, *, allow_pickle: bool = False) -> tuple[dict[str, np
         found = found or sorted(p for p in file.iterdir() if p.suffix in (".npz", *PICKLES))
         if not found:
             raise UserError(f"Folder {path!r} has no model.safetensors and no .npz file.")
-        return _read_file(found[0], allow_pickle), config
-    return _read_file(file, allow_pickle), _config(file.parent) if file.suffix != ".npz" else {}
+        return _read_file(found[0], allow_pickle, ema), config
+    return _read_file(file, allow_pickle, ema), _config(file.parent) if file.suffix != ".npz" else {}
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
@@ -116,7 +131,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _read_file(file: pathlib.Path, allow_pickle: bool) -> dict[str, np.ndarray]:
+def _read_file(file: pathlib.Path, allow_pickle: bool, ema: bool) -> dict[str, np.ndarray]:
+    if ema and file.suffix not in PICKLES:
+        raise UserError(_NO_MEAN.format(str(file)))
     if file.suffix == ".npz":
         return read_npz(str(file))
     if file.suffix == ".safetensors":
@@ -128,10 +145,10 @@ def _read_file(file: pathlib.Path, allow_pickle: bool) -> dict[str, np.ndarray]:
             f"{str(file)!r} is a pickle, which can run any code when it is read; take a .safetensors file, or say "
             f"--allow_pickle if you trust it (it is then read as weights only)."
         )
-    return _read_pickle(str(file))
+    return _read_pickle(str(file), ema)
 
 
-def _read_pickle(path: str) -> dict[str, np.ndarray]:
+def _read_pickle(path: str, ema: bool) -> dict[str, np.ndarray]:
     try:
         import torch  # Optional, and slow to import.
     except ImportError as e:
@@ -140,6 +157,13 @@ def _read_pickle(path: str) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds.
         raise UserError(f"{path!r} can't be read as weights only: {e}") from e
+    mean = state.get(_MEAN) if isinstance(state, dict) else None
+    if ema:
+        if not isinstance(mean, dict):
+            raise UserError(_NO_MEAN.format(path))
+        state = mean
+    elif isinstance(mean, dict):
+        say(f"{path} also holds a running mean of its parameters, which --ema reads instead.")
     while isinstance(state, dict) and isinstance(inner := state.get("state_dict", state.get("model")), dict):
         state = inner
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):

@@ -61,17 +61,23 @@ SOURCES = tuple(dict.fromkeys(f.framework for f in FORMATS if f.reads))
 TARGETS = tuple(dict.fromkeys(f.framework for f in FORMATS if f.writes))
 
 
-def read(framework: str, path: str, *, heads: int = 0, allow_pickle: bool = False, trust: bool = False) -> Weights:
+def read(
+    framework: str, path: str, *, heads: int = 0, allow_pickle: bool = False, trust: bool = False, ema: bool = False
+) -> Weights:
     """A model of another framework (or of ours) as ours.
 
     Args:
       framework: one of SOURCES.
-      path, heads, allow_pickle, trust: as in `capvl.convert.files.Source`.
+      path, heads, allow_pickle, trust, ema: as in `capvl.convert.files.Source`.
 
     Raises:
       UserError: unreadable, or not such a model.
     """
-    source = Source(path, heads, allow_pickle, trust)
+    source = Source(path, heads, allow_pickle, trust, ema)
+    if ema and framework == "capvl":
+        raise UserError("Runs of ours are read by their running mean anyway, where they kept one; leave --ema out.")
+    if ema:
+        source.arrays  # noqa: B018 - Says so where there is no running mean, whether the reader asks for arrays or not.
     known = {f.model_type: f for f in FORMATS if f.framework == framework and f.reads}
     if len(known) == 1:
         (found,) = known.values()
@@ -86,20 +92,22 @@ def read(framework: str, path: str, *, heads: int = 0, allow_pickle: bool = Fals
     return known[model_type].module().read(source)
 
 
-def write(framework: str, path: str, weights: Weights, *, scan: bool = False) -> None:
+def write(framework: str, path: str, weights: Weights, *, scan: bool = False, classes: tuple[str, ...] = ()) -> None:
     """Writes our model for another framework (or as a folder of ours).
 
     Args:
       framework: one of TARGETS.
-      path, scan: as in `capvl.convert.files.Target`.
+      path, scan, classes: as in `capvl.convert.files.Target`.
       weights: the model.
 
     Raises:
       UserError: the model is not of a form that the framework has, or can't be written.
     """
+    if classes and framework != "stablehlo":
+        raise UserError("--classes are what a detector looks for that is written by --to=stablehlo; leave them out.")
     modules = [f.module() for f in FORMATS if f.framework == framework and f.writes]
     if len(modules) > 1:
         modules = [module for module in modules if module.fits(weights.options)]
     if not modules:
         raise UserError(f"{framework} has no form of this model that is known here.")
-    modules[0].write(weights, Target(path, scan))
+    modules[0].write(weights, Target(path, scan, classes))

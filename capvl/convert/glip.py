@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, glip_names, rules, swin
+from capvl.convert import bert, glip_names, rules, swin, xvlm_parts
 from capvl.convert.hugging_face import check_form
 from capvl.convert.rules import Rule
 from capvl.convert.xvlm_names import depth
-from capvl.convert.xvlm_parts import check_bert
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.glip import GlipOptions
@@ -28,10 +27,11 @@ IMAGE, PYRAMID, TEXT, HEAD = "backbone.body.", "backbone.fpn.", "language_backbo
 WHAT = "model of GLIP"
 FORM = dict(
     pool="mean", activation="gelu", eps=swin.EPS, pixels="imagenet", pad_windows=True, level_norms=True,
-    text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12, text_types=2, prompt_table=False, contrast=0,
-    classes=0,
+    text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12, text_types=2, contrast=0, classes=0,
 )  # fmt: skip
 """What all models of the official code have."""
+_PROMPT = "rpn.tunable_linear.weight"
+"""Of models whose prompt was tuned."""
 _CONSTANTS = ("relative_position_index", "position_ids", "num_batches_tracked")
 _NOT_OF_OURS = ("rpn.anchor_generator.", *(f"{HEAD}{name}" for name in glip_names.NOT_OF_OURS))
 _FIRST = "dyhead_tower.0."
@@ -96,6 +96,7 @@ def options_of(theirs: Mapping[str, np.ndarray], told: Told) -> GlipOptions:
         vocab=vocab,
         length=told.length,
         text_positions=len(theirs[f"{TEXT}embeddings.position_embeddings.weight"]),
+        prompt_table=_PROMPT in theirs,
         dtype="float32",
     )
 
@@ -124,6 +125,8 @@ def table(options: GlipOptions) -> list[Rule]:
     found += bert.embeddings("text/", f"{TEXT}embeddings.")
     found += bert.layer("text/blocks/{i}", f"{TEXT}encoder.layer.{{i}}")
     found += glip_names.tower("tower", f"{HEAD}dyhead_tower", options.blocks, options.fusion)
+    if options.prompt_table:
+        found.append(Rule("prompt", (_PROMPT,)))
     return found + glip_names.alignment("head", HEAD.removesuffix("."), len(STRIDES))
 
 
@@ -183,6 +186,24 @@ def objective_of(options: GlipOptions) -> dict[str, Any]:
     return {"name": "glip"} | ({"texts": ["classes"], "order": "fixed"} if options.classes else {})
 
 
+def image_encoder(weights: Weights, options: Any, path: str) -> dict[str, np.ndarray]:
+    """The image encoder of another kind of model, without its head; norms of a Swin's levels that it hadn't are fresh.
+
+    Args:
+      weights: of that model.
+      options: of the GLIP.
+      path: where the weights are from, for messages.
+    """
+    found = xvlm_parts.image_encoder(weights, options, path)
+    found = {name: value for name, value in found.items() if not name.startswith("encoder/map/")}
+    if not options.level_norms or weights.options.level_norms:
+        return found
+    for stage, size in enumerate(options.encoder_kind.sizes[1:-1], 1):
+        norm = f"encoder/stages/{stage}/norm"
+        found |= {f"{norm}/scale": np.ones(size.width, np.float32), f"{norm}/bias": np.zeros(size.width, np.float32)}
+    return found
+
+
 def text_of_bert(weights: Weights, options: GlipOptions, path: str) -> dict[str, np.ndarray]:
     """The text encoder from a BERT or RoBERTa of ours, without its heads and with its first positions.
 
@@ -194,7 +215,7 @@ def text_of_bert(weights: Weights, options: GlipOptions, path: str) -> dict[str,
     Raises:
       UserError: it is of another form than the text encoder.
     """
-    check_bert(options, weights.options, path)
+    xvlm_parts.check_bert(options, weights.options, path)
     heads = ("pooler/", "next_sentence/", "transform", "word_bias")
     taken = {f"text/{name}": value for name, value in weights.params.items() if not name.startswith(heads)}
     return taken | {"text/positions": taken["text/positions"][: options.text_positions]}

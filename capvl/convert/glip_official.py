@@ -11,9 +11,9 @@ from capvl.convert.pixels import Pixels
 from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.glip import GlipOptions
-from capvl.weights import Weights
+from capvl.weights import CHOICES, Weights
 
-_INTERPOLATION = "bilinear"
+_TYPE, _INTERPOLATION = "glip", "bilinear"
 
 
 def read(source: Source) -> Weights:
@@ -23,14 +23,21 @@ def read(source: Source) -> Weights:
     Raises:
       UserError: it is another model, or config.json says what can't be.
     """
+    if (kind := source.config.get("model_type", _TYPE)) != _TYPE:
+        raise UserError(f"The config.json beside {source.path!r} is of a {kind!r}, not of a GLIP; move one of them.")
     said = {field.name: source.config.get(field.name, field.default) for field in dataclasses.fields(Told)}
     for name, value in said.items():
         if type(value) is not type(getattr(Told(), name)):
             raise UserError(f"{source.path!r} has {name}={value!r} in config.json.")
     told = Told(**said)
     told = dataclasses.replace(told, text_heads=told.text_heads or source.heads)
-    options, params = glip.read_official(source.arrays, told)
-    pixels = Pixels(options.pixels, interpolation=source.config.get("interpolation", _INTERPOLATION))
+    interpolation = source.config.get("interpolation", _INTERPOLATION)
+    if interpolation not in CHOICES["interpolation"]:
+        known = ", ".join(CHOICES["interpolation"])
+        raise UserError(f"{source.path!r} has interpolation={interpolation!r} in config.json; known are {known}.")
+    arrays = {name.removeprefix("module."): value for name, value in source.arrays.items()}
+    options, params = glip.read_official(arrays, told)
+    pixels = Pixels(options.pixels, interpolation=interpolation)
     tokenizer = tokens.find(source.path)
     return assemble(source, options, params, resize="hugging_face", pixels=pixels, tokenizer=tokenizer)
 
@@ -51,7 +58,7 @@ def write(weights: Weights, target: Target) -> None:
         return
     told = {field.name: getattr(options, field.name, 0) for field in dataclasses.fields(Told)}
     told |= {"text_heads": sizes.parse_size(options.text).heads, "interpolation": weights.interpolation}
-    folder = files.write_model(target.path, state, {"model_type": "glip"} | told)
+    folder = files.write_model(target.path, state, {"model_type": _TYPE} | told)
     if weights.tokenizer:
         own = pathlib.Path(weights.tokenizer)
         tokens.copy(weights.tokenizer, folder, tokens.NAMES_BY_SUFFIX.get(own.suffix, own.name), weights.clean)

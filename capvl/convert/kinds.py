@@ -71,7 +71,14 @@ KINDS = {
     ),
     "xvlm_answers": Kind(XVlmAnswersOptions, {"name": "xvlm_answers"}, adapters={"xvlm": xvlm_writing.answers_of_xvlm}),
     "judge": Kind(JudgeOptions, {"name": "judge"}, adapters={"xvlm": xvlm_judge.of_xvlm, "judge": xvlm_judge.of_judge}),
-    "glip": Kind(GlipOptions, glip.objective_of, adapters={"bert": glip.text_of_bert}),
+    "glip": Kind(
+        GlipOptions,
+        glip.objective_of,
+        adapters={
+            "bert": glip.text_of_bert,
+            **dict.fromkeys(("captioner", "two_towers", "git", "encoder", "xvlm"), glip.image_encoder),
+        },
+    ),
     "bert": Kind(BertOptions),
 }
 

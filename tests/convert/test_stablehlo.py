@@ -16,7 +16,7 @@ def test_stablehlo_takes_any_batch(name, tmp_path):
     weights = weights_of(name)
     model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
     embed = jax.jit(model.embed_image if name == "lit" else model.features)
-    written = stablehlo.export(str(tmp_path / "model.stablehlo"), weights.options, weights.params)
+    written = stablehlo.export(str(tmp_path / "model.stablehlo"), weights)
     assert len(written) == (2 if name == "lit" else 1)
     rng = np.random.default_rng(0)
     for batch in (1, 3):
