@@ -35,8 +35,8 @@ class Options:
 
 
 OPTIMIZED = {"xla_backend_optimization_level": 1}
-"""As programs are compiled outside of tests. With none of it XLA's CPU compiler gives a loop over blocks with dropout other
-gradients than the same blocks in a straight line, whose outputs are equal."""
+"""As programs are compiled outside of tests. With none of it XLA's CPU compiler gives a loop over blocks with dropout
+other gradients than the same blocks in a straight line, whose outputs are equal."""
 
 
 @functools.cache
