@@ -21,16 +21,11 @@ from capvl.errors import UserError
 from capvl.models import sizes
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.encoder import EncoderOptions
-from capvl.models.glip import GlipOptions
 from capvl.models.parameters import Blueprint
 from capvl.weights import Weights
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "thing", ".", ","]
-SWIN = dict(encoder="swin-w8d1-1-1-1h1-2-2-2/4", window=4)
-OPTIONS = GlipOptions(
-    **SWIN, res=64, max_side=96, width=16, blocks=1, groups=4, fusion_width=16, fusion_heads=2, text="w16d1h2m32",
-    vocab=len(PIECES), length=12, text_positions=16, dtype="float32",
-)  # fmt: skip
+OPTIONS = MODELS["glip"]
 TEXT = "language_backbone.body.model."
 HEAD = "rpn.head."
 
@@ -217,8 +212,10 @@ def test_a_glip_begins_with_a_swin_and_a_bert(tmp_path):
     words = pathlib.Path("configs/glip_t.py").read_text(encoding="utf-8")
     only = ("encoder/.*", "text/.*")
     assert f'--config.init_only="{only}"' in words and not config.get("init_only")
-    swin = EncoderOptions(**SWIN, res=128, activation="gelu", eps=1e-5, pixels="imagenet", dtype="float32")
-    bert = dataclasses.replace(MODELS["bert"], text="w16d1h2m32", vocab=len(PIECES), length=20)
+    swin = EncoderOptions(
+        OPTIONS.encoder, window=4, res=128, activation="gelu", eps=1e-5, pixels="imagenet", dtype="float32"
+    )
+    bert = dataclasses.replace(MODELS["bert"], text="w16d1h2m32", vocab=30, length=20)
     for name, options in (("swin", swin), ("bert", bert)):
         folder.write_folder(str(tmp_path / name), Weights(random_params(options), options))
     params = load_parameters(f"{tmp_path / 'swin'} + {tmp_path / 'bert'}", OPTIONS, only)
