@@ -194,7 +194,7 @@ def other_eps(text: float, image: float) -> float:
 def _depth(theirs: Mapping[str, np.ndarray], name: str) -> int:
     before, after = name.split("{i}")
     numbers = {n[len(before) : -len(after)] for n in theirs if n.startswith(before) and n.endswith(after)}
-    return sum(n.isdigit() for n in numbers)
+    return max(1, sum(n.isdigit() for n in numbers))  # Of none the first is missed.
 
 
 def write(ours: Mapping[str, np.ndarray], rules: Sequence[Rule], what: str) -> dict[str, np.ndarray]:

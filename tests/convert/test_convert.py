@@ -27,6 +27,7 @@ from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
+from capvl.models.glip import GlipOptions
 from capvl.models.parameters import Blueprint
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
@@ -62,6 +63,10 @@ MODELS |= {
     "xvlm answers": XVlmAnswersOptions(**CLIP_IMAGE, **FUSION, question_length=8, answer_layers=2, start=28, end=29),
     "judge": JudgeOptions(**CLIP_IMAGE, **FUSION, images=2, classes=("False", "True")),
 }
+MODELS["glip"] = GlipOptions(
+    encoder="swin-w8d1-1-1-1h1-2-2-2/4", window=4, res=64, max_side=96, width=16, blocks=1, groups=4, fusion_width=16,
+    fusion_heads=2, text="w16d1h2m32", vocab=30, length=12, text_positions=16, dtype="float32",
+)  # fmt: skip
 MODELS["untied git"] = dataclasses.replace(MODELS["git"], tied=False)
 
 
@@ -109,6 +114,7 @@ WAYS = [
     ("xvlm captioner", "xvlm"),
     ("xvlm answers", "xvlm"),
     ("judge", "xvlm"),
+    ("glip", "glip"),
 ]
 
 
@@ -124,7 +130,7 @@ def test_there_and_back_bit_for_bit(name, framework, tmp_path):
     again = folder.read_model(str(tmp_path / "again"))
     assert_same(again.params, weights.params)
     assert again.options.encoder == weights.options.encoder if name != "bert" else again.options == weights.options
-    if framework == "xvlm" or (framework == "huggingface" and name in ("clip", "lit", "git", "untied git")):
+    if framework in ("xvlm", "glip") or (framework == "huggingface" and name in ("clip", "lit", "git", "untied git")):
         assert again.options == weights.options
 
 
