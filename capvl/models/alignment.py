@@ -69,12 +69,12 @@ class AlignmentHead(nnx.Module):
         self.box = Dense((width, 4), ("embed", None), small, bias=(4,), rngs=rngs)
         self.box_scale = weight(rngs, (levels,), (None,), weights.ones)
         self.centerness = Dense((width, 1), ("embed", None), small, bias=(1,), rngs=rngs)
-        self.contrast_image = self.contrast_text = None
-        if contrast:
-            self.contrast_image, self.contrast_text = (
-                Dense((n, contrast), ("embed", None), weights.xavier_uniform(n, contrast), bias=(contrast,), rngs=rngs)
-                for n in (width, text_width)
-            )
+        self.contrast_image, self.contrast_text = (
+            Dense((n, contrast), ("embed", None), weights.xavier_uniform(n, contrast), bias=(contrast,), rngs=rngs)
+            if contrast
+            else None
+            for n in (width, text_width)
+        )
 
     def __call__(self, maps: Sequence[jax.Array], states_BLD) -> Aligned:
         """maps: (B, Y, X, C) of each level; states: text states, or for a tower without fusion the text embeddings."""
