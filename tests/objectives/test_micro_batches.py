@@ -11,6 +11,7 @@ from capvl.objectives import OBJECTIVES, Mean
 from capvl.objectives.cappa import CapPa
 from capvl.objectives.contrastive import Contrastive
 from capvl.objectives.git import Git
+from capvl.objectives.glip import Glip
 from capvl.objectives.judge import Judge
 from capvl.objectives.probe import Probe
 from capvl.objectives.transfer import Transfer
@@ -23,10 +24,16 @@ from capvl.step import TrainStep, _means
 GIT = dict(encoder="w16d2h2m32/8", res=16, text="w24d2h2m32", vocab=40, start=2, length=8, dtype="float32", dropout=0.0)
 FUSED = dict(encoder="w16d2h2m32/8", res=16, text="w16d2h2m32", cross_layers=1, vocab=40, length=8, text_positions=16)
 FUSED |= dict(dtype="float32", dropout=0.0)
+GLIP = dict(encoder="w16d1h2m32/8", res=32, max_side=32, pad_windows=False, level_norms=False, pixels="half", width=16)
+GLIP |= dict(
+    blocks=1, groups=2, fusion_width=16, fusion_heads=2, text="w16d1h2m32", vocab=40, length=8, text_positions=8
+)
+GLIP |= dict(dtype="float32", dropout=0.0, contrast=8, offsets="none")
 PROBE = dict(encoder="w16d2h2m32/8", res=16, classes=5, heads=2, dtype="float32")
 CASES = {
     "cappa": [(CapPa(pa=pa, average=average), TINY_MODEL) for pa in (0.0, 1.0) for average in ("example", "token")],
     "git": [(Git(), GIT), (Git(texts=2), GIT), (Git(kind="masked", mask_ratio=1.0, mask_id=3), GIT)],
+    "glip": [(Glip(slots=3, contrastive=1.0), GLIP)],
     "judge": [(Judge(texts=2), FUSED | dict(classes=("a", "b", "c")))],
     "xvlm_answers": [(XVlmAnswering(answers=2), FUSED | dict(question_length=8, start=2, end=3))],
     "xvlm_caption": [(XVlmCaption(), FUSED | dict(start=2, words=""))],
@@ -54,10 +61,14 @@ def batch_of(objective, options) -> dict[str, np.ndarray]:
         elif name == "label":
             classes = options.classes if isinstance(options.classes, int) else len(options.classes)
             batch[name] = rng.integers(0, classes, spec.shape).astype(np.int32)
+        elif name == "box":
+            batch[name] = np.sort(rng.random(spec.shape), axis=-1)[..., [0, 1, 2, 3]].astype(np.float32)
+        elif name in ("positive", "slots"):
+            batch[name] = rng.random(spec.shape) < 0.5
         elif spec.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, spec.shape).astype(np.uint8)
         else:
-            batch[name] = np.full(spec.shape, name in ("mask", "has_image", "slots", "weight"), spec.dtype)
+            batch[name] = np.full(spec.shape, name in ("mask", "has_image", "weight"), spec.dtype)
     return batch
 
 
