@@ -23,4 +23,5 @@ def get_config():
     # Up to 20 other captions stand behind an image's own, as negatives.
     config.objective.packed = 20
     config.optimizer.weight_decay = 0.01
+    config.schedule.decay_ahead = 0.667
     return config

@@ -23,7 +23,7 @@ def get_config():
     config.data.name = "aquarium"
     # The first two stages of the Swin stay, as in the official code.
     config.optimizer.update(lr=1e-4, weight_decay=0.05, frozen=("encoder/(stem|stem_norm|stages/[01])(/.*)?",))
-    config.schedule = dict(kind="plateau", warmup=50, patience=3)
+    config.schedule = dict(kind="plateau", warmup=50, patience=4)
     config.watch = dict(metric="val/AP", stop_patience=8, test=("final",))
     config.evals = dict(val=dict(type="detection", split="val"), final=dict(type="detection", split="test"))
     config.variants.update(data="data.name", shots="data.shots", shots_seed="data.shots_seed")

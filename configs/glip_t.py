@@ -16,7 +16,7 @@ EXPECTED  not run by us. The paper, zero-shot AP on COCO / LVIS minival: (A) 42.
 from ml_collections import ConfigDict
 
 IMAGES = 5_460_000
-BERT, BIAS = "text/.*", ".*(bias|offsets)"
+BERT, BIAS = "text/.*", ".*(bias(_text)?|offsets)"
 
 
 def get_config():
@@ -64,7 +64,7 @@ def get_config():
         momentum_dtype="float32",
         ema=0.999,
     )
-    config.schedule = dict(kind="steps", warmup=2000)
+    config.schedule = dict(kind="steps", warmup=2000, warmup_from=0.001)
     config.log_every = 50
     config.checkpoint = dict(every=2000, keep_every=50_000)
     config.eval_every = 50_000
