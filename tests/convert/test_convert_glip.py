@@ -246,6 +246,7 @@ def test_a_glip_on_a_plain_vit_begins_with_a_captioner(tmp_path):
     assert_close(params["encoder/norm/scale"], random_params(options)["encoder/norm/scale"], 0)
 
 
+@pytest.mark.long
 def test_a_converted_glip_is_evaluated_and_asked(tmp_path, vocabulary):
     """`capvl.evaluate FOLDER --config=…` on a data set, and `capvl.load(FOLDER)`."""
     (tmp_path / "images").mkdir()

@@ -71,6 +71,7 @@ def same(found, expected, tolerance):
         assert_close(a, b, tolerance, jax.tree_util.keystr(path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [dict(unroll=True), dict(remat="full")])
 def test_a_loop_is_a_straight_line_and_recomputed_is_kept(change):
     """With dropout, whose masks must be the same when they are drawn again."""
@@ -85,6 +86,7 @@ def test_every_parameter_learns():
     assert all(np.abs(x).max() > 0 for x in (*of_maps, of_states))
 
 
+@pytest.mark.long
 def test_eight_devices_are_one():
     arrays = inputs(8)
     key = jax.random.key(1)
