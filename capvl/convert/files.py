@@ -12,7 +12,6 @@ from etils import epath
 from capvl import storage
 from capvl.config import Trust
 from capvl.errors import UserError
-from capvl.terminal import say
 
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl")
 _MEAN = "model_ema"
@@ -163,6 +162,8 @@ def _read_pickle(path: str, ema: bool) -> dict[str, np.ndarray]:
             raise UserError(_NO_MEAN.format(path))
         state = mean
     elif isinstance(mean, dict):
+        from capvl.terminal import say  # Late, so that commands show their help at once: it imports JAX.
+
         say(f"{path} also holds a running mean of its parameters, which --ema reads instead.")
     while isinstance(state, dict) and isinstance(inner := state.get("state_dict", state.get("model")), dict):
         state = inner
