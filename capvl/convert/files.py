@@ -162,7 +162,7 @@ def _read_pickle(path: str, ema: bool) -> dict[str, np.ndarray]:
             raise UserError(_NO_MEAN.format(path))
         state = mean
     elif isinstance(mean, dict):
-        from capvl.terminal import say  # Imports JAX, which --help doesn't wait for.
+        from capvl.terminal import say  # Late, so that commands show their help at once: it imports JAX.
 
         say(f"{path} also holds a running mean of its parameters, which --ema reads instead.")
     while isinstance(state, dict) and isinstance(inner := state.get("state_dict", state.get("model")), dict):

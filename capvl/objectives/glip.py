@@ -28,7 +28,6 @@ from capvl.losses.detection import detection_losses
 from capvl.models.glip import COARSEST, GlipOptions, grids_of
 from capvl.models.glip import Glip as GlipModel
 from capvl.nn.anchors import anchors, inclusive
-from capvl.nn.padding import real
 from capvl.objectives.images import unit_range
 
 
@@ -38,7 +37,7 @@ class Glip:
 
     Attributes:
       texts: of `capvl.data.examples.grounded.TEXTS`; an example has one that it has boxes for, drawn at every visit.
-      order, negatives, full, prefix, packed, sides: see `capvl.data.examples.grounded.Texts`.
+      order, negatives, full, prefix, packed, signs, sides: see `capvl.data.examples.grounded.Texts`.
       sizes: (height, width) in pixels of the images of a batch, padding included, that batches go through in turn;
         () for the model's own square. Images keep their aspect.
       slots: boxes of an image at most; which ones is drawn where there are more.
@@ -55,6 +54,7 @@ class Glip:
     full: float = 0.5
     prefix: str = ""
     packed: int = 0
+    signs: bool = True
     sides: str = "skip"
     sizes: tuple[tuple[int, int], ...] = ()
     slots: int = 100
@@ -147,12 +147,13 @@ class Glip:
     def batch_spec(
         self, model_options: GlipOptions, batch: int, bucket: Bucket | None = None
     ) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, H, W, 4), text int32 (B, L), left int32 (B,); box float32 (B, S, 4), slots bool (B, S) and
+        """image uint8 (B, H, W, 4), text int32 (B, L), counted bool (B, L), left int32 (B,); box float32 (B, S, 4), slots bool (B, S) and
         positive bool (B, S, L)."""
         slots, length = (batch, self.slots), model_options.length
         return {
             "image": jax.ShapeDtypeStruct((batch, *(bucket or model_options.image_shape()[:2]), 4), jnp.uint8),
             "text": jax.ShapeDtypeStruct((batch, length), jnp.int32),
+            "counted": jax.ShapeDtypeStruct((batch, length), jnp.bool_),
             "box": jax.ShapeDtypeStruct((*slots, 4), jnp.float32),
             "slots": jax.ShapeDtypeStruct(slots, jnp.bool_),
             "positive": jax.ShapeDtypeStruct((*slots, length), jnp.bool_),
@@ -175,6 +176,7 @@ class Glip:
         return {
             "image": image,
             "text": batch["text"],
+            "counted": batch["counted"],
             "positive": batch["positive"],
             "left": batch["left"],
             "targets": found,
@@ -191,13 +193,13 @@ class Glip:
         anchors_N4 = anchors(aligned.grids)
         by = jax.tree.map(jnp.sum, batch["by"])
         heads = aligned.logits_BNL, aligned.deltas_BN4, aligned.centerness_BN
-        words = batch["positive"], real(text_BL), by
+        words = batch["positive"], batch["counted"], by
         found = detection_losses(*heads, anchors_N4, batch["targets"], *words, alpha=self.alpha, gamma=self.gamma)
         total = self.token * found.token + self.box * found.box + self.centerness * found.centerness
         more = {}
         if self.contrastive:
             positive_BNL = detection.of_places(batch["targets"].slot_BN, batch["positive"])
-            contrast = detection.contrastive(aligned.contrast_BNL, positive_BNL, real(text_BL)) / by.positives
+            contrast = detection.contrastive(aligned.contrast_BNL, positive_BNL, batch["counted"]) / by.positives
             total, more = total + self.contrastive * contrast, {"contrastive": contrast}
         positives_B = batch["targets"].positive_BN.sum(axis=1).astype(jnp.float32)
         return total, {

@@ -12,9 +12,9 @@ from conftest import assert_close
 from handmade import picture
 from PIL import Image
 from pointing import NAMES, PointingOptions, scene, tokenizer
-from test_convert import weights_of
+from test_convert import run, weights_of
 
-from capvl.convert import formats, stablehlo
+from capvl.convert import folder, formats, stablehlo
 from capvl.data.randomness import Uniforms
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
@@ -76,15 +76,20 @@ def test_a_detector_finds_what_the_model_finds(tmp_path, monkeypatch):
 
 
 def test_a_glip_as_a_program(tmp_path):
-    """The whole model, with its pixels' normalisation; its BERT is not in the file."""
+    """The whole model by the command, with its pixels' normalisation; its BERT is not in the file."""
     weights = fresh_glip(tmp_path)
     names = ["red thing", "blue thing"]
-    (file,) = stablehlo.export(str(tmp_path / "glip.stablehlo"), weights, tuple(names))
+    folder.write_folder(str(tmp_path / "ours"), weights)
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    file = tmp_path / "glip.stablehlo"
+    run("--from=capvl", "--to=stablehlo", tmp_path / "ours", file, f"--classes={tmp_path / 'names.txt'}")
     data = picture((200, 90, 30), (64, 48))
     model = LoadedModel(weights, "glip")
     expected = model.detect(data, names, threshold=0.3)
+    table = weights.params["text/tokens"].tobytes()
+    assert table not in file.read_bytes() and weights.params["head/project/kernel"].tobytes() in file.read_bytes()
     rows = Seen(model.crop.in_bucket(buckets(weights.options)[0]))({"image": data}, Uniforms(0, 0))
-    call = jax.export.deserialize(bytearray(pathlib.Path(file).read_bytes())).call
+    call = jax.export.deserialize(bytearray(file.read_bytes())).call
     boxes, scores, labels, valid = map(np.asarray, call(rows["image"][None, ..., :3], rows["size"][None]))
     sure = valid[0] & (scores[0] > 0.3)
     assert sure.sum() == len(expected) > 5
@@ -93,9 +98,9 @@ def test_a_glip_as_a_program(tmp_path):
     assert [names[label] for label in labels[0, sure]] == expected.labels
 
 
-def fresh_glip(folder, **changes):
+def fresh_glip(place):
     """A small GLIP as it begins, but that finds something everywhere."""
-    tokenizer(folder)
+    tokenizer(place)
     options = GlipOptions(
         encoder="w8d1h1m8/8", pad_windows=False, level_norms=False, window=7, activation="gelu_tanh", eps=1e-6,
         pixels="clip", res=64, max_side=64, width=8, blocks=1, groups=2, fusion_width=8, fusion_heads=2,
@@ -104,7 +109,7 @@ def fresh_glip(folder, **changes):
     shapes, rng = Blueprint(options).shapes, np.random.default_rng(0)
     params = {n: 0.1 * rng.normal(size=s.shape).astype(np.float32) for n, s in shapes.items()}
     params |= {n: np.ones(s.shape, np.float32) for n, s in shapes.items() if n.endswith("scale")}
-    return Weights(params, options, tokenizer=str(folder / "vocab.txt"), interpolation="bilinear")
+    return Weights(params, options, tokenizer=str(place / "vocab.txt"), interpolation="bilinear")
 
 
 def test_what_a_detector_needs(tmp_path):

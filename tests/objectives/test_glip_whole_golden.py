@@ -37,7 +37,7 @@ class Whole:
             box[i, : counts[i]] = fractions(self.golden[f"in/gt_boxes{i}"], self.size)
             positive[i, : counts[i]] = own
         there = np.arange(slots)[None] < np.array(counts)[:, None]
-        batch = dict(image=image, text=self.text, box=box, slots=there, positive=positive)
+        batch = dict(image=image, text=self.text, counted=self.text > 0, box=box, slots=there, positive=positive)
         self.batch = jax.tree.map(jnp.asarray, batch | {"left": np.zeros(len(images), np.int32)})
 
     def of_groups(self, groups: int):

@@ -23,6 +23,7 @@ from capvl.data.text.category_prompts import NEGATIVES, SEPARATOR, Prompt, Vocab
 from capvl.data.text.closed_list import ClosedList
 from capvl.data.text.spans import positive_map
 from capvl.errors import UserError, nearest
+from capvl.nn.padding import lengths
 
 TEXTS = ("captions", "classes", "phrases")
 """What the text of an example may be made of: a caption with the spans that name boxes; names of classes; phrases that
@@ -41,6 +42,8 @@ class Texts:
       full: sampled only: how often there are so many; else their number is uniform in 1..negatives.
       prefix: what stands before classes.
       packed: other captions, at most, that stand around one as negatives.
+      signs: whether tokens without a letter or digit count: the start, the end, and what stands between classes. No box
+        has them, so where they count they are what nothing is ("MASK_SPECIAL" of the official code leaves them out).
       sides: what becomes of a flip where the text names a side: "skip" leaves the flip out, "swap" swaps the words.
     """
 
@@ -50,6 +53,7 @@ class Texts:
     full: float = 0.5
     prefix: str = ""
     packed: int = 0
+    signs: bool = True
     sides: str = "skip"
 
 
@@ -75,7 +79,7 @@ class Captions:
 
 @dataclasses.dataclass(frozen=True)
 class GroundedText:
-    """image uint8 (H, W, 4), text int32 (L,), and of S slots box float32 (S, 4), slots bool (S,) and positive bool
+    """image uint8 (H, W, 4), text int32 (L,), counted bool (L,): the tokens that are learned, and of S slots box float32 (S, 4), slots bool (S,) and positive bool
     (S, L): the tokens of each box. left int32: boxes for which no slot, or no room in the text, was left.
 
     Attributes:
@@ -114,10 +118,18 @@ class GroundedText:
             raise BadImageError(f"it has no boxes by which {' or '.join(self.texts.kinds)} could be learned")
         kind, rows = asked[uniforms.below(len(asked)) if self.train else 0]
         flip = self.train and self.flip and uniforms() < 0.5
-        tokens, positive, flip = getattr(self, f"_{kind}")(example, rows, vocabulary, uniforms, flip)
+        text, tokens, positive, flip = getattr(self, f"_{kind}")(example, rows, vocabulary, uniforms, flip)
         geometry = self.crop.draw(example, uniforms, flip=flip)
         image = self.crop.pixels(example, uniforms, geometry)
-        return {"image": image, "text": tokens} | self._boxes(rows, positive, geometry, uniforms)
+        row = {"image": image, "text": tokens, "counted": self._counted(text, tokens)}
+        return row | self._boxes(rows, positive, geometry, uniforms)
+
+    def _counted(self, text: str, tokens: np.ndarray) -> np.ndarray:
+        if self.texts.signs or self.tokenizer is None:
+            return np.arange(self.length) < int(lengths(tokens))
+        covered = self.tokenizer.spans(text, self.length)
+        spans = zip(covered.start.tolist(), covered.end.tolist(), strict=True)
+        return np.array([first >= 0 and any(map(str.isalnum, text[first:end])) for first, end in spans])
 
     def _boxes(self, rows, positive, geometry: Geometry, uniforms: Uniforms) -> dict[str, np.ndarray]:
         boxes, there = geometry.boxes([region.box for region, _ in rows])
@@ -140,7 +152,7 @@ class GroundedText:
             packed = packing.pack(caption, spans, others, self.tokenizer, self.length, uniforms)
             caption, spans = packed.text, packed.spans
         covered = self.tokenizer.spans(caption, self.length)
-        return covered.tokens, positive_map(spans, covered), flip
+        return caption, covered.tokens, positive_map(spans, covered), flip
 
     def _classes(self, example, rows, vocabulary, uniforms, flip):
         """A prompt of classes."""
@@ -148,7 +160,7 @@ class GroundedText:
             return self._listed([region.category for region, _ in rows], uniforms, flip)
         labels = [label for _, label in rows]
         prompt = self._prompt(example, labels, vocabulary, uniforms)
-        return prompt.tokens, prompt.rows(labels), flip
+        return prompt.text, prompt.tokens, prompt.rows(labels), flip
 
     def _prompt(self, example, labels: Sequence[int], vocabulary: Vocabulary, uniforms: Uniforms) -> Prompt:
         if self.texts.order == "fixed" or not self.train:
@@ -175,7 +187,7 @@ class GroundedText:
             places[name] = (begin, begin + len(name))
         text, spans, flip = self._turned(text, [[places[name]] for name in names], flip)
         covered = self.tokenizer.spans(text, self.length)
-        return covered.tokens, positive_map(spans, covered), flip
+        return text, covered.tokens, positive_map(spans, covered), flip
 
     def _turned(self, text: str, spans, flip: bool):
         """A text of the image as it will be: with sides swapped, or an image that stays."""
