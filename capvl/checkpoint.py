@@ -7,6 +7,7 @@ read, whatever wrote it, and the newest whole checkpoint is used instead.
 """
 
 import contextlib
+import dataclasses
 import json
 import zlib
 from typing import Any, NamedTuple
@@ -80,13 +81,14 @@ class Checkpointer:
         self.directory = storage.absolute(storage.folder(workdir)) / "checkpoints"
         self._read_only = options is None
         self._pending: int | None = None
+        self._kept = _Kept()
         if self._read_only:
             manager_options = ocp.CheckpointManagerOptions(read_only=True)
         else:
             storage.make_folder(self.directory)
+            self._kept = _Kept(options.keep, options.keep_every)
             manager_options = ocp.CheckpointManagerOptions(
-                max_to_keep=options.keep,
-                keep_period=options.keep_every or None,
+                preservation_policy=self._kept,
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(timeout_secs=COMMIT_SECONDS),
             )
@@ -122,6 +124,7 @@ class Checkpointer:
                 if step in self.steps():
                     return
                 items = items or self._items(state, position, recipe, data)
+                self._kept.best = int(jax.device_get(state.watched.best_step)) if state.watched else 0
                 self._begin(step, items)
                 if attempt:
                     self.wait()
@@ -336,6 +339,27 @@ class Checkpointer:
         self.wait()
         if self._manager is not None:
             self._manager.close()
+
+
+@dataclasses.dataclass
+class _Kept:
+    """Which checkpoints stay when one is saved; orbax asks.
+
+    Attributes:
+      newest: so many of the newest.
+      every: multiples of so many steps; 0 for none.
+      best: the step of the best evaluation; 0 for none.
+    """
+
+    newest: int = 1
+    every: int = 0
+    best: int = 0
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Of each checkpoint, from the oldest to the newest; orbax gives them with their `step`."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        newest = set(steps[-self.newest :])
+        return [s in newest or s == self.best or bool(self.every and s % self.every == 0) for s in steps]
 
 
 class BrokenError(Exception):

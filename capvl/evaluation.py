@@ -1,7 +1,6 @@
 """Evaluators over a checkpoint, or over a converted folder."""
 
 import dataclasses
-import json
 
 import jax
 
@@ -63,12 +62,7 @@ def evaluate(
             params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
         params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
         rows, shown = evals.run(evaluators, params)
-        reporting.save_shown(path / "evaluate", at, shown)
-    terminal.print_results(at, rows)
-    if jax.process_index() == 0:
-        lines = storage.Lines(path / "evaluations.jsonl")
-        lines.append(json.dumps({"step": at, "untrained": untrained, "overrides": list(overrides)} | rows))
-        lines.flush()
+        reporting.save_evaluation(path, at, rows, shown, untrained=untrained, overrides=list(overrides))
     return rows
 
 

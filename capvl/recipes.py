@@ -24,6 +24,7 @@ from capvl.data.text import tokenizers
 from capvl.errors import UserError, nearest
 from capvl.evals import EVALUATORS, RENAMED, Context
 from capvl.objectives import OBJECTIVES
+from capvl.optim import watching
 from capvl.optim.optimizer import OptimizerOptions
 from capvl.optim.schedules import ScheduleOptions
 from capvl.parallel.mesh import MeshOptions
@@ -37,7 +38,7 @@ class CheckpointOptions:
 
     Attributes:
       every: steps between checkpoints.
-      keep: how many of the newest stay.
+      keep: how many of the newest stay, beside the best where `config.watch` has a number.
       keep_every: checkpoints of multiples of so many steps stay for good; 0 for none.
     """
 
@@ -59,7 +60,7 @@ class Recipe:
     Attributes:
       steps, batch_size: length of the run, and examples a step over all devices.
       seed: of weights, order, augmentation and everything else.
-      objective, model, data, optimizer, schedule, mesh, checkpoint: options of the parts.
+      objective, model, data, optimizer, schedule, watch, mesh, checkpoint: options of the parts.
       evals: name -> evaluator.
       micro_batches: gradient accumulation: parts that a batch is split into.
       spike: a step whose gradient norm is above spike times its running mean is skipped; 0: never.
@@ -84,6 +85,7 @@ class Recipe:
     mesh: Any
     checkpoint: CheckpointOptions
     evals: dict
+    watch: Any = watching.WatchOptions()
     seed: int = 0
     micro_batches: int = 1
     spike: float = 0.0
@@ -103,6 +105,7 @@ class Recipe:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if min(self.eval_every, self.seed, self.spike, self.hang_timeout) < 0:
             raise UserError("eval_every, seed, spike and hang_timeout must not be negative.")
+        watching.check(self.watch, self.schedule, self.eval_every)
 
     def check(self, mesh) -> int:
         """Examples of a micro-batch on one device of a mesh.
@@ -110,6 +113,7 @@ class Recipe:
         Raises:
           UserError: the batch doesn't divide over the mesh, or options contradict each other.
         """
+        watching.check_evaluators(self.watch, self.evals)
         kinds = objectives.kinds(self.objective)
         self.data.of_kinds(kinds)
         for name, kind in kinds.items():
@@ -117,6 +121,10 @@ class Recipe:
         each = check_batch(self.batch_size, self.micro_batches, mesh)
         self.objective.check(self.model, each, self.micro_batches)
         return each
+
+    def evaluates(self, step: int) -> bool:
+        """Whether its evaluators run after a step."""
+        return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
 
     def buckets(self) -> tuple[Bucket | None, ...]:
         """The buckets that batches come in: see `capvl.objectives.buckets`."""
@@ -193,6 +201,7 @@ class Recipe:
             seed=self.seed,
             micro_batches=self.micro_batches,
             spike=self.spike,
+            watch=self.watch,
         )
 
 
@@ -208,7 +217,7 @@ def _targets(value: Any) -> tuple:
 # user's declared right (another batch size sees the same examples).
 RESUMABLE = (
     r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|wandb|init_from|init_only"
-    r"|(mesh|checkpoint|evals)(\..*)?|model\.(remat|unroll)|objective\.chunk"
+    r"|(mesh|checkpoint|evals)(\..*)?|watch\.test|model\.(remat|unroll)|objective\.chunk"
     r"|data\.(data_dir|threads|workers|prefetch|max_bad)"
 )
 
@@ -263,6 +272,7 @@ def resolve(values: dict, trust: Trust = True) -> Recipe:
         "data": config.build(DataOptions, values.pop("data", {}), "data"),
         "optimizer": config.build(OptimizerOptions, values.pop("optimizer", {}), "optimizer"),
         "schedule": config.build(ScheduleOptions, values.pop("schedule", {}), "schedule"),
+        "watch": config.build(watching.WatchOptions, values.pop("watch", {}), "watch"),
         "mesh": config.build(MeshOptions, values.pop("mesh", {}), "mesh"),
         "checkpoint": config.build(CheckpointOptions, values.pop("checkpoint", {}), "checkpoint"),
         "evals": {},
@@ -335,6 +345,9 @@ def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = ()) 
     """
     old, new = config.flatten(old), config.flatten(new)
     fixed = [k for k in sorted(old.keys() | new.keys()) if k not in moved and not re.fullmatch(RESUMABLE, k)]
+    if new.get("watch.metric"):  # Training goes by what this evaluator says, so it makes the run too.
+        evaluator = f"evals.{new['watch.metric'].partition('/')[0]}."
+        fixed += [k for k in old if k == "eval_every" or k.startswith(evaluator)]
     changed = [k for k in fixed if old.get(k) != new.get(k)]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])

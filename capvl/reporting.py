@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from capvl import goodput, metrics, storage
+from capvl import goodput, metrics, storage, terminal
 from capvl.errors import UserError
-from capvl.evals import SHOWN, Confusion, Pictures
+from capvl.evals import SHOWN, Confusion, Curves, Pictures
 
 CURVES = ("loss", "nll_cap", "nll_pa", "grad_norm", "lr", "images_per_second")
 COLORS = ("#2a6fdb", "#e0683b", "#2f9e62", "#9750c9", "#c2a100", "#d0447d")
@@ -31,7 +31,11 @@ def save_shown(workdir: epath.Path, step: int, shown: dict[str, list[SHOWN]]) ->
 
 def _plain(value: SHOWN) -> dict:
     if isinstance(value, Confusion):
-        return {"title": value.title, "names": value.names, "counts": value.counts.tolist()}
+        told = {"title": value.title, "names": value.names, "columns": value.columns}
+        return told | {"counts": value.counts.tolist()}
+    if isinstance(value, Curves):
+        lines = {name: [np.asarray(axis, float).tolist() for axis in line] for name, line in value.lines.items()}
+        return {"title": value.title, "x": value.x, "y": value.y, "lines": lines}
     if isinstance(value, Pictures):
         rows = zip(value.images, value.captions, strict=True)
         return {"title": value.title, "pictures": [{"image": _png(i), "caption": c} for i, c in rows]}
@@ -85,11 +89,30 @@ def _read_run(workdir: epath.Path) -> dict:
         "evaluated": [_evaluated(line) for line in metrics.read_evaluations(workdir)],
         "recipe": recipe,
         "shown": [
-            (n, v | {"svg": draw_confusion(v) if "counts" in v else ""}) for n, row in shown.items() for v in row
+            (n, v | {"svg": draw_confusion(v) if "counts" in v else draw_lines(v) if "lines" in v else ""})
+            for n, row in shown.items()
+            for v in row
         ],
         "shown_step": int(files[-1].stem) if files else None,
         "color": "",
     }
+
+
+def save_evaluation(workdir: epath.Path, step: int, rows: dict[str, float], shown: dict, **facts) -> None:
+    """Prints the numbers of an evaluation after training; they and what it shows are kept for the report.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      rows, shown: of `capvl.evals.run`.
+      facts: more to be written beside the numbers into `evaluations.jsonl`.
+    """
+    save_shown(workdir / "evaluate", step, shown)
+    terminal.print_results(step, rows)
+    if jax.process_index() == 0:
+        lines = storage.Lines(workdir / "evaluations.jsonl")
+        lines.append(json.dumps({"step": step} | facts | rows))
+        lines.flush()
 
 
 def _curve_names(runs: list[dict]) -> list[str]:
@@ -127,6 +150,28 @@ def draw_curve(name: str, runs: list[dict]) -> str | None:
     return _svg(figure)
 
 
+def draw_lines(value: dict) -> str:
+    """An SVG of `capvl.evals.Curves`."""
+    # Slow to import.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    for (name, line), color in zip(value["lines"].items(), COLORS * len(value["lines"]), strict=False):
+        axes.plot(*line, color=color, linewidth=1.4, label=name)
+    axes.set_title(value["title"], fontsize=9, loc="left")
+    axes.set_xlabel(value["x"], fontsize=7)
+    axes.set_ylabel(value["y"], fontsize=7)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7)
+    return _svg(figure)
+
+
 def draw_confusion(value: dict) -> str:
     """An SVG of a confusion (`capvl.evals.Confusion`): shares of each row, what is right from top to bottom."""
     # Slow to import.
@@ -145,7 +190,7 @@ def draw_confusion(value: dict) -> str:
                   color="white" if shares[i, j] > 0.6 else "#1c2530")  # fmt: skip
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_xlabel("written", fontsize=7)
+    axes.set_xlabel(value.get("columns", "written"), fontsize=7)
     axes.set_ylabel("right", fontsize=7)
     right = np.trace(counts[:-1, :-1]) / max(counts.sum(), 1)
     axes.set_title(f"{value['title']}: {right:.0%} of {int(counts.sum())}", fontsize=9, loc="left")

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
 from capvl.objectives import Mean, Objective, updates
+from capvl.optim import watching
 from capvl.optim.optimizer import OptimizerOptions, apply, make_optimizer, split_trainable
-from capvl.optim.schedules import ScheduleOptions, make_schedule
+from capvl.optim.schedules import ScheduleOptions, make_decay_schedule, make_schedule
 from capvl.parallel import compiler
 from capvl.parallel.rules import constrain, data_groups
 
@@ -35,6 +36,7 @@ class TrainState(NamedTuple):
       ema: running mean of the parameters, or an empty dict.
       skipped, skipped_in_row: steps that changed nothing.
       norm_mean: running mean of the accepted gradient norms.
+      watched: what evaluations said so far; () where no number of theirs is watched.
     """
 
     step: jax.Array
@@ -44,6 +46,7 @@ class TrainState(NamedTuple):
     skipped: jax.Array
     skipped_in_row: jax.Array
     norm_mean: jax.Array
+    watched: watching.Watched | tuple[()] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,7 @@ class TrainStep:
       seed: of all randomness in the step: a step's key is fold_in(key(seed), step).
       micro_batches: gradient accumulation; the batch is split in so many equal parts.
       spike: a step whose gradient norm is above spike * its running mean is skipped; 0: never.
+      watch: the number of evaluations by which a plateau's rate drops.
     """
 
     objective: Objective
@@ -66,11 +70,13 @@ class TrainStep:
     seed: int = 0
     micro_batches: int = 1
     spike: float = 0.0
+    watch: watching.WatchOptions = watching.WatchOptions()
 
     def __post_init__(self):
         blueprint = Blueprint(self.model)
         object.__setattr__(self, "blueprint", blueprint)
         object.__setattr__(self, "learning_rate", make_schedule(self.schedule, self.steps))
+        object.__setattr__(self, "decay_multiplier", make_decay_schedule(self.schedule, self.steps))
         frozen = self.objective.frozen(self.model)
         trainable, _ = split_trainable(blueprint.shapes, self.optimizer, frozen)
         object.__setattr__(self, "trainable", frozenset(trainable))
@@ -84,7 +90,8 @@ class TrainStep:
         ema = {k: jnp.copy(v) for k, v in trainable.items()} if self.optimizer.ema else {}
         zero = partial(jnp.zeros, (), jnp.int32)
         opt_state = self.transformation.init(trainable)
-        return TrainState(zero(), params, opt_state, ema, zero(), zero(), jnp.zeros((), jnp.float32))
+        norm_mean, watched = jnp.zeros((), jnp.float32), watching.fresh(self.watch)
+        return TrainState(zero(), params, opt_state, ema, zero(), zero(), norm_mean, watched)
 
     def init_from_seed(self) -> TrainState:
         """The state of a fresh run; `make_state` has it on a mesh."""
@@ -155,7 +162,7 @@ class TrainStep:
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = self.objective.prepare(batch, train=True)
-        multiplier = self.learning_rate(state.step)
+        multiplier = self.learning_rate(state.step) * watching.rate(state.watched, self.schedule)
         new, metrics, ok = state, {}, jnp.ones((), bool)
         for i, part in enumerate(updates(self.objective)):
             rows, part_key = ({k: batch[k] for k in part}, jax.random.fold_in(key, i)) if part else (batch, key)
@@ -179,7 +186,9 @@ class TrainStep:
         norm = optax.global_norm(grads)
         ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & ~self._is_spike(state, norm)
 
-        changes, opt_state = self.transformation.update(grads, state.opt_state, trainable, multiplier=multiplier)
+        cut = self.decay_multiplier(state.step) if self.decay_multiplier else None
+        scales = dict(multiplier=multiplier, decay_multiplier=cut)
+        changes, opt_state = self.transformation.update(grads, state.opt_state, trainable, **scales)
         updated = apply(trainable, changes, multiplier)
         decay = self.optimizer.ema
         ema = {k: decay * state.ema[k] + (1 - decay) * updated[k] for k in state.ema}

@@ -6,13 +6,9 @@ dispatched. Inside the loop every implicit transfer between host and device is a
 
 import contextlib
 import dataclasses
-import faulthandler
 import json
 import os
-import signal
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 
@@ -27,70 +23,14 @@ from capvl.data.images.buckets import buckets_in
 from capvl.data.options import DataOptions
 from capvl.data.reading import fingerprint, loader
 from capvl.errors import UserError
+from capvl.optim import watching
 from capvl.overview import print_overview
 from capvl.parallel import distributed
 from capvl.parallel.mesh import make_mesh
 from capvl.parallel.rules import batch_sharding
+from capvl.parallel.stopping import Stop, Watchdog
 from capvl.step import TrainState
 from capvl.terminal import say
-
-
-class Stop:
-    """Whether SIGTERM or SIGINT asked this process, or any other of the run, to save and leave.
-
-    With several processes JAX's preemption service takes SIGTERM, and all leave after the same step.
-    """
-
-    def __init__(self):
-        self.asked = False
-        self._old = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *error):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def now(self, step: int) -> bool:
-        """The same answer on all hosts."""
-        if jax.process_count() == 1:
-            return self.asked
-        self.asked = multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
-
-
-class Watchdog:
-    """Ends the process, with the stacks of all threads on stderr, when no step begins for so many seconds."""
-
-    def __init__(self, seconds: float):
-        """seconds: 0 for never."""
-        self._seconds = seconds
-
-    def beat(self) -> None:
-        """A step begins. The timer is C code: it also runs where Python hangs in a call."""
-        if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
-
-    @contextlib.contextmanager
-    def off(self):
-        """No step is expected within the block."""
-        self.close()
-        yield
-        self.beat()
-
-    def close(self) -> None:
-        """No step is expected any more."""
-        if self._seconds:
-            faulthandler.cancel_dump_traceback_later()
 
 
 @dataclasses.dataclass
@@ -106,12 +46,14 @@ class Run:
     loader: loader.TrainLoader | loader.KindsLoader
     writer: metrics.MetricWriter
     evaluators: dict
+    tests: dict
     ledger: goodput.Ledger
     clock: metrics.Clock
-    watchdog: "Watchdog"
+    watchdog: Watchdog
     check_held: Callable[[], None]
     trained_on: dict | None
     compiled: set = dataclasses.field(default_factory=set)
+    ended: bool = False  # By what evaluations said, before the recipe's last step.
 
     @contextlib.contextmanager
     def compiling(self, step: int, batch):
@@ -154,8 +96,31 @@ class Run:
         self.writer.write(step, values)
         self.ledger.write(step)
 
-    def evaluate(self, state: TrainState) -> None:
-        """Runs all evaluators and prints their table."""
+    def begin(self, state: TrainState) -> TrainState:
+        """Makes the watched evaluation that a run which was stopped after this step left out."""
+        if state.watched:
+            step, watched = jax.device_get((state.step, state.watched))
+            if step and self.recipe.evaluates(int(step)) and watched.evaluated < step:
+                return self.evaluate(state)
+            self.ended = watching.ends(watched, self.recipe.watch)
+        return state
+
+    def pause(self, state: TrainState, saves: bool, evaluates: bool) -> TrainState:
+        """Saves, then evaluates, so that an evaluation that fails loses no step.
+
+        A watched evaluation comes first: what it says is in the checkpoint, and a new best always has one.
+        """
+        watches = evaluates and bool(state.watched)
+        if saves and not watches:
+            self.save(state)
+        if evaluates:
+            state = self.evaluate(state)
+        if watches and (saves or int(jax.device_get(state.watched.stale)) == 0):
+            self.save(state)
+        return state
+
+    def evaluate(self, state: TrainState) -> TrainState:
+        """Runs the evaluators and prints their table; what the watched number says goes into the state."""
         step = int(jax.device_get(state.step))
         with self.ledger.spend("evaluation"), self.watchdog.off():
             rows, shown = evals.run(self.evaluators, state.params | state.ema)
@@ -163,18 +128,43 @@ class Run:
         if rows:
             self.writer.write(step, rows)
             terminal.print_results(step, rows)
+        return self.watch(state, step, rows) if state.watched else state
 
-    def save(self, state: TrainState, position: int) -> None:
+    def watch(self, state: TrainState, step: int, rows: dict[str, float]) -> TrainState:
+        """The state with what an evaluation says, the same on all hosts."""
+        options, before = self.recipe.watch, jax.device_get(state.watched)
+        value = distributed.first_number(lambda: watching.number(options, rows, step))
+        now = watching.record(before, value, step, options, self.recipe.schedule)
+        self.ended = watching.ends(now, options)
+        drop = "; the learning rate drops" if now.drops > before.drops else ""
+        say(f"step {step}: {watching.describe(now, options)}{drop}.")
+        return state._replace(watched=jax.device_put(now, jax.tree.map(lambda x: x.sharding, state.watched)))
+
+    def test(self, state: TrainState) -> None:
+        """Says which evaluation was the best, and runs the evaluators that wait for the end on its checkpoint."""
+        if not state.watched:
+            return
+        watched, shardings = jax.device_get(state.watched), self.step.blueprint.shardings(self.mesh)
+        say(f"Training is over: {watching.describe(watched, self.recipe.watch)}.")
+        if not self.tests:
+            return
+        with self.ledger.spend("evaluation"):
+            best = int(watched.best_step)
+            params, _ = self.checkpointer.read_params(self.step.param_shapes(), step=best, say=say)
+            rows, shown = evals.run(self.tests, {k: jax.device_put(v, shardings[k]) for k, v in params.items()})
+            reporting.save_evaluation(self.workdir, best, rows, shown)
+
+    def save(self, state: TrainState) -> None:
         """Begins a checkpoint; the loop goes on while it is written."""
         self.check_held()
         with self.ledger.spend("checkpoint"):
-            self.checkpointer.save(state, position, self.recipe.source, self.trained_on, say=say)
+            self.checkpointer.save(state, self.loader.position, self.recipe.source, self.trained_on, say=say)
             self.writer.flush()
             self.ledger.flush()
 
-    def finish(self, state: TrainState, position: int) -> None:
+    def finish(self, state: TrainState) -> None:
         """Saves what isn't saved, and waits until it is written."""
-        self.save(state, position)
+        self.save(state)
         with self.ledger.spend("checkpoint"):
             self.checkpointer.wait()
 
@@ -212,13 +202,15 @@ def _run(recipe: recipes.Recipe, path: epath.Path, stop: Stop, check_held: Calla
             distributed.check_same(train_step=lowered_text(training, state))
             with distributed.ends_when_others_are_lost():  # Before anything is closed, which would wait for them.
                 state = loop(training, state, stop)
+                done = int(jax.device_get(state.step))
+                if done == recipe.steps or training.ended:
+                    training.test(state)
         finally:
             training.watchdog.close()
             training.writer.close()
             with contextlib.suppress(UserError):
                 training.checkpointer.close()
-    done = int(jax.device_get(state.step))
-    if done < recipe.steps:
+    if done < recipe.steps and not training.ended:
         say(f"Stopped by a signal and saved after step {done}; start again with the same workdir to resume.")
         return
     if jax.process_index() == 0:
@@ -241,8 +233,9 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
     first = int(jax.device_get(state.step))
     previous = None
     ledger.enter("compile")
+    state = training.begin(state)
     with jax.transfer_guard("disallow"):
-        for step in range(first + 1, recipe.steps + 1):
+        for step in range(first + 1, first + 1 if training.ended else recipe.steps + 1):
             training.watchdog.beat()
             with ledger.spend("data_wait"):
                 host_batch = next(training.loader)
@@ -253,18 +246,15 @@ def loop(training: Run, state: TrainState, stop: Stop) -> TrainState:
             previous = values
             stopping = stop.now(step)
             saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stopping
-            evaluates = step == recipe.steps or (recipe.eval_every and step % recipe.eval_every == 0)
+            evaluates = recipe.evaluates(step) and not stopping
             if saves or evaluates:
                 training.log(step, previous)  # A run that must stop does so before it saves.
                 previous = None
                 with jax.transfer_guard("allow"):
-                    if saves:
-                        training.save(state, training.loader.position)
-                    if evaluates and not stopping:
-                        training.evaluate(state)
-            if stopping:
+                    state = training.pause(state, saves, evaluates)
+            if stopping or training.ended:
                 break
-    training.finish(state, training.loader.position)
+    training.finish(state)
     ledger.write(int(jax.device_get(state.step)))
     ledger.flush()
     return state
@@ -305,7 +295,9 @@ def set_up(
     transforms = recipe.transforms()
     workdirs.write(path, recipe, _check_vocabulary(recipe, transforms))
     context = recipe.context(mesh, step.blueprint, path)
-    evaluators = {name: evaluator.setup(context) for name, evaluator in recipe.evals.items()}
+    evaluators = {n: e.setup(context) for n, e in recipe.evals.items() if n not in recipe.watch.test}
+    apart = recipe.context(mesh, step.blueprint, path / "evaluate")
+    tests = {name: recipe.evals[name].setup(apart) for name in recipe.watch.test}
     checkpointer = Checkpointer(str(path), recipe.checkpoint)
     abstract = step.abstract_state(mesh)
     restored = checkpointer.restore(abstract, say=say)
@@ -323,7 +315,7 @@ def set_up(
     clock = metrics.Clock(ledger, recipe.batch_size, recipe.objective.flops(recipe.model))
     watchdog = Watchdog(recipe.hang_timeout)
     update = step.jit(mesh)
-    shown = (writer, evaluators, ledger, clock, watchdog)
+    shown = (writer, evaluators, tests, ledger, clock, watchdog)
     return Run(recipe, path, mesh, step, update, checkpointer, data, *shown, check_held, trained_on), state
 
 

@@ -33,7 +33,8 @@ def _with_defaults(values: dict, recipe: recipes.Recipe) -> dict:
     """A workdir's plain values, with the defaults of keys that were not there yet when it was begun."""
     try:
         # Evaluators may differ, and what the recipe itself names may be imported.
-        return recipes.resolve(values | {"evals": {}}, recipes.own_code(recipe.source)).source
+        resolved = recipes.resolve(values | {"evals": {}}, recipes.own_code(recipe.source))
+        return resolved.source | {"evals": values.get("evals", {})}
     except UserError:  # Of another objective, or with keys that are gone: compared as it stands.
         return values
 

@@ -31,8 +31,8 @@ FLOORS = (
     ("checkpoint", "overview", "workdirs", "reporting"),
     ("convert",),
     ("loading", "train", "evaluation", "precompute", "planning"),
-    ("main",),
-    ("bench", "chaos", "plan", "evaluate", "report", "embeddings")
+    ("main", "sweeping"),
+    ("bench", "chaos", "plan", "evaluate", "report", "embeddings", "sweep")
     + ("data.prepare", "data.tokenizer", "data.tsv", "data.frequencies"),
 )
 PACKAGE = pathlib.Path(ROOT, "capvl")

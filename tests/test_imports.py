@@ -52,7 +52,7 @@ for name in {commands}:
 
 def test_help_waits_for_nothing_slow():
     """Every command answers --help before JAX is imported."""
-    commands = ["main", "evaluate", "plan", "report", "embeddings", "bench", "chaos", "convert"]
+    commands = ["main", "evaluate", "plan", "report", "embeddings", "bench", "chaos", "convert", "sweep"]
     commands += [f"data.{name}" for name in ("prepare", "tokenizer", "tsv", "frequencies")]
     environment = {**os.environ, "PYTHONPATH": ROOT}
     script = HELP.format(commands=commands)

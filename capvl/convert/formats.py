@@ -51,6 +51,7 @@ FORMATS = (
     Format("huggingface", "vit", "vit", writes=False),
     Format("git", "", "git_official", writes=False),
     Format("xvlm", "", "xvlm_official"),
+    Format("glip", "", "glip_official"),
     Format("swin", "", "swin_original", writes=False),
     Format("open_clip", "", "open_clip", writes=False),
     Format("timm", "", "timm"),

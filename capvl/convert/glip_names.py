@@ -89,11 +89,11 @@ def dyhead(ours: str, theirs: str) -> list[Rule]:
     """`capvl.models.dyhead.DyHeadBlock` as all published models have it; `theirs` such as "dyhead_tower.2"."""
     table = []
     for number, candidate in enumerate(("coarser", "same", "finer")):
-        table += _convolution(f"{ours}/{candidate}/conv", f"{theirs}.DyConv.{number}.conv")
+        table += convolution(f"{ours}/{candidate}/conv", f"{theirs}.DyConv.{number}.conv")
         table += rules.norm(f"{ours}/{candidate}/norm", f"{theirs}.DyConv.{number}.bn")
     return [
         *table,
-        *_convolution(f"{ours}/steering", f"{theirs}.offset"),
+        *convolution(f"{ours}/steering", f"{theirs}.offset"),
         *_pointwise(f"{ours}/scale", f"{theirs}.AttnConv.1"),
         *rules.dense(f"{ours}/task/down", f"{theirs}.relu.fc.0"),
         Rule(f"{ours}/task/up/kernel", (f"{theirs}.relu.fc.2.weight",), _COEFFICIENTS),
@@ -101,7 +101,8 @@ def dyhead(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def _convolution(ours: str, theirs: str) -> list[Rule]:
+def convolution(ours: str, theirs: str) -> list[Rule]:
+    """A convolution with its bias."""
     return [Rule(f"{ours}/kernel", (f"{theirs}.weight",), CONV), Rule(f"{ours}/bias", (f"{theirs}.bias",))]
 
 

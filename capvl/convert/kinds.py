@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from capvl.convert import bert, git, xvlm_judge, xvlm_parts, xvlm_writing
+from capvl.convert import bert, git, glip, xvlm_judge, xvlm_parts, xvlm_writing
 from capvl.data.examples.tasks import TASKS
 from capvl.models.bert import BertOptions
 from capvl.models.captioner import CaptionerOptions
 from capvl.models.encoder import EncoderOptions
 from capvl.models.git import GitOptions
+from capvl.models.glip import GlipOptions
 from capvl.models.two_towers import TwoTowersOptions
 from capvl.models.xvlm import XVlmOptions
 from capvl.models.xvlm_answers import XVlmAnswersOptions
@@ -70,6 +71,7 @@ KINDS = {
     ),
     "xvlm_answers": Kind(XVlmAnswersOptions, {"name": "xvlm_answers"}, adapters={"xvlm": xvlm_writing.answers_of_xvlm}),
     "judge": Kind(JudgeOptions, {"name": "judge"}, adapters={"xvlm": xvlm_judge.of_xvlm, "judge": xvlm_judge.of_judge}),
+    "glip": Kind(GlipOptions, glip.objective_of, adapters={"bert": glip.text_of_bert}),
     "bert": Kind(BertOptions),
 }
 

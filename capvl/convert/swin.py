@@ -22,21 +22,27 @@ from capvl.weights import Weights
 # Derived from the sizes alone.
 _BUFFERS = ("relative_position_index", "attn_mask", "relative_coords_table")
 EPS = 1e-5
+FORM = dict(pool="mean", pad_windows=False, level_norms=False)
+"""Options of the Swins that classify, of which other frameworks and X-VLM have the encoder."""
 
 
-def original(stages: int, merge_at: int = 0) -> list[Rule]:
+def original(stages: int, merge_at: int = 0, level_norms: bool = False) -> list[Rule]:
     """Rules of the original names (github.com/microsoft/Swin-Transformer), which X-VLM has too.
 
     Args:
       stages: how many.
       merge_at: number that the merging behind a stage has, from that of the stage on; timm's is of the next.
+      level_norms: each level but the first has a norm with its number, as in detectors; else the last alone.
     """
+    last = stages - 1
     table = [
         Rule("encoder/stem/kernel", ("patch_embed.proj.weight",), CONV),
         Rule("encoder/stem/bias", ("patch_embed.proj.bias",)),
         *rules.norm("encoder/stem_norm", "patch_embed.norm"),
-        *rules.norm("encoder/norm", "norm"),
+        *rules.norm("encoder/norm", f"norm{last}" if level_norms else "norm"),
     ]
+    for stage in range(1, last if level_norms else 1):
+        table += rules.norm(f"encoder/stages/{stage}/norm", f"norm{stage}")
     for stage in range(stages):
         block, theirs = f"encoder/stages/{stage}/blocks/{{i}}", f"layers.{stage}.blocks.{{i}}"
         qkv = f"{theirs}.attn.qkv"
@@ -207,7 +213,7 @@ def write_timm(options: ImageOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the encoder is not one of timm's form.
     """
-    check_form(options, dict(activation="gelu", eps=EPS, pool="mean"), "timm Swin", kind="Swin")
+    check_form(options, dict(activation="gelu", eps=EPS) | FORM, "timm Swin", kind="Swin")
     kind = options.encoder_kind
     mean, std = PIXELS[options.pixels]
     arguments = {
@@ -296,7 +302,7 @@ def write_hugging_face(options: ImageOptions, params: Mapping[str, np.ndarray]):
     Raises:
       UserError: the encoder is not one of its form.
     """
-    check_form(options, dict(eps=EPS, pool="mean"), "transformers' Swin", kind="Swin")
+    check_form(options, dict(eps=EPS) | FORM, "transformers' Swin", kind="Swin")
     kind = options.encoder_kind
     windows = kind.windows(options)
     if set(windows) != {options.window}:

@@ -20,7 +20,7 @@ _LOCAL_LAYERS = 4
 _HEADS = {"itm": "itm_head", "box": "bbox_head"}
 _TEMPERATURE = rules.Layout(rules.SCALAR.read, lambda ours: [ours[0]])
 _CLIP = CLIP_FORM | dict(activation="quick_gelu", eps=1e-5)
-_SWIN = dict(pool="mean", activation="gelu", eps=swin.EPS)
+_SWIN = swin.FORM | dict(activation="gelu", eps=swin.EPS)
 _DEIT = CLIP_FORM | dict(pre_norm=False, activation="gelu", eps=1e-6)
 _BERT = dict(text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12)
 _ROBERTA = _BERT | dict(text_pad=1, first_position=2, text_eps=1e-5, text_types=1)

@@ -57,7 +57,7 @@ def text_of_bert(weights: Weights, options: TextOptions, path: str) -> dict[str,
             f"init_from: the BERT in {path!r} has {there.depth} layers; a model.text={options.text!r} with "
             f"model.cross_layers={cross} begins with one of {' or '.join(map(str, of_depth))}."
         )
-    _check(options, bert, path)
+    check_bert(options, bert, path)
     names = [name for name in params if not name.startswith(("blocks/", "pooler/", "next_sentence/"))]
     taken = {f"text/{name}": params[name] for name in names}
     taken["text/positions"] = params["positions"][: options.text_positions]
@@ -69,7 +69,7 @@ def text_of_bert(weights: Weights, options: TextOptions, path: str) -> dict[str,
     return {name: value for name, value in taken.items() if name in known}
 
 
-def _check(options: TextOptions, bert: Any, path: str) -> None:
+def check_bert(options: Any, bert: Any, path: str) -> None:
     """Raises UserError where a BERT computes something else than the model's texts' encoders, or is smaller."""
     size, there = sizes.parse_size(options.text), sizes.parse_size(bert.text)
     named = f"w{there.width}d{size.depth}h{there.heads}m{there.mlp}"

@@ -47,6 +47,8 @@ class DataOptions:
       workers: processes that make batches; 0 for threads of this one.
       prefetch: batches that are made ahead.
       max_bad: share of examples that may be bad, or without a text or label that is needed, before the run stops.
+      shots: train on so many images of each class (`capvl.data.reading.shots`); 0 for all of them.
+      shots_seed: which ones; 0 for the first by their ids.
       readers, window: streams only: parallel readers and their shuffle window in records.
     """
 
@@ -69,6 +71,8 @@ class DataOptions:
     workers: int = 0
     prefetch: int = 4
     max_bad: float = 0.05
+    shots: int = 0
+    shots_seed: int = 0
     readers: int = 1
     window: int = 10_000
 
@@ -93,6 +97,10 @@ class DataOptions:
         for name in ("threads", "prefetch", "readers", "window"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.shots < 0 or self.shots_seed < 0:
+            raise UserError("data.shots and data.shots_seed must not be negative.")
+        if self.shots and "stream:" in self.name:
+            raise UserError(f"data.shots={self.shots} needs a prepared data set: a stream is never read as a whole.")
         if self.workers < 0 or not 0 <= self.max_bad <= 1:
             raise UserError("data.workers must not be negative, and data.max_bad must be between 0 and 1.")
 

@@ -22,7 +22,17 @@ from rich.table import Column, Table
 
 from capvl import storage
 from capvl.command import run
-from capvl.data.preparing import annotated, annotations, catalog, corpus, filters, look, region_sets, regional
+from capvl.data.preparing import (
+    annotated,
+    annotations,
+    catalog,
+    corpus,
+    filters,
+    look,
+    region_formats,
+    region_sets,
+    regional,
+)
 from capvl.data.reading import sources
 from capvl.data.reading.samples import Names
 from capvl.data.scenes import making
@@ -36,7 +46,7 @@ def print_report(folder: pathlib.Path) -> None:
     headings = ("split", "what", "count", "first", "files")
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=escape(str(folder)))
     for split, entry in report.items():
-        for what in ("examples", "captions", "boxes", "phrases", "attributes"):
+        for what in ("examples", "captions", "boxes", "crowds", "phrases", "attributes"):
             if what in entry:
                 table.add_row(split, what, str(entry[what]), "", "")
         for what, column in entry.get("columns", {}).items():
@@ -74,7 +84,7 @@ def _annotated_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _regions_arguments(sub: argparse.ArgumentParser) -> None:
-    shown = "; ".join(f"{name}: {','.join(f.files)} ({f.boxes})" for name, f in region_sets.FORMATS.items())
+    shown = "; ".join(f"{name}: {','.join(f.files)} ({f.boxes})" for name, f in region_formats.FORMATS.items())
     default = regional.Rules()
     sub.add_argument("--format", required=True, help=f"with its annotation files, and boxes: {shown}")
     for split in ("train", "val", "test"):
@@ -87,6 +97,7 @@ def _regions_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--allow_leaks", action="store_true", help="train on images of evaluations, too")
     sub.add_argument("--image_data", default="", help="Visual Genome's, for other formats that name its images")
     sub.add_argument("--max_phrase", type=int, default=default.max_phrase, help="characters of a phrase")
+    sub.add_argument("--min_score", type=float, default=default.min_score, help="of boxes that a teacher found")
     sub.add_argument(
         "--turned", default=default.turned, help=f"boxes of images that EXIF turns: {', '.join(regional.TURNED)}"
     )
@@ -104,7 +115,7 @@ def _regions(args: argparse.Namespace, data_dir: str) -> None:
             exclude=tuple(filter(None, args.exclude.split(","))),
             allow_leaks=args.allow_leaks,
             image_data=args.image_data,
-            rules=regional.Rules(args.max_phrase, args.turned),
+            rules=regional.Rules(args.max_phrase, args.turned, args.min_score),
             workers=args.workers,
             beam=None if args.beam is None else shlex.split(args.beam),
         )

@@ -28,6 +28,9 @@ EVALUATORS = {
     "zeroshot_likelihood": "capvl.evals.zeroshot_likelihood:ZeroShotLikelihood",
     "retrieval": "capvl.evals.retrieval:Retrieval",
     "grounding": "capvl.evals.grounding:Grounding",
+    "detection": "capvl.evals.detection:Detection",
+    "lvis": "capvl.evals.lvis:Lvis",
+    "phrase_boxes": "capvl.evals.phrase_boxes:PhraseBoxes",
     "compositionality": "capvl.evals.compositionality:Compositionality",
     "entailment": "capvl.evals.entailment:Entailment",
     "judge": "capvl.evals.judge:Judged",
@@ -112,11 +115,13 @@ class Confusion:
       title: what it is about.
       names: right and written texts, "other" last.
       counts: (N, N) int64: rows are what is right, columns what was written.
+      columns: what they say: "written", "found".
     """
 
     title: str
     names: list[str]
     counts: np.ndarray
+    columns: str = "written"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,23 @@ class Pictures:
     captions: list[str]
 
 
-SHOWN = Samples | Confusion | Pictures
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Lines in one diagram, for the report.
+
+    Attributes:
+      title: what it is about.
+      x, y: what the axes say.
+      lines: name -> (x, y), each (N,).
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+SHOWN = Samples | Confusion | Pictures | Curves
 """What evaluators have to show."""
 
 

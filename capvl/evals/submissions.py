@@ -20,6 +20,15 @@ class Written(NamedTuple):
     text: str
 
 
+class FoundBox(NamedTuple):
+    """What was detected: in which image and of which class (their ids), x, y, width and height in pixels, the score."""
+
+    image: str
+    category: str
+    box: tuple[float, float, float, float]
+    score: float
+
+
 # COCO's files are named by their ids in twelve digits.
 _NUMBER = re.compile(r"0|[1-9]\d*|\d{12}", re.ASCII)
 
@@ -92,14 +101,38 @@ def write(folder, name: str, format: str, rows: Sequence[Written]) -> None:
       UserError: it can't be written.
     """
     check(format)
-    if jax.process_index():
-        return
     suffix = "tsv" if format == "tsv" else "json"
     text = _tsv(rows) if format == "tsv" else json.dumps(FORMATS[format](rows), ensure_ascii=False)
+    _write(folder, f"{pathlib.PurePosixPath(name).name}.{suffix}", text)
+
+
+def write_boxes(folder, name: str, boxes: Sequence[FoundBox]) -> None:
+    """Writes folder/submissions/NAME.json, a list of detections as the servers of COCO, LVIS and ODinW (EvalAI) take
+    it, on the first host.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    ids = _ids(box.image for box in boxes), _ids(box.category for box in boxes)
+    values = [
+        {
+            "image_id": image,
+            "category_id": category,
+            "bbox": [round(v, 3) for v in box.box],
+            "score": round(box.score, 6),
+        }
+        for image, category, box in zip(*ids, boxes, strict=True)
+    ]
+    _write(folder, f"{pathlib.PurePosixPath(name).name}.json", json.dumps(values))
+
+
+def _write(folder, name: str, text: str) -> None:
+    if jax.process_index():
+        return
     place = storage.folder(str(folder)) / "submissions"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        storage.replace_text(place / f"{pathlib.PurePosixPath(name).name}.{suffix}", text)
+        storage.replace_text(place / name, text)
     except OSError as e:
         raise UserError(f"The submission {name!r} can't be written to {str(place)!r}: {e.strerror or e}.") from e
 

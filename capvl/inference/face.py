@@ -6,7 +6,7 @@
 Functions are compiled once for each power of two of rows (`capvl.inference.compiled`).
 """
 
-from capvl.inference import classifying, grounding, judging, matching, retrieving, scoring, writing
+from capvl.inference import classifying, finding, judging, matching, retrieving, scoring, writing
 from capvl.inference.loaded import Loaded
 
 
@@ -24,7 +24,8 @@ class LoadedModel(Loaded):
     similarity = matching.similarity
     match = matching.match
     retrieve = retrieving.retrieve
-    ground = grounding.ground
+    ground = finding.ground
+    detect = finding.detect
 
     score = scoring.score
     classify = classifying.classify

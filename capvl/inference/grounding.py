@@ -19,7 +19,7 @@ from PIL import Image
 
 from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError, decode
-from capvl.data.images.drawing import draw_boxes, heat_map
+from capvl.data.images.drawing import draw_boxes, enlarged, heat_map
 from capvl.data.images.encoded import encoded
 from capvl.data.images.geometry import Size
 from capvl.data.randomness import Uniforms
@@ -44,8 +44,6 @@ CELLS = {"gradcam": 32, "itc": 5, "itm": 5}
 """Side of the grid whose rectangles are the candidates, where none are given."""
 TRUE, FOUND = (40, 190, 60), (230, 50, 50)
 """Colours of boxes in pictures: what is right, and what was found."""
-SHORT = 224
-"""The least short side of a picture."""
 
 
 def method_of(options: Any, method: str = "") -> str:
@@ -276,8 +274,7 @@ class Grounding:
 def picture(pixels: np.ndarray, phrase: str, found, *, true: Sequence = (), heat: np.ndarray | None = None):
     """uint8 (H, W, 3): an image under a map, with what is right in green and what was found in red; small images by a
     whole factor larger, so that lines and names hide little."""
-    factor = -(-SHORT // min(pixels.shape[:2]))
-    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    pixels = enlarged(pixels)
     if heat is not None:
         rows, columns = (bicubic(g, n) for g, n in zip(heat.shape, pixels.shape[:2], strict=True))
         pixels = heat_map(pixels, np.maximum(rows @ heat @ columns.T, 0.0))

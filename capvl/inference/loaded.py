@@ -38,7 +38,8 @@ class Loaded:
         self.blueprint = Blueprint(weights.options)
         self.params = {k: jnp.asarray(v) for k, v in weights.params.items()}
         self._tokenizer_path = weights.tokenizer
-        self.crop = _crop(weights) if Ability.IMAGES in abilities(weights.options) else None
+        sees = abilities(weights.options) & {Ability.IMAGES, Ability.DETECTS}
+        self.crop = _crop(weights) if sees else None
         self._compiled: dict[Hashable, Any] = {}
 
     def __repr__(self) -> str:
@@ -85,6 +86,17 @@ class Loaded:
             warnings.warn(f"{told}; the first is {cut[0][:60]!r}.", stacklevel=3)
         return inputs.tokens(self.tokenizer, texts, length, whole=whole)
 
+    def compiled(self, key: Hashable, function: Function) -> Any:
+        """(params, rows) -> function(model, rows), compiled once; see `capvl.inference.compiled.compiled`.
+
+        Args:
+          key: that no other function has.
+          function: of (model, rows).
+        """
+        if key not in self._compiled:
+            self._compiled[key] = compiled(self.blueprint, function)
+        return self._compiled[key]
+
     def run(self, key: Hashable, function: Function, rows: Any) -> Any:
         """What a function of the model gives for rows, on the host; it is compiled once.
 
@@ -96,9 +108,7 @@ class Loaded:
         Raises:
           UserError: it gives values that are not finite.
         """
-        if key not in self._compiled:
-            self._compiled[key] = compiled(self.blueprint, function)
-        found = in_buckets(self._compiled[key], self.params, rows)
+        found = in_buckets(self.compiled(key, function), self.params, rows)
         for leaf in jax.tree.leaves(found):
             bad = int((~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)).sum())
             if bad:
@@ -114,5 +124,5 @@ def _crop(weights: Weights) -> Crop:
     *_, side, channels = options.image_shape()
     frames = options.frames if Ability.CLIPS in abilities(options) else 0
     if channels == 4:
-        return Crop(options.res, "aspect", max_side=side, **how)
+        return Crop(options.res, "aspect", max_side=options.max_side or side, **how)
     return Crop(options.res, weights.crop, frames=frames, **how)

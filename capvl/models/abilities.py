@@ -20,6 +20,8 @@ class Ability(enum.StrEnum):
       REGIONS: `regions(images, boxes, owners)`: boxes given, tokens of the regions that they hold.
       MATCHES: `match(encode(images), tokens)`: a score of each pair that looks at both sides at once; with `states`,
         `opened_match` and masks of regions as `capvl.models.xvlm.XVlm` has them [`cross_layers`, `grid`].
+      DETECTS: `align(encode(images), states(tokens), tokens)`: boxes at many places, and how well each fits every token
+        [`length`, `image_shape()`]; images have a fourth channel.
       BOXES: `locate(encode(images), tokens)`: where texts are in images.
       With TEXTS, what has MATCHES or REGIONS embeds what is encoded already: `embed_tokens(encode(images))`,
         `embed_states(states(tokens))`.
@@ -35,12 +37,15 @@ class Ability(enum.StrEnum):
     CLIPS = "clips"
     REGIONS = "regions"
     MATCHES = "a matching head"
+    DETECTS = "a detection head"
     BOXES = "boxes"
     CLASSIFIERS = "classifiers"
     JUDGES = "a class head for images with texts"
 
 
-READERS = frozenset({Ability.TEXTS, Ability.DECODER, Ability.ANSWERS, Ability.MATCHES, Ability.BOXES, Ability.JUDGES})
+READERS = frozenset(
+    {Ability.TEXTS, Ability.DECODER, Ability.ANSWERS, Ability.MATCHES, Ability.DETECTS, Ability.BOXES, Ability.JUDGES}
+)
 """Abilities of which each reads or writes texts."""
 
 

@@ -5,9 +5,9 @@ A place's logit of a token is their similarity, which takes the place of a detec
 Letters beside those of `capvl.nn.weights`: C width of the maps; N places of all levels, row by row, the finest first.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,22 @@ PRIOR = 0.01
 """Probability that an untrained model gives a place and a token."""
 
 
-class Aligned(NamedTuple):
-    """What places tell, float32: logits of tokens (B, N, L), box deltas (B, N, 4), centerness logits (B, N)."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """What places tell, float32.
 
-    logits: jax.Array
-    deltas: jax.Array
-    centerness: jax.Array
+    Attributes:
+      logits_BNL: how well each fits every token, padding among them.
+      deltas_BN4: the box, as seen from the place's anchor (`capvl.nn.anchors`).
+      centerness_BN: logit of how near the place is to the box's middle.
+      grids: rows and columns of each level.
+    """
+
+    logits_BNL: jax.Array
+    deltas_BN4: jax.Array
+    centerness_BN: jax.Array
+    grids: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
 
 
 class AlignmentHead(nnx.Module):
@@ -63,7 +73,8 @@ class AlignmentHead(nnx.Module):
         sizes = np.asarray([x.shape[1] * x.shape[2] for x in maps])
         scale_N = jnp.repeat(self.box_scale[...], sizes, total_repeat_length=int(sizes.sum()))
         deltas_BN4 = self.box(exact_BNC) * scale_N[None, :, None]
-        return Aligned(self.logits(places_BNC, states_BLD), deltas_BN4, self.centerness(exact_BNC)[..., 0])
+        grids = tuple(x.shape[1:3] for x in maps)
+        return Aligned(self.logits(places_BNC, states_BLD), deltas_BN4, self.centerness(exact_BNC)[..., 0], grids)
 
     def logits(self, places_BNC, states_BLD) -> jax.Array:
         """Logits (B, N, L) float32 of places and tokens."""

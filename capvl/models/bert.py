@@ -16,7 +16,7 @@ from capvl.nn import weights
 from capvl.nn.attention import SelfAttention, attend_with_dropout
 from capvl.nn.layers import ACTIVATIONS, Dense, LayerNorm, Mlp, clip, drop
 from capvl.nn.padding import real
-from capvl.nn.stack import scan, stack
+from capvl.nn.stack import scan, scan_outputs, stack
 from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
@@ -171,13 +171,28 @@ class Bert(nnx.Module):
     def __call__(self, text_BL, mask_BL, types_BL=None, *, causal: bool = False, key=None) -> jax.Array:
         """States (B, L, D); keys where `mask_BL` is False are hidden; a `key` means training."""
         keys = split_key(key, 2)
-        x = constrain(drop(self.embed(text_BL, types_BL), self.dropout, keys[0]), "batch", None, None)
+        x = self._first(text_BL, types_BL, keys[0])
         mask = mask_BL[:, None, None]
 
         def body(block, h, key):
             return block(h, mask=mask, causal=causal, key=key)
 
         return scan(self.blocks, body, x, layer_keys(keys[1], self.depth), remat=self.remat, unroll=self.unroll)
+
+    def layers(self, text_BL, mask_BL, *, key=None) -> jax.Array:
+        """States of all layers, (layers, B, L, D), the last of which are those that `__call__` gives."""
+        keys = split_key(key, 2)
+        mask = mask_BL[:, None, None]
+
+        def body(block, h, key):
+            h = block(h, mask=mask, key=key)
+            return h, h
+
+        x, xs = self._first(text_BL, None, keys[0]), layer_keys(keys[1], self.depth)
+        return scan_outputs(self.blocks, body, x, xs, remat=self.remat, unroll=self.unroll)[1]
+
+    def _first(self, text_BL, types_BL, key) -> jax.Array:
+        return constrain(drop(self.embed(text_BL, types_BL), self.dropout, key), "batch", None, None)
 
     def pool(self, hidden_BLD) -> jax.Array:
         """tanh of a projection of the first position: (B, D)."""

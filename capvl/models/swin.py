@@ -60,7 +60,6 @@ class SwinKind:
         "layer_scale": (0.0,),
         "pre_norm": (False,),
         "class_position": (False,),
-        "max_side": (0,),
     }
 
     @classmethod
@@ -101,18 +100,29 @@ class SwinKind:
         """Pixels from one token of the last stage to the next."""
         return self.patch * 2 ** (len(self.sizes) - 1)
 
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Stride and width of each stage's level."""
+        return tuple((self.patch * 2**i, size.width) for i, size in enumerate(self.sizes))
+
     def sides(self, res: int) -> list[int]:
-        """Side of each stage's grid."""
-        return [res // (self.patch * 2**i) for i in range(len(self.sizes))]
+        """Side of each stage's grid; what is left of a place is one, where grids are padded."""
+        return [-(-res // (self.patch * 2**i)) for i in range(len(self.sizes))]
 
     def windows(self, options: Any) -> list[int]:
-        """Side of each stage's windows: a stage that is no larger than a window is one."""
+        """Side of each stage's windows: without padding, a stage that is no larger than a window is one."""
+        if options.pad_windows:
+            return [options.window] * len(self.sizes)
         return [min(options.window, side) for side in self.sides(options.res)]
 
     def check(self, options: Any) -> None:
-        """Raises UserError where images of `res` can't be divided into windows."""
+        """Raises UserError where images of `res` can't be divided into windows and aren't padded."""
         if options.window < 2:
             raise UserError(f"model.window must be at least 2, not {options.window}.")
+        if options.max_side and not options.pad_windows:
+            raise UserError("model.max_side makes images of any aspect; a Swin needs model.pad_windows=True for them.")
+        if options.pad_windows:
+            return self.check_side(options.res, options, "model.res=")
         res, step = options.res, self.stride
         if self._divides(res, options.window):
             return
@@ -129,7 +139,11 @@ class SwinKind:
         )
 
     def check_side(self, side: int, options: Any, what: str) -> None:
-        """Raises UserError where a side is not one of whole windows of a model that is made for `res`."""
+        """Raises UserError where a side is not one of whole windows of a model that is made for `res`, nor padded."""
+        if options.pad_windows:
+            if side < self.patch:
+                raise UserError(f"{what}{side} is less than a patch of {self.patch} pixels.")
+            return
         if side % self.stride or any(n % w for n, w in zip(self.sides(side), self.windows(options), strict=True)):
             at = f"{options.encoder!r} has at model.res={options.res}"
             raise UserError(f"{what}{side} can't be divided into the windows that {at}.")
@@ -140,13 +154,14 @@ class SwinKind:
 
     def flops(self, options: Any) -> float:
         """Forward matmul FLOPs of one image, without a MAP head."""
-        sides = self.sides(options.res)
-        total = stem.flops("patch", self.patch, self.sizes[0].width, (sides[0],) * 2)
-        for size, side, window in zip(self.sizes, sides, self.windows(options), strict=True):
-            tokens, inside = side * side, window * window
-            total += size.depth * (tokens // inside) * flops.layer(inside, size)
-        merged = zip(self.sizes[:-1], sides[1:], strict=True)
-        return total + sum(flops.dense(side * side, 4 * size.width, 2 * size.width) for size, side in merged)
+        grids = list(zip(*map(self.sides, options.image_shape()[-3:-1]), strict=True))
+        total = stem.flops("patch", self.patch, self.sizes[0].width, grids[0])
+        for size, grid, window in zip(self.sizes, grids, self.windows(options), strict=True):
+            rows, columns = windows.padded_to(grid, window)
+            inside = window * window
+            total += size.depth * (rows * columns // inside) * flops.layer(inside, size)
+        merged = zip(self.sizes[:-1], grids[1:], strict=True)
+        return total + sum(flops.dense(y * x, 4 * size.width, 2 * size.width) for size, (y, x) in merged)
 
     def make(self, options: Any, rngs: nnx.Rngs) -> "Swin":
         """Builds the encoder."""
@@ -162,9 +177,17 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(size.width, eps=eps, rngs=rngs)
         self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
 
-    def __call__(self, x_BWND, bias_HNN, mask_WNN, factors_2B) -> jax.Array:
+    def __call__(self, x_BWND, bias_HNN, mask_WNN, factors_2B, inside_WN=None) -> jax.Array:
+        """`inside_WN`: which places are of the grid rather than of its padding; None for all.
+
+        What is padded is zeros after the norm and attended to, as in the original code. Its own sum x is not 0, but
+        nothing else ever reads it.
+        """
         first, second = (None, None) if factors_2B is None else factors_2B
-        qkv = checkpoint_name(self.attn.qkv(self.norm1(x_BWND)), "qkv")
+        normal = self.norm1(x_BWND)
+        if inside_WN is not None:
+            normal = jnp.where(inside_WN[None, :, :, None], normal, jnp.zeros((), normal.dtype))
+        qkv = checkpoint_name(self.attn.qkv(normal), "qkv")
         q, k, v = (qkv[:, :, :, i] for i in range(3))
         added = self.attn.out(windows.attend(q, k, v, bias_HNN, mask_WNN))
         x_BWND = checkpoint_name(x_BWND + keep_paths(added, first), "residual")
@@ -173,7 +196,7 @@ class Block(nnx.Module):
 
 
 class Merge(nnx.Module):
-    """Four neighbours become one token of twice the width (section 3.1)."""
+    """Four neighbours become one token of twice the width (section 3.1); zeros stand for those beyond an odd side."""
 
     def __init__(self, width: int, rngs: nnx.Rngs, *, eps: float):
         self.norm = LayerNorm(4 * width, eps=eps, rngs=rngs)
@@ -181,6 +204,7 @@ class Merge(nnx.Module):
         self.out = Dense((4 * width, 2 * width), ("embed", None), init, rngs=rngs)
 
     def __call__(self, x_BYXD) -> jax.Array:
+        x_BYXD = _pad(x_BYXD, windows.padded_to(x_BYXD.shape[1:3], 2))
         batch, rows, columns, width = x_BYXD.shape
         parts = x_BYXD.reshape(batch, rows // 2, 2, columns // 2, 2, width)
         # Upper left, lower left, upper right, lower right, as in the original code.
@@ -188,16 +212,26 @@ class Merge(nnx.Module):
         return self.out(self.norm(parts))
 
 
-class Stage(nnx.Module):
-    """Blocks over one grid, and the merging of what they give, but after the last stage."""
+def _pad(x_BYXD, grid: tuple[int, int]) -> jax.Array:
+    """Zeros at the bottom and right of a grid up to another."""
+    more = [(0, new - old) for new, old in zip(grid, x_BYXD.shape[1:3], strict=True)]
+    return jnp.pad(x_BYXD, ((0, 0), *more, (0, 0))) if any(n for _, n in more) else x_BYXD
 
-    def __init__(self, size: Size, window: int, last: bool, options: Any, rngs: nnx.Rngs):
+
+class Stage(nnx.Module):
+    """Blocks over one grid, and the merging of what they give, but after the last stage.
+
+    A stage may have a norm for its level: what is merged has not passed it.
+    """
+
+    def __init__(self, size: Size, window: int, options: Any, rngs: nnx.Rngs, *, norm: bool, last: bool):
         kind = dict(activation=options.activation, eps=options.eps)
-        self.window, self.depth = window, size.depth
+        self.window, self.depth, self.pads = window, size.depth, options.pad_windows
         self.remat, self.unroll = options.remat, options.unroll
         self.blocks = stack(lambda r: Block(size, r, **kind), size.depth, rngs)
         shape, axes = (size.depth, (2 * window - 1) ** 2, size.heads), ("layers", None, "heads")
         self.offsets = weight(rngs, shape, axes, weights.normal(0.02))
+        self.norm = LayerNorm(size.width, eps=options.eps, rngs=rngs) if norm else None
         self.merge = None if last else Merge(size.width, rngs, eps=options.eps)
 
     def biases(self) -> jax.Array:
@@ -211,32 +245,39 @@ class Stage(nnx.Module):
 
         Between two blocks that aren't shifted tokens stay in windows, so that each pair moves them there and back once.
         """
-        grid, window = x_BYXD.shape[1:3], self.window
-        if any(side % window for side in grid):
-            raise ValueError(f"a grid of {grid} is not divided by windows of {window}")
-        by = tuple(window // 2 if side > window else 0 for side in grid)
+        original, window = x_BYXD.shape[1:3], self.window
+        grid = windows.padded_to(original, window)
+        if grid != original and not self.pads:
+            raise ValueError(f"a grid of {original} is not divided by windows of {window}")
+        by = tuple(window // 2 if self.pads or side > window else 0 for side in grid)
         back, together = tuple(-n for n in by), 2 if any(by) else 1
         mask_WNN = jnp.asarray(windows.shift_mask(window, grid, by)) if any(by) else None
+        inside = [windows.inside(window, original, n) for n in ((0, 0), back)]
+        inside_2WN = [None if n is None else jnp.asarray(n) for n in inside]
 
         def body(blocks, x, xs):
             bias, factors = xs
             for i, block in enumerate(blocks):
                 factors_2B = None if factors is None else factors[i]
                 x = windows.shift(x, window, grid, back) if i else x
-                x = block(x, bias[i], mask_WNN if i else None, factors_2B)
+                x = block(x, bias[i], mask_WNN if i else None, factors_2B, inside_2WN[i])
                 x = windows.shift(x, window, grid, by) if i else x
             return x
 
         xs = (self.biases(), factors_L2B)
-        x = windows.split(x_BYXD, window)
+        x = windows.split(_pad(x_BYXD, grid), window)
         x = scan(self.blocks, body, x, xs, remat=self.remat, unroll=self.unroll, together=together)
-        return windows.join(x, window, grid)
+        x = windows.join(x, window, grid)
+        return x if grid == original else x[:, : original[0], : original[1]]
 
 
 class Swin(nnx.Module):
     """Images (B, H, W, 3) -> tokens (B, N, D) of the last stage after the final LN; `normalize` gives the pixels.
 
-    Images may have other sides than the model's where its windows divide them.
+    Images may have other sides than the model's where its windows divide them. With `pad_windows` they may have any:
+    zeros are added at the bottom and right to whole patches, then in each stage to whole windows, which are always
+    shifted, as in detectors (github.com/SwinTransformer/Swin-Transformer-Object-Detection, and GLIP). Such images may
+    have a fourth channel, positive where they are: what they themselves were padded with becomes 0 there, and is seen.
     """
 
     def __init__(self, options: Any, kind: SwinKind, *, rngs: nnx.Rngs):
@@ -244,24 +285,34 @@ class Swin(nnx.Module):
         sizes, eps = kind.sizes, options.eps
         self.patch, self.pool_kind, self.pixels = kind.patch, options.pool, options.pixels
         self.depths, self.drop_path = tuple(size.depth for size in sizes), options.drop_path
+        self.pads = options.pad_windows
         self.stem = stem.make_stem("patch", kind.patch, sizes[0].width, rngs)
         self.stem_norm = LayerNorm(sizes[0].width, eps=eps, rngs=rngs)
-        stages = zip(sizes, kind.windows(options), range(1 - len(sizes), 1), strict=True)
-        self.stages = nnx.List([Stage(size, window, not left, options, rngs) for size, window, left in stages])
+        last = len(sizes) - 1
+        stages = [
+            Stage(size, window, options, rngs, norm=options.level_norms and 0 < i < last, last=i == last)
+            for i, (size, window) in enumerate(zip(sizes, kind.windows(options), strict=True))
+        ]
+        self.stages = nnx.List(stages)
         self.norm = LayerNorm(kind.size.width, eps=eps, rngs=rngs)
         shape = dict(activation=options.activation, eps=eps)
         self.map = MapHead(kind.size, rngs, **shape) if options.pool == "map" else None
 
     def normalize(self, image_BHWC) -> jax.Array:
-        """Images in [-1, 1] -> pixels as this encoder wants them."""
+        """Images in [-1, 1] -> pixels as this encoder wants them; a fourth channel stays."""
         return pixels.normalize(image_BHWC, self.pixels)
 
     def embed(self, image_BHWC, dtype) -> jax.Array:
         """Patch embedding before its norm: (B, N, D), patches row by row."""
-        return self.stem(stem.patches(image_BHWC.astype(dtype), self.patch))
+        image = image_BHWC.astype(dtype)
+        if image.shape[-1] == 4:
+            image = jnp.where(image[..., 3:] > 0, image[..., :3], jnp.zeros((), dtype))
+        image = _pad(image, windows.padded_to(image.shape[1:3], self.patch))
+        return self.stem(stem.patches(image, self.patch))
 
     def levels(self, image_BHWC, *, dtype=jnp.float32, key: jax.Array | None = None) -> tuple[Level, ...]:
-        """Encoded images as levels, one a stage, whose strides double; the last is after the final norm.
+        """Encoded images as levels, one a stage, whose strides double; the last is after the final norm, with
+        `level_norms` all but the first are after one.
 
         Args:
           image_BHWC: as `normalize` gives them.
@@ -269,21 +320,22 @@ class Swin(nnx.Module):
           key: means training and turns stochastic depth on.
 
         Raises:
-          ValueError: the windows don't divide an image, or it is padded.
+          ValueError: the windows don't divide an image, or it is padded, and the model isn't made for that.
         """
         batch, height, width, channels = image_BHWC.shape
         stride = self.patch * 2 ** (len(self.depths) - 1)
-        if channels != 3 or height % stride or width % stride:
+        if channels not in (3, 4) or not self.pads and (channels != 3 or height % stride or width % stride):
             raise ValueError(f"a Swin of stride {stride} for images of {height} x {width} pixels, {channels} channels")
         factors = None
         if self.drop_path and key is not None:
             factors = path_factors(self.drop_path, sum(self.depths), batch, jax.random.fold_in(key, 1))
         x = self.stem_norm(self.embed(image_BHWC, dtype))
-        x = x.reshape(batch, height // self.patch, width // self.patch, -1)
+        x = x.reshape(batch, *(-(-side // self.patch) for side in (height, width)), x.shape[-1])
         levels, first = [], 0
         for i, (stage, depth) in enumerate(zip(self.stages, self.depths, strict=True)):
             x = stage(x, None if factors is None else factors[first : first + depth])
-            out = self.norm(x) if stage.merge is None else x
+            norm = self.norm if stage.merge is None else stage.norm
+            out = x if norm is None else norm(x)
             levels.append(Level(out.reshape(batch, -1, out.shape[-1]), out.shape[1:3], self.patch * 2**i))
             x, first = x if stage.merge is None else stage.merge(x), first + depth
         return tuple(levels)
@@ -302,7 +354,12 @@ class Swin(nnx.Module):
         """
         if local:
             raise ValueError(f"{local} local layers of a Swin, whose windows see no regions")
-        return regions_of(self.levels(image_BHWC, dtype=dtype, key=key)[-1], box_QR4, owner_QR)
+        level = self.levels(image_BHWC, dtype=dtype, key=key)[-1]
+        # The last places of a padded grid reach beyond the image.
+        y, x = (n / (m * level.stride) for n, m in zip(image_BHWC.shape[1:3], level.grid, strict=True))
+        if (y, x) != (1.0, 1.0):
+            box_QR4 = box_QR4 * jnp.asarray((x, y, x, y), box_QR4.dtype)[None, None]
+        return regions_of(level, box_QR4, owner_QR)
 
     def pool(self, encoded_BND) -> jax.Array:
         """The pooled feature (B, D) of encoded tokens (B, N, D)."""

@@ -23,12 +23,14 @@ class Kind(Protocol):
       only: values of the options that it has no other values of.
       size: of the layers whose tokens come out.
       stride: pixels from one of these tokens to the next.
+      levels: stride and width of each level that it gives.
     """
 
     called: ClassVar[str]
     only: ClassVar[Mapping[str, tuple]]
     size: Size
     stride: int
+    levels: tuple[tuple[int, int], ...]
 
     def check(self, options: Any) -> None:
         """Raises UserError where options don't go together, or it can't read images of `res`."""
@@ -74,6 +76,9 @@ class ImageOptions:
       remat: what the backward pass recomputes: "none", "dots", "named", "offload" or "full".
       unroll: straight-line layers instead of a loop.
       window: side of a Swin's windows, in tokens.
+      pad_windows: grids of a Swin are padded to whole windows, which are `window` wide and shifted in all stages, as in
+        detectors; else windows must divide them, and a stage that is no larger is one window.
+      level_norms: each level of a Swin but the first has a layer norm of its own, as in detectors; else the last alone.
       drop_path: in training, the share of images for which the last layer adds nothing; it grows to this from 0 at the
         first layer (stochastic depth, arXiv 1603.09382).
     """
@@ -95,6 +100,8 @@ class ImageOptions:
     remat: str = "none"
     unroll: bool = False
     window: int = 7
+    pad_windows: bool = False
+    level_norms: bool = False
     drop_path: float = 0.0
 
     reads_start: ClassVar[bool] = True
@@ -177,7 +184,7 @@ class ImageOptions:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens of an image of `res`."""
-        side = self.res // self.stride
+        side = -(-self.res // self.stride)
         return side, side
 
     @property

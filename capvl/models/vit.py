@@ -38,7 +38,7 @@ class ViTKind:
     patch: int
 
     called: ClassVar[str] = "ViT"
-    only: ClassVar[Mapping[str, tuple]] = {"window": (7,)}
+    only: ClassVar[Mapping[str, tuple]] = {"window": (7,), "pad_windows": (False,), "level_norms": (False,)}
 
     @classmethod
     def parse(cls, name: str) -> "ViTKind":
@@ -49,6 +49,11 @@ class ViTKind:
     def stride(self) -> int:
         """Pixels from one token to the next."""
         return self.patch
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Stride and width of its one level."""
+        return ((self.patch, self.size.width),)
 
     def check(self, options: Any) -> None:
         """Raises UserError where options don't fit the patches."""

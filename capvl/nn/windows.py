@@ -31,6 +31,33 @@ def shift(x_BWND, window: int, grid: tuple[int, int], by: tuple[int, int]) -> ja
     return split(jnp.roll(join(x_BWND, window, grid), by, axis=(1, 2)), window)
 
 
+def padded_to(grid: tuple[int, int], window: int) -> tuple[int, int]:
+    """The grid that so many rows and columns become when they are padded to whole windows."""
+    return tuple(-(-side // window) * window for side in grid)
+
+
+def _split_places(values_YX: np.ndarray, window: int) -> np.ndarray:
+    """As `split`, of one value a place: (W, N)."""
+    rows, columns = (side // window for side in values_YX.shape)
+    parts = values_YX.reshape(rows, window, columns, window)
+    return parts.transpose(0, 2, 1, 3).reshape(-1, window * window)
+
+
+def inside(window: int, grid: tuple[int, int], by: tuple[int, int]) -> np.ndarray | None:
+    """Which places of windows are of a grid that was padded at the bottom and right, bool (W, N); None for all.
+
+    Args:
+      window: its side.
+      grid: before padding.
+      by: rows and columns by which the padded grid was then rolled.
+    """
+    padded = padded_to(grid, window)
+    if padded == grid:
+        return None
+    y_Y1, x_1X = np.arange(padded[0])[:, None], np.arange(padded[1])[None]
+    return _split_places(np.roll((y_Y1 < grid[0]) & (x_1X < grid[1]), by, axis=(0, 1)), window)
+
+
 def shift_mask(window: int, grid: tuple[int, int], by: tuple[int, int]) -> np.ndarray:
     """What is added to logits in windows of a grid that was rolled by (-rows, -columns): (W, N, N) float32.
 
@@ -42,9 +69,7 @@ def shift_mask(window: int, grid: tuple[int, int], by: tuple[int, int]) -> np.nd
         (p >= side - window).astype(int) + (p >= side - step) if step else 0 * p
         for p, side, step in zip(places, grid, by, strict=True)
     ]
-    region_YX = parts[0][:, None] * 3 + parts[1][None]
-    region_WN = region_YX.reshape(grid[0] // window, window, grid[1] // window, window)
-    region_WN = region_WN.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    region_WN = _split_places(parts[0][:, None] * 3 + parts[1][None], window)
     return np.where(region_WN[:, :, None] == region_WN[:, None], 0.0, _HIDDEN).astype(np.float32)
 
 

@@ -25,6 +25,7 @@ OBJECTIVES = {
     "git": "capvl.objectives.git:Git",
     "scst": "capvl.objectives.scst:Scst",
     "xvlm": "capvl.objectives.xvlm:XVlm",
+    "glip": "capvl.objectives.glip:Glip",
     "xvlm_caption": "capvl.objectives.xvlm_caption:XVlmCaption",
     "xvlm_scst": "capvl.objectives.xvlm_caption:XVlmScst",
     "xvlm_answers": "capvl.objectives.xvlm_answers:XVlmAnswering",
@@ -132,7 +133,8 @@ class Objective(Protocol):
         """A picklable `transform(example, uniforms) -> dict of arrays` that runs on the host.
 
         A training transform may have a method `for_batch(number)` that gives the transform of a batch, and one whose
-        texts become tokens says by which `tokenizer`."""
+        texts become tokens says by which `tokenizer`. One that also learns from images of which nothing is said, such
+        as those without any box, has `empty_images = True`."""
 
     def batch_spec(self, model_options: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The keys, shapes and dtypes of a batch of so many examples; with several kinds those of each."""

@@ -109,7 +109,8 @@ def split_trainable(params: dict, options: OptimizerOptions, also: tuple[str, ..
 def make_optimizer(options: OptimizerOptions, batch_dims: dict[str, int] | None = None):
     """optax transformation over a flat dict of trainable parameters, without schedule and sign.
 
-    Its `update` takes the schedule's multiplier of this step as the keyword `multiplier`, which adamw_hf needs.
+    Its `update` takes the schedule's multiplier of this step as the keyword `multiplier`, which adamw_hf needs, and one
+    of the weight decay alone as `decay_multiplier`, None for none.
 
     Args:
       options: the recipe's options.
@@ -150,15 +151,18 @@ def _adam(options: OptimizerOptions, dtype) -> optax.GradientTransformation:
 def _rate_and_decay(options: OptimizerOptions) -> optax.GradientTransformationExtraArgs:
     """u * lr * lr_mult + weight_decay * decay_mult * p; adamw_hf: see the file's first lines."""
 
-    def update(updates, state, params, *, multiplier=None):
+    def update(updates, state, params, *, multiplier=None, decay_multiplier=None):
         out = {}
         for path, u in updates.items():
             rate = options.lr * matches(options.lr_mult, path, 1.0)
             out[path] = u * rate
             decay = options.weight_decay * matches(options.decay, path, 0.0)
-            if decay and options.name == "adamw_hf":
+            decays = bool(decay)
+            if decay_multiplier is not None:
+                decay = decay * decay_multiplier
+            if decays and options.name == "adamw_hf":
                 out[path] = out[path] + rate * decay * (params[path] - multiplier * out[path])
-            elif decay:
+            elif decays:
                 out[path] = out[path] + decay * params[path]
         return out, state
 

@@ -152,6 +152,12 @@ def first(call: Callable[[], T]) -> T | None:
     return result
 
 
+def first_number(call: Callable[[], float]) -> np.float32:
+    """The number that a call gives on the first process, on all of them; its UserError ends all."""
+    value = np.float32(first(call) or 0.0)
+    return value if jax.process_count() == 1 else np.float32(multihost_utils.broadcast_one_to_all(value))
+
+
 def code_version() -> str:
     """A digest of the package's source files."""
     digest, package = hashlib.sha256(), pathlib.Path(__file__).parents[1]

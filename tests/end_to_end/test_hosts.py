@@ -70,6 +70,28 @@ def test_several_hosts_equal_one(hosts, start, tmp_path, one_host, count, device
 
 
 @pytest.mark.long
+def test_two_hosts_go_by_the_same_evaluations(hosts, start, tmp_path):
+    """Perplexity falls, so where more is better no evaluation but the first is a new best."""
+    told = {"metric": "perplexity/cap/perplexity", "stop_patience": 2}
+    changes = SAME | {"steps": 20, "eval_every": 2, "watch": told, "checkpoint": {"every": 100}}
+    changes["schedule"] = {"kind": "plateau", "warmup": 0, "patience": 1}
+    kept = []
+    runs = {"one": lambda path: [start(path, devices=8, **changes)], "two": lambda path: hosts(path, 2, 4, **changes)}
+    for name, begin in runs.items():
+        for process in begin(tmp_path / name):
+            code, out = finish(process)
+            assert code == 0, out
+            assert "no later evaluation of 2 is better" in out or name == "two"
+        assert Checkpointer(str(tmp_path / name)).steps() == [2, 6]
+        leaves, _ = Checkpointer(str(tmp_path / name)).read_all()
+        kept.append({k: v.item() for k, v in leaves.items() if k.startswith("watched.")})
+    (best, *one), (best_of_two, *two) = (values.values() for values in kept)
+    assert one == two
+    np.testing.assert_allclose(best_of_two, best, rtol=1e-5)
+    assert kept[0]["watched.drops"] == 2
+
+
+@pytest.mark.long
 def test_two_hosts_equal_one_with_negatives_of_both(hosts, start, tmp_path, data_dir):
     """X-VLM's hard negatives come from the whole batch, whichever host has them; so do the evaluators' candidates."""
     values = {

@@ -26,7 +26,7 @@ def test_padding_without_an_embedding_has_finite_gradients():
     states = states.at[1, 2:].set(0.0)
 
     def total(states):
-        return head(levels, states).logits.sum()
+        return head(levels, states).logits_BNL.sum()
 
     gradient = jax.grad(total)(states)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
@@ -35,15 +35,15 @@ def test_padding_without_an_embedding_has_finite_gradients():
 def test_logits_have_a_limit_and_are_float32():
     head, (levels, states) = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)), inputs(jnp.bfloat16)
     found = head(levels, states)
-    assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
     head.log_scale[...] = jnp.full(1, -20.0)
-    assert np.abs(head(levels, states).logits).max() == LIMIT
+    assert np.abs(head(levels, states).logits_BNL).max() == LIMIT
 
 
 def test_each_level_has_a_scale_of_its_own():
     head, (levels, states) = AlignmentHead(6, 5, 2, rngs=nnx.Rngs(0)), inputs()
-    before = head(levels, states).deltas
+    before = head(levels, states).deltas_BN4
     head.box_scale[...] = jnp.asarray([1.0, 3.0])
-    after = head(levels, states).deltas
+    after = head(levels, states).deltas_BN4
     np.testing.assert_array_equal(after[:, :9], before[:, :9])
     close(after[:, 9:], before[:, 9:] * 3, 1e-6)

@@ -69,6 +69,6 @@ def test_alignment(case):
         return np.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps(golden, name)], axis=1)
 
     dots = [golden[f"out/dot_logits{level}"] for level in range(len(levels))]
-    close(found.logits, np.concatenate(dots, axis=1))
-    close(found.deltas, rows("out/bbox"))
-    close(found.centerness, rows("out/centerness")[..., 0])
+    close(found.logits_BNL, np.concatenate(dots, axis=1))
+    close(found.deltas_BN4, rows("out/bbox"))
+    close(found.centerness_BN, rows("out/centerness")[..., 0])

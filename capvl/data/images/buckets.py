@@ -55,6 +55,11 @@ class Bucketed:
         """The texts' tokenizer, where the transform has one."""
         return self.transform.tokenizer
 
+    @property
+    def empty_images(self) -> bool:
+        """Whether the transform learns from images of which nothing is said."""
+        return getattr(self.transform, "empty_images", False)
+
     def for_batch(self, number: int) -> Any:
         """The transform of batch `number` of the run."""
         crop = self.transform.crop.in_bucket(bucket_of(self.buckets, number))

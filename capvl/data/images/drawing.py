@@ -13,8 +13,16 @@ COLORS = (
 """Of boxes, one after another."""
 HEAT = np.array([(0, 0, 60), (70, 10, 140), (190, 40, 110), (240, 120, 30), (250, 250, 120)], np.float32)
 """From the lowest value of a map to its highest."""
+SHORT = 224
+"""The least short side of a picture that is enlarged."""
 STRENGTH = 0.65
 """How much of the picture the map hides where it is highest."""
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) whose short side is below SHORT, larger by a whole factor: so lines and names hide little."""
+    factor = -(-SHORT // min(image.shape[:2]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def draw_boxes(

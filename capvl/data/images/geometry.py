@@ -7,6 +7,7 @@ of the model's image after it.
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,6 +39,27 @@ def swap_sides(text: str | bytes) -> str | bytes:
     if isinstance(text, bytes):
         return swap_sides(text.decode()).encode()
     return _SIDE.sub(lambda found: _in_case_of(found[0], _OTHER[found[0].lower()]), text)
+
+
+def swap_sides_with_spans(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a mirrored image, see `swap_sides`, and where spans of its characters, (first, end), have moved to.
+
+    A span that begins or ends within a swapped word has all of it, as letters of it are none of the other word.
+    """
+    words = [found.span() for found in _SIDE.finditer(text)]
+    swapped = swap_sides(text)
+
+    def moved(place: int, *, end: bool) -> int:
+        shift = 0
+        for first, last in words:
+            other = len(_OTHER[text[first:last].lower()])
+            if first < place < last:
+                return first + shift + (other if end else 0)
+            if last <= place:
+                shift += other - (last - first)
+        return place + shift
+
+    return swapped, [(moved(first, end=False), moved(last, end=True)) for first, last in spans]
 
 
 def _in_case_of(said: str, word: str) -> str:

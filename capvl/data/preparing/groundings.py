@@ -21,7 +21,7 @@ from capvl.data.preparing.detections import (
 from capvl.data.preparing.leaks import coco_id_of, refuse_pickle
 from capvl.data.preparing.regional import Annotated, Entity, Phrase
 from capvl.data.reading.rejected import Rejected
-from capvl.data.reading.rows import FormatError, Id, Kind, Number, Row, Rows, Split, Text, Texts
+from capvl.data.reading.rows import Caption, FormatError, Id, Kind, Number, Row, Rows, Split, Text, Texts
 from capvl.errors import UserError
 from capvl.lines import read_lines, read_text
 from capvl.lines import split as split_lines
@@ -187,7 +187,7 @@ class _Mdetr(Row):
 class _MdetrImage(Row):
     id: Id
     file_name: Text
-    caption: Text
+    caption: Caption
     height: Pixels | None = None
     width: Pixels | None = None
     dataset_name: Kind = ""
@@ -277,32 +277,47 @@ def flickr30k_entities(
         for line in split_lines(read_text(said / f"{name}.txt", "Sentences")):
             if line.strip():
                 text, found = unmarked(line.strip())
-                for chain, start, end in found:
-                    phrases[chain].append(Phrase(text[start:end], len(texts), start, end))
+                for chain, start, end, kinds in found:
+                    phrases[chain].append(Phrase(text[start:end], len(texts), start, end, kinds))
                 texts.append(text)
         size, boxes = _entity_boxes(drawn / f"{name}.xml")
         entities = tuple(Entity(tuple(own), tuple(phrases[c])) for c, own in boxes.items() if phrases[c])
         yield split, Annotated(f"{name}.jpg", name, "", size, tuple(texts), entities)
 
 
-def unmarked(line: str) -> tuple[str, list[tuple[str, int, int]]]:
-    """A sentence without its marks, and (chain, first character, end) of what was marked; chain "0" is nothing seen."""
+def unmarked(line: str) -> tuple[str, list[tuple[str, int, int, tuple[str, ...]]]]:
+    """A sentence without its marks, and (chain, first character, end, kinds) of what was marked; chain "0" is nothing
+    seen."""
     text, found, last = "", [], 0
     for mark in _MARKED.finditer(line):
         text += line[last : mark.start()]
         if mark[1] != "0" and mark[3].strip():
-            found.append((mark[1], len(text), len(text) + len(mark[3])))
+            kinds = tuple(filter(None, mark[2].split("/")))
+            found.append((mark[1], len(text), len(text) + len(mark[3]), kinds))
         text, last = text + mark[3], mark.end()
     return text + line[last:], found
 
 
-def _entity_boxes(file: pathlib.Path) -> tuple[tuple[int, int] | None, dict[str, list]]:
-    """((height, width), chain -> boxes); pixels count from 1 in these files."""
+def read_xml(file: pathlib.Path, what: str) -> ElementTree.Element:
+    """The root of an annotation in XML.
+
+    Raises:
+      UserError: it can't be read.
+      FormatError: it is none of `what`.
+    """
     text = read_text(file, "Annotation file")
     try:
-        if "<!" in text:  # Entities of XML can grow without end.
+        if "<!" in re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL):  # Entities of XML can grow without end.
             raise ValueError("a declaration")
-        root = ElementTree.fromstring(text)
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as e:
+        raise FormatError(f"{str(file)!r} is no annotation of {what}") from e
+
+
+def _entity_boxes(file: pathlib.Path) -> tuple[tuple[int, int] | None, dict[str, list]]:
+    """((height, width), chain -> boxes); pixels count from 1 in these files."""
+    root = read_xml(file, "Flickr30k Entities")
+    try:
         size = tuple(int(root.find("size").find(name).text) for name in ("height", "width"))
         boxes = defaultdict(list)
         for thing in root.iter("object"):
@@ -310,6 +325,6 @@ def _entity_boxes(file: pathlib.Path) -> tuple[tuple[int, int] | None, dict[str,
                 sides = tuple(float(box.find(side).text) - 1 for side in ("xmin", "ymin", "xmax", "ymax"))
                 for chain in thing.findall("name"):
                     boxes[chain.text].append(sides)
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
+    except (AttributeError, TypeError, ValueError) as e:
         raise FormatError(f"{str(file)!r} is no annotation of Flickr30k Entities") from e
     return size if min(size) > 0 else None, boxes

@@ -39,7 +39,9 @@ class Evaluation(NamedTuple):
 
     def has(self, item: Annotated) -> bool:
         """Whether an image is one of these."""
-        return bool(item.coco_id and item.coco_id in self.coco) or bool(item.image and stem(item.image) in self.files)
+        return bool(item.coco_id and item.coco_id in self.coco) or bool(
+            item.image and (stem(item.image) in self.files or item.image in self.files)
+        )
 
 
 def stem(name: str) -> str:
@@ -171,12 +173,13 @@ def _listed(data_dir: str) -> dict[str, dict[str, dict[str, list[str]]]]:
     }
 
 
-def of_items(name: str, items: Iterable[Annotated]) -> Evaluation:
-    """The images of a split as an evaluation."""
+def of_items(name: str, items: Iterable[Annotated], whole: bool = False) -> Evaluation:
+    """The images of a split as an evaluation; with `whole` they go by their names with folders and suffix."""
     items = list(items)
     coco = frozenset(item.coco_id for item in items) - {""}
     # A number of its own says nothing about other sets' files; COCO's are told by their numbers.
-    return Evaluation(name, coco, frozenset(stem(item.image) for item in items if item.image and not item.coco_id))
+    names = frozenset(item.image for item in items if item.image and not item.coco_id)
+    return Evaluation(name, coco, names if whole else frozenset(map(stem, names)))
 
 
 def listing(splits: dict[str, list[Annotated]]) -> dict[str, dict[str, list[str]]]:

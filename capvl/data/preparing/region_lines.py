@@ -12,13 +12,14 @@ from typing import Any
 
 import pydantic
 
-from capvl.data.preparing.detections import Classes, Found, Four, Pixels, corners
+from capvl.data.preparing.detections import Classes, Found, Four, Pixels, corners, enter
 from capvl.data.preparing.leaks import coco_id_of
 from capvl.data.preparing.regional import Annotated, Entity, Phrase, places
 from capvl.data.reading import sources
-from capvl.data.reading.regions import FEATURES, Region, categories, regions
+from capvl.data.reading.classes import Category, categories
+from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, kinds, looked_for, regions
 from capvl.data.reading.rejected import Rejected
-from capvl.data.reading.rows import FormatError, Name, Row, Rows, Text, Texts
+from capvl.data.reading.rows import Caption, FormatError, Name, Row, Rows, Text, Texts
 from capvl.data.reading.sources import as_text
 from capvl.data.scenes import world
 from capvl.errors import UserError
@@ -100,7 +101,7 @@ class _Detection(Row):
 
 
 class _Grounding(Row):
-    caption: Text
+    caption: Caption
     regions: list[Any]
 
 
@@ -140,13 +141,16 @@ def odvg(split: str, left: Rejected, classes: Classes, path: str, label_map: str
             left.count("image has several sizes", place)
             continue
         if row.detection is not None:
-            own, texts = tuple(_instances(rows, row.detection.instances, place, numbers, bool(label_map))), item.text
+            told = row.detection.instances
+            own, texts = tuple(_instances(rows, told, place, numbers, bool(label_map))), item.text
+            item = item._replace(searched=len(own) == len(told))
         else:
             texts = item.text if row.grounding.caption in item.text else (*item.text, row.grounding.caption)
             number = texts.index(row.grounding.caption)
             own = tuple(_grounded(rows, row.grounding, number, place))
         images[row.filename] = item._replace(text=texts, entities=(*item.entities, *own))
-    classes.update(dict.fromkeys(name for _, name in sorted(numbers.items())))
+    for label, name in sorted(numbers.items()):
+        enter(classes, name, id=str(label))
     yield from ((split, item) for item in images.values())
 
 
@@ -216,12 +220,14 @@ def _told(value: list[Any] | None) -> list[tuple[int, int]]:
 def prepared(split: str, left: Rejected, classes: Classes, name: str, data_dir: str) -> Found:
     """A prepared data set with regions, "NAME" or "NAME:SPLIT" (`split` by default): scenes, or tars with boxes."""
     bare, _, own = name.partition(":")
-    wanted = ("text?", "image_id?", "key?", "coco_id?", "index?", *FEATURES)
+    wanted = ("text?", "image_id?", "key?", "coco_id?", "index?", *FEATURES, *DETECTION)
     source = sources.open_source(bare, own or split, data_dir, features=("image",))
-    classes.update(dict.fromkeys(categories(source)))
+    listed = categories(source)
     things = bare.split("/")[0] == "scenes"
-    if things:
-        classes.update(dict.fromkeys((*world.SHAPES, "word")))
+    if things and not listed:
+        listed = [Category(name) for name in (*world.SHAPES, "word")]
+    for told in listed:
+        enter(classes, told.name, **told.told())
     found = False
     for i in range(len(source)):
         record = source.read(i, wanted)
@@ -230,7 +236,11 @@ def prepared(split: str, left: Rejected, classes: Classes, name: str, data_dir: 
         found = found or bool(entities)
         key = as_text(record.get("image_id", "") or record.get("key", "") or record.get("index", i))
         coco = as_text(record.get("coco_id", ""))
-        yield split, Annotated(f"{bare}:{own or split}#{i}", key, coco, None, texts, tuple(entities), True)
+        item = Annotated(f"{bare}:{own or split}#{i}", key, coco, None, texts, tuple(entities), True)
+        negative, more = looked_for(record) or ((), ())
+        # A data set of regions has an image without any only where it was searched.
+        told = {"searched": "crowds" in record, "negative": negative, "not_exhaustive": more}
+        yield split, item._replace(crowds=tuple(_crowd(region) for region in crowds(record)), **told)
     if not found:
         raise UserError(f"Data set {name!r} has no regions: none of its records has objects or boxes.")
 
@@ -252,19 +262,26 @@ def _scene(record: dict, texts: tuple[str, ...]) -> list[Entity]:
     return entities
 
 
+def _crowd(region: Region) -> Entity:
+    return Entity((region.box,), category=region.category, areas=() if region.area < 0 else (region.area,))
+
+
 def _entities(record: dict, texts: tuple[str, ...]) -> list[Entity]:
     """Regions by chain."""
     found, chains = regions(record), record.get("boxes", {}).get("chain")
     grouped: dict[str, list[Region]] = defaultdict(list)
+    of_kinds = kinds(record)
     for i, region in enumerate(found):
         grouped[as_text(chains[i]) if chains is not None else str(i)].append(region)
     entities = []
     for own in grouped.values():
         first = own[0]
-        phrases = [Phrase(texts[n][s:e], n, s, e) for n, s, e in first.spans]
+        told = [(span, of_kinds.get((first.chain, span), ())) for span in first.spans]
+        phrases = [Phrase(texts[n][s:e], n, s, e, own) for (n, s, e), own in told]
         phrases += [Phrase(p) for p in first.phrases if p not in {q.text for q in phrases}]
         boxes = tuple(region.box for region in own)
-        entities.append(Entity(boxes, tuple(phrases), first.category, first.attributes))
+        areas = () if all(region.area < 0 for region in own) else tuple(region.area for region in own)
+        entities.append(Entity(boxes, tuple(phrases), first.category, first.attributes, areas))
     return entities
 
 

@@ -1,7 +1,8 @@
 """Images with annotations of regions -> a tfds data set in ArrayRecord files, here or on Apache Beam.
 
-`FORMATS` is the index of what is read. Annotations are read first and dealt to parts of EACH images; a part that is
-finished is never made again, so a killed preparation goes on where it stopped. What is left out is counted by reason.
+`region_formats` is the index of what is read. Annotations are read first and dealt to parts of EACH images; a part
+that is finished is never made again, so a killed preparation goes on where it stopped. What is left out is counted by
+reason.
 """
 
 import base64
@@ -20,57 +21,19 @@ from etils import epath
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from capvl import storage
-from capvl.data.preparing import annotated, detections, groundings, leaks, region_lines, regional
+from capvl.data.preparing import annotated, leaks, regional
 from capvl.data.preparing.annotations import IMAGE_SUFFIXES
+from capvl.data.preparing.groundings import coco_ids
 from capvl.data.preparing.publish import VERSION, Shard, check_name, publish
+from capvl.data.preparing.region_formats import FORMATS, SHOWN, read
 from capvl.data.preparing.regional import Annotated, Rules
 from capvl.data.reading import sources
+from capvl.data.reading.classes import CLASSES
 from capvl.data.reading.rejected import Rejected, RejectedError
-from capvl.data.reading.rows import FormatError
 from capvl.errors import UserError, nearest
 
 EACH = 1000
-SHOWN = 200
-"""Characters of a name in the report."""
-
-
-class Format(NamedTuple):
-    """How annotations are read.
-
-    Attributes:
-      adapter: (split, what is left out, classes, files …) -> (split, Annotated).
-      files: their names; "?" may be left out, "+" stands for one or more, "*" for any number.
-      boxes: how the format gives them, for people.
-      leaks: whether its images may be among those that others evaluate on.
-    """
-
-    adapter: Any
-    files: tuple[str, ...]
-    boxes: str
-    leaks: bool = True
-
-
-FORMATS = {
-    "coco": Format(detections.coco, ("instances.json", "captions.json?"), "x, y, width, height in pixels"),
-    "objects365": Format(detections.objects365, ("instances.json",), "x, y, width, height in pixels", leaks=False),
-    "openimages": Format(
-        detections.openimages, ("class-descriptions.csv", "boxes.csv+"), "XMin, XMax, YMin, YMax in fractions", False
-    ),
-    "visual_genome": Format(
-        groundings.visual_genome,
-        ("image_data.json", "region_descriptions.json or objects.json or attributes.json+"),
-        "x, y, width, height in pixels",
-    ),
-    "refcoco": Format(groundings.refcoco, ("refs.json", "instances.json"), "x, y, width, height in pixels"),
-    "mdetr": Format(groundings.mdetr, ("annotations.json",), "x, y, width, height in pixels"),
-    "xvlm_refcoco": Format(groundings.xvlm_refcoco, ("expressions.json",), "x, y, width, height in pixels"),
-    "flickr30k_entities": Format(
-        groundings.flickr30k_entities, ("Sentences", "Annotations", "list.txt?"), "x0, y0, x1, y1 in pixels from 1 on"
-    ),
-    "odvg": Format(region_lines.odvg, ("lines.jsonl", "label_map.json?"), "x0, y0, x1, y1 in pixels"),
-    "xvlm": Format(region_lines.xvlm, ("lines.jsonl+",), "x, y, width, height in pixels"),
-    "prepared": Format(region_lines.prepared, ("NAME or NAME:SPLIT",), "as prepared"),
-}
+COUNTED = ("boxes", "crowds", "phrases", "attributes")
 
 
 class Job(NamedTuple):
@@ -81,6 +44,7 @@ class Job(NamedTuple):
     classes: list[str]
     rules: Rules
     data_dir: str
+    listed: bool
 
 
 def prepare(
@@ -121,26 +85,33 @@ def prepare(
     folder = _check(name, format, splits, data_dir, rules, beam)
     items, left, classes = read(format, splits, data_dir)
     if image_data:
-        known = groundings.coco_ids(image_data)
-        for own, rows in items.items():
-            items[own] = [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
+        items = {own: _numbered(rows, coco_ids(image_data)) for own, rows in items.items()}
     training = FORMATS[format].leaks and "train" in items and not _only_scenes(format, splits)
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
-    evaluations += [leaks.of_items(own, rows) for own, rows in items.items() if own != "train" and not allow_leaks]
+    whole = FORMATS[format].paths
+    evaluations += [
+        leaks.of_items(own, rows, whole) for own, rows in items.items() if own != "train" and not allow_leaks
+    ]
     if "train" in items:
         items["train"] = _without(items["train"], evaluations, left["train"])
+    listed = any(item.negative or item.not_exhaustive for rows in items.values() for item in rows)
     parts = storage.folder(data_dir) / name / "incomplete"
-    jobs = _deal(items, files, parts, Job("", format, classes, rules, data_dir), format)
+    jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, listed), format)
     if beam is None:
         _run_here([job for _, job in jobs], workers)
     else:
         from capvl.data.preparing.beam import map_on_beam  # Optional, and slow to import.
 
         map_on_beam(write_part, [job for _, job in jobs], beam)
-    _finish(folder, name, format, jobs, left, items, classes, evaluations)
+    _finish(folder, name, jobs, left, items, classes, evaluations)
     parts.rmtree()
     return folder
+
+
+def _numbered(rows: list[Annotated], known: dict[str, str]) -> list[Annotated]:
+    """Images with their numbers in COCO, by the names that are known."""
+    return [row._replace(coco_id=row.coco_id or known.get(leaks.stem(row.image), "")) for row in rows]
 
 
 def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
@@ -152,6 +123,8 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
         raise UserError("Say which annotation files: --train=…, --val=…, --test=…, or --all=….")
     if rules.turned not in regional.TURNED:
         raise UserError(f"--turned={rules.turned!r} is unknown." + nearest(rules.turned, regional.TURNED))
+    if not 0 <= rules.min_score <= 1:
+        raise UserError(f"--min_score must be between 0 and 1, not {rules.min_score:g}.")
     if rules.max_phrase < 1:
         raise UserError(f"--max_phrase must be at least 1, not {rules.max_phrase}.")
     if beam is not None and not importlib.util.find_spec("apache_beam"):
@@ -165,62 +138,6 @@ def _check(name, format, splits, data_dir, rules: Rules, beam) -> epath.Path:
 def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
     names = [name for own in splits.values() for name in own]
     return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
-
-
-def read(
-    format: str, splits: dict[str, list[str]], data_dir: str = ""
-) -> tuple[dict[str, list[Annotated]], dict[str, Rejected], list[str]]:
-    """(split -> its images, split -> what was left out, names of a closed list of classes).
-
-    Raises:
-      UserError: files are missing, unreadable, not of this format, or have nothing that can be used.
-    """
-    form = FORMATS[format]
-    items: dict[str, list[Annotated]] = {}
-    left: dict[str, Rejected] = {}
-    classes: dict[str, None] = {}
-    for split, paths in splits.items():
-        least = sum(not f.endswith("?") for f in form.files)
-        if len(paths) < least or (len(paths) > len(form.files) and not form.files[-1].endswith("+")):
-            raise UserError(f"The format {format!r} has the files {','.join(form.files)}, not {','.join(paths)}.")
-        rejected = left.setdefault(split, Rejected())
-        try:
-            found = list(form.adapter(split, rejected, classes, *paths, *((data_dir,) * (format == "prepared"))))
-        except FormatError as e:
-            raise UserError(f"{', '.join(paths)} is not of the format {format!r}: {e}.") from e
-        if not found:
-            why = "; ".join(f"{first[0]}: {reason} ({n} x)" for reason, (n, first) in rejected.items()) or "no images"
-            raise UserError(f"{', '.join(paths)} has nothing of the format {format!r} to use: {why}.")
-        for own, item in found:
-            items.setdefault(own, []).append(item)
-    if "all" in items:
-        raise UserError(
-            f"{', '.join(splits['all'])} does not say which split is whose; use --train=…, --val=…, --test=…."
-        )
-    for own, rows in items.items():
-        items[own] = _merged(rows, left.setdefault(own, Rejected()))
-    return items, left, list(classes)
-
-
-def _merged(rows: list[Annotated], left: Rejected) -> list[Annotated]:
-    """Each image once: what several rows say of it is put together."""
-    found: dict[Any, Annotated] = {}
-    for number, row in enumerate(rows):
-        key = row.image or (number, row.id)
-        first = found.get(key)
-        if first is None:
-            found[key] = row
-        elif first.size != row.size or first.fractions != row.fractions:
-            left.count("image has several sizes", row.image[:SHOWN])
-        else:
-            moved = [_moved(entity, len(first.text)) for entity in row.entities]
-            found[key] = first._replace(text=(*first.text, *row.text), entities=(*first.entities, *moved))
-    return list(found.values())
-
-
-def _moved(entity: regional.Entity, count: int) -> regional.Entity:
-    phrases = tuple(p._replace(sentence=p.sentence + count) if p.sentence >= 0 else p for p in entity.phrases)
-    return entity._replace(phrases=phrases)
 
 
 def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: Rejected) -> list[Annotated]:
@@ -243,7 +160,8 @@ def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[t
     elif files and storage.in_bucket(storage.folder(files)):  # Listing a bucket would take longer than reading it.
         paths = {name: (str(storage.folder(files) / name), "") for name in names}
     else:
-        paths = annotated.find_files(names, files, IMAGE_SUFFIXES)
+        inside = {name: (name, "") for name in names if _MEMBER.fullmatch(name)}
+        paths = inside | annotated.find_files(names.keys() - inside.keys(), files, IMAGE_SUFFIXES)
     dealt = [
         (split, job._replace(part=str(parts / f"{split}-{number:05d}")), rows[first : first + EACH])
         for split, rows in items.items()
@@ -251,7 +169,7 @@ def _deal(items, files: str, parts: epath.Path, job: Job, format: str) -> list[t
     ]
     storage.make_folder(parts)
     names = [os.path.basename(own.part) for _, own, _ in dealt]
-    _claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, names]))
+    _claim(parts / "plan.json", json.dumps([job.source, job.classes, job.rules, job.listed, names]))
     for _, own, rows in dealt:
         listed = [[regional.plain(item), *paths.get(item.image, ("", ""))] for item in rows]
         _claim(storage.folder(own.part + ".items.json"), json.dumps(listed))
@@ -299,9 +217,10 @@ def _write_part(job: Job) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    schema, labels = regional.features(job.classes), {name: i for i, name in enumerate(job.classes)}
+    labels = {name: i for i, name in enumerate(job.classes)}
+    schema = regional.features(job.classes, job.listed)
     left, changed = Rejected(), Rejected()
-    counts = dict.fromkeys(("examples", "bytes", "captions", "boxes", "phrases", "attributes"), 0)
+    counts = dict.fromkeys(("examples", "bytes", "captions", *COUNTED), 0)
     with storage.new_file(storage.folder(job.part)) as file:
         writer = ArrayRecordWriter(file, "group_size:1")
         try:
@@ -309,7 +228,7 @@ def _write_part(job: Job) -> None:
                 item = regional.from_plain(row)
                 try:
                     data = _image(item, path, why, job.data_dir)
-                    example = regional.to_example(item, data, job.source, labels, job.rules, left, changed)
+                    example = regional.to_example(item, data, job.source, labels, job.rules, left, changed, job.listed)
                 except RejectedError as e:
                     left.count(str(e), (item.id or item.image)[:SHOWN])
                     continue
@@ -320,7 +239,7 @@ def _write_part(job: Job) -> None:
                 counts["examples"] += 1
                 counts["bytes"] += len(record)
                 counts["captions"] += len(example["text"])
-                for what in ("boxes", "phrases", "attributes"):
+                for what in COUNTED:
                     counts[what] += len(example[what])
         finally:
             writer.close()
@@ -331,6 +250,8 @@ def _write_part(job: Job) -> None:
 
 _opened = functools.lru_cache(maxsize=4)(functools.partial(sources.open_source, features=("image",)))
 _RECORD = re.compile(r"(.*):([^:#]*)#(\d+)", re.DOTALL)
+_MEMBER = re.compile(r"(.*\.tar)#(\d+)\+(\d+)/.*", re.DOTALL)
+"""What `grit` calls an image: where it lies in which tar, and its name."""
 
 
 def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
@@ -349,6 +270,10 @@ def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
     if match := _RECORD.fullmatch(path):
         return _opened(match[1], match[2], data_dir)[int(match[3])]["image"]
     try:
+        if match := _MEMBER.fullmatch(path):
+            with epath.Path(match[1]).open("rb") as file:
+                file.seek(int(match[2]))
+                return file.read(int(match[3]))
         return epath.Path(path).read_bytes()
     except OSError as e:
         if storage.passes(e):
@@ -356,8 +281,9 @@ def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
         raise RejectedError("file missing") from e
 
 
-def _finish(folder: epath.Path, name: str, format: str, jobs, left, items, classes, evaluations) -> None:
+def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluations) -> None:
     """Report and metadata; the data set appears."""
+    format, listed = jobs[0][1].source, jobs[0][1].listed
     made: dict[str, list[Shard]] = {split: [] for split in items}
     report: dict[str, dict[str, Any]] = {}
     for split, job in jobs:
@@ -391,7 +317,11 @@ def _finish(folder: epath.Path, name: str, format: str, jobs, left, items, class
         if split != "train" and (others := leaks.trained_on(str(folder.parent.parent), rows)):
             report[split]["images that are trained on in"] = others
     files = {"report.json": json.dumps(report, indent=1), leaks.IMAGES: json.dumps(leaks.listing(items))}
-    publish(folder, name, regional.features(classes), made, f"Regions of {format}, prepared by capvl.", files)
+    if classes:
+        rows = [{"name": own} | told for own, told in classes.items()]
+        files[CLASSES] = json.dumps(rows, ensure_ascii=False, indent=1)
+    schema = regional.features(list(classes), listed)
+    publish(folder, name, schema, made, f"Regions of {format}, prepared by capvl.", files)
 
 
 def _shown(rejected: Rejected) -> dict[str, dict[str, Any]]:

@@ -19,15 +19,20 @@ MAX_PHRASE = 300
 EDGE = 1.0
 """Pixels that a box may end beyond the image's edge without being counted as cut: annotations are rounded."""
 NO_CLASS = -1
+NO_AREA = -1.0
+LISTS = ("negative", "not_exhaustive")
+"""Features of classes, by their names, that only some data sets have: of those that look for some in each image."""
 
 
 class Phrase(NamedTuple):
-    """A text that names something, and where a caption has it: (caption, first character, end), -1 where none has."""
+    """A text that names something; where a caption has it: (caption, first character, end), -1 where none has; and of
+    which kinds that is, such as ("people",) of Flickr30k Entities."""
 
     text: str
     sentence: int = -1
     start: int = -1
     end: int = -1
+    kinds: tuple[str, ...] = ()
 
 
 class Entity(NamedTuple):
@@ -38,12 +43,16 @@ class Entity(NamedTuple):
       phrases: that name it.
       category: its class; "" for none.
       attributes: what it is like.
+      areas: of each box what its annotation says that the thing itself covers, in square pixels; () where it says none.
+      scores: of each box how sure a teacher is of it, 0 to 1; () where people drew them.
     """
 
     boxes: tuple[Corners, ...]
     phrases: tuple[Phrase, ...] = ()
     category: str = ""
     attributes: tuple[str, ...] = ()
+    areas: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 class Annotated(NamedTuple):
@@ -59,6 +68,11 @@ class Annotated(NamedTuple):
       entities: what is in it.
       fractions: whether boxes are in fractions of the image.
       binary: base64 of the image.
+      searched: whether it was searched for the classes of its data set: without any region it is an example, too.
+      crowds: boxes of a class that hold several of it, or that don't count: no example to learn from, and what is
+        detected there is neither right nor wrong.
+      negative: classes that were looked for and are not in it, where only some are looked for in each image (LVIS).
+      not_exhaustive: classes of which only some are annotated in it.
     """
 
     image: str
@@ -69,6 +83,10 @@ class Annotated(NamedTuple):
     entities: tuple[Entity, ...] = ()
     fractions: bool = False
     binary: str = ""
+    searched: bool = False
+    crowds: tuple[Entity, ...] = ()
+    negative: tuple[str, ...] = ()
+    not_exhaustive: tuple[str, ...] = ()
 
 
 def plain(item: Annotated) -> list:
@@ -78,12 +96,19 @@ def plain(item: Annotated) -> list:
 
 def from_plain(row: list) -> Annotated:
     """The way back from JSON."""
-    entities = tuple(
-        Entity(tuple(map(tuple, boxes)), tuple(Phrase(*p) for p in phrases), category, tuple(attributes))
-        for boxes, phrases, category, attributes in row[5]
-    )
-    size = tuple(row[3]) if row[3] else None
-    return Annotated(*row[:3], size, tuple(row[4]), entities, *row[6:])
+    values = dict(zip(Annotated._fields, row, strict=True))
+    for name in ("size", "text", "negative", "not_exhaustive"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ("entities", "crowds"):
+        values[name] = tuple(
+            Entity(tuple(map(tuple, boxes)), _phrases_of(phrases), category, *map(tuple, lists))
+            for boxes, phrases, category, *lists in values[name]
+        )
+    return Annotated(**values)
+
+
+def _phrases_of(rows: list) -> tuple[Phrase, ...]:
+    return tuple(Phrase(*where, tuple(kinds)) for *where, kinds in rows)
 
 
 class Rules(NamedTuple):
@@ -93,19 +118,30 @@ class Rules(NamedTuple):
       max_phrase: characters of a phrase at most.
       turned: of TURNED: images that EXIF turns are refused, or their boxes are those of the upright image, or of the
         one that is stored. Where the annotation's size fits only one of the two, that one is meant.
+      min_score: of boxes that a teacher found, at least.
     """
 
     max_phrase: int = MAX_PHRASE
     turned: str = "refuse"
+    min_score: float = 0.0
 
 
-def features(classes: list[str]):
-    """The schema of records: image, captions, boxes, and phrases and attributes of the boxes of their `chain`."""
+def features(classes: list[str], listed: bool = False):
+    """The schema of records: image, captions, boxes, and phrases and attributes of the boxes of their `chain`.
+
+    Args:
+      classes: names of a closed list, by label; [] for none.
+      listed: whether each image lists the classes that were looked for in vain, and those not all of which are
+        annotated.
+    """
     # tfds is slow to import.
     import tensorflow_datasets as tfds
 
     text, integer = tfds.features.Text, np.int64
     label = tfds.features.ClassLabel(names=classes) if classes else integer
+    # The area is what the thing itself covers in square pixels, where its annotation says it, else -1.
+    box = {"bbox": tfds.features.BBoxFeature(), "label": label, "category": text(), "area": np.float32}
+    lists = {name: tfds.features.Sequence(text()) for name in LISTS} if listed else {}
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -117,20 +153,29 @@ def features(classes: list[str]):
             "height": integer,
             "width": integer,
             "text": tfds.features.Sequence(text()),
-            "boxes": tfds.features.Sequence(
-                {"bbox": tfds.features.BBoxFeature(), "chain": text(), "label": label, "category": text()}
-            ),
-            # `sentence` is the caption that has the phrase from character `start` to `end`; -1 where none has.
+            "boxes": tfds.features.Sequence(box | {"chain": text()}),
+            "crowds": tfds.features.Sequence(box),
+            # `sentence` is the caption that has the phrase from character `start` to `end`; -1 where none has. `kinds`
+            # of what is named have commas between them.
             "phrases": tfds.features.Sequence(
                 {"phrase": text(), "chain": text(), "sentence": integer, "start": integer, "end": integer}
+                | {"kinds": text()}
             ),
             "attributes": tfds.features.Sequence({"attribute": text(), "chain": text()}),
         }
+        | lists
     )
 
 
 def to_example(
-    item: Annotated, data: bytes, source: str, labels: dict[str, int], rules: Rules, left: Rejected, changed: Rejected
+    item: Annotated,
+    data: bytes,
+    source: str,
+    labels: dict[str, int],
+    rules: Rules,
+    left: Rejected,
+    changed: Rejected,
+    listed: bool = False,
 ) -> dict:
     """A record in the schema.
 
@@ -142,6 +187,7 @@ def to_example(
       rules: what is let in.
       left: is told of boxes and phrases that are left out.
       changed: is told of what is kept in another form.
+      listed: see `features`.
 
     Raises:
       RejectedError: the image is left out, with the reason.
@@ -154,26 +200,32 @@ def to_example(
         raise RejectedError("truncated image" if "truncated" in str(e) else "undecodable image") from e
     orientation = _orientation(item.size, (height, width), orientation, rules)
     texts, moved = _texts(item.text, name, left)
-    record = {"boxes": [], "phrases": [], "attributes": []}
+    record = {"boxes": [], "phrases": [], "attributes": [], "crowds": []}
     seen: set[tuple] = set()
+    at = item.fractions, (height, width), orientation, rules.min_score
+    for number, entity in enumerate(item.crowds):
+        boxes = _boxes(entity, *at, f"{name}, crowd {number}", left, changed)
+        record["crowds"] += _rows(boxes, entity, labels)
     for number, entity in enumerate(item.entities):
         place = f"{name}, region {number}"
-        boxes = _boxes(entity, item.fractions, (height, width), orientation, place, left, changed)
+        boxes = _boxes(entity, *at, place, left, changed)
         if not boxes:
             continue
         phrases = _phrases(entity, item.text, moved, rules, place, left)
         if entity.phrases and not phrases and not entity.category:
             left.count("region without a phrase left", place)
             continue
-        if (same := (tuple(boxes), *entity[1:])) in seen:
+        if (same := (tuple(boxes), *entity[1:4])) in seen:
             left.count("region that is there twice", place)
             continue
         seen.add(same)
         _add(record, str(number), boxes, phrases, entity, labels)
-    if not record["boxes"]:
+    # Where what there was is all bad, the image is no example of one without.
+    if not record["boxes"] and (item.entities or not item.searched):
         raise RejectedError("no region left" if item.entities else "no region")
     own = {"image": data, "image_id": item.id, "source": source, "coco_id": item.coco_id, "file_name": item.image}
-    return own | {"height": height, "width": width, "text": texts} | record
+    lists = {what: list(getattr(item, what)) for what in LISTS} if listed else {}
+    return own | {"height": height, "width": width, "text": texts} | record | lists
 
 
 def _orientation(said: tuple[int, int] | None, upright: tuple[int, int], orientation: int, rules: Rules) -> int:
@@ -207,13 +259,26 @@ def says_something(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _boxes(entity: Entity, fractions: bool, size, orientation: int, place: str, left: Rejected, changed: Rejected):
-    """Boxes of an entity in fractions of the upright image, cut at its edges; each once."""
+def _boxes(
+    entity: Entity,
+    fractions: bool,
+    size: tuple[int, int],
+    orientation: int,
+    min_score: float,
+    place: str,
+    left: Rejected,
+    changed: Rejected,
+) -> dict[Corners, float]:
+    """Boxes of an entity in fractions of the upright image, cut at its edges, each once; with their areas."""
     height, width = size
     stored = (width, height) if orientation >= 5 else (height, width)
     scale = np.array([1, 1, 1, 1]) if fractions else np.array([stored[1], stored[0]] * 2)
-    found: dict[Corners, None] = {}
-    for box in entity.boxes:
+    found: dict[Corners, float] = {}
+    areas, scores = entity.areas or [NO_AREA] * len(entity.boxes), entity.scores or [1.0] * len(entity.boxes)
+    for box, area, score in zip(entity.boxes, areas, scores, strict=True):
+        if score < min_score:
+            left.count("score below --min_score", place)
+            continue
         if not all(map(math.isfinite, box)):
             left.count("box is not of numbers", place)
             continue
@@ -232,8 +297,8 @@ def _boxes(entity: Entity, fractions: bool, size, orientation: int, place: str, 
         key = tuple(map(float, cut))
         if key in found:
             left.count("box that is there twice", place)
-        found[key] = None
-    return list(found)
+        found.setdefault(key, area)
+    return found
 
 
 def _phrases(entity: Entity, texts, moved: dict[int, int], rules: Rules, place: str, left: Rejected) -> list[Phrase]:
@@ -254,22 +319,21 @@ def _phrases(entity: Entity, texts, moved: dict[int, int], rules: Rules, place: 
     return [p for i, p in enumerate(kept) if p.sentence < 0 or p not in kept[:i]]
 
 
-def _add(record: dict, chain: str, boxes, phrases: list[Phrase], entity: Entity, labels: dict[str, int]) -> None:
+def _rows(boxes: dict[Corners, float], entity: Entity, labels: dict[str, int]) -> list[dict]:
     # tfds is slow to import.
     import tensorflow_datasets as tfds
 
-    for x0, y0, x1, y1 in boxes:
-        record["boxes"].append(
-            {
-                "bbox": tfds.features.BBox(y0, x0, y1, x1),
-                "chain": chain,
-                "label": labels.get(entity.category, NO_CLASS),
-                "category": entity.category,
-            }
-        )
-    for text, *where in phrases:
+    kind = {"label": labels.get(entity.category, NO_CLASS), "category": entity.category}
+    return [
+        {"bbox": tfds.features.BBox(y0, x0, y1, x1), "area": area} | kind for (x0, y0, x1, y1), area in boxes.items()
+    ]
+
+
+def _add(record: dict, chain: str, boxes, phrases: list[Phrase], entity: Entity, labels: dict[str, int]) -> None:
+    record["boxes"] += [row | {"chain": chain} for row in _rows(boxes, entity, labels)]
+    for text, *where, kinds in phrases:
         where = dict(zip(("sentence", "start", "end"), where, strict=True))
-        record["phrases"].append({"phrase": text, "chain": chain} | where)
+        record["phrases"].append({"phrase": text, "chain": chain, "kinds": ",".join(kinds)} | where)
     record["attributes"] += [{"attribute": a, "chain": chain} for a in dict.fromkeys(entity.attributes)]
 
 

@@ -8,8 +8,12 @@ import numpy as np
 
 from capvl.errors import UserError
 
-_TABLES = ("objects", "boxes", "phrases", "attributes")
+_TABLES = ("objects", "boxes", "crowds", "phrases", "attributes")
 _PLAIN = ("image", "images", "text", "label", "frames")
+_LISTS = ("negative", "not_exhaustive")
+CLOSED = "classes"
+"""A key of Examples that is no feature: the names of the closed list of classes of the data set that it is from, by
+label, by which each Example of a mixture is read. "classes?" leaves it out where there is no such list."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Decoder:
         from tensorflow_datasets.proto import tf_example_pb2
 
         self._name, self._known, self._parse = name, known, tf_example_pb2.Example.FromString
-        wanted = _paths(known, fields, features)
+        self._classes = class_names(known) if CLOSED in {feature.rstrip("?") for feature in features} else ()
+        if CLOSED in features and not self._classes:
+            raise UserError(f"Data set {name!r} has no closed list of classes: its boxes have no labels with names.")
+        wanted = _paths(known, fields, tuple(f for f in features if f.rstrip("?") != CLOSED))
         self._label_names: list[str] | None = None
         if "class_name" in wanted and fields.names:
             self._label_names, wanted["class_name"] = list(fields.names), fields.label or "label"
@@ -58,7 +65,8 @@ class Decoder:
         _check_features(name, known, wanted)
         # Images, texts, labels and regions are taken straight from the tf.train.Example, in a tenth of the
         # time that tfds needs to rebuild the whole record; the rest is left to tfds.
-        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in _PLAIN}
+        plain = (*_PLAIN, *(k for k in _LISTS if k in known and _texts(known[k])))
+        self._plain = {k: "/".join(p) for k, p in self._paths.items() if k in plain}
         tables = {k: _table(known[k]) for k, p in self._paths.items() if k in _TABLES and p == [k]}
         self._tables = {k: columns for k, columns in tables.items() if columns}
         self._rest = {k: p for k, p in self._paths.items() if k not in self._plain and k not in self._tables}
@@ -73,7 +81,7 @@ class Decoder:
           UserError: its label has no name.
         """
         features = self._parse(record).features.feature
-        example = {}
+        example: dict[str, Any] = {CLOSED: self._classes} if self._classes else {}
         for key, path in self._plain.items():
             if key == "label":
                 example[key] = features[path].int64_list.value[0]
@@ -98,6 +106,27 @@ class Decoder:
         """Names of the classes, where the data set has them."""
         feature = self._known[self._paths["label"][0]] if "label" in self._paths else None
         return list(feature.names) if getattr(feature, "names", None) else None
+
+
+def class_names(known) -> tuple[str, ...]:
+    """Names of the classes that boxes have, by label; () where there is no closed list.
+
+    Args:
+      known: tfds' FeaturesDict of a data set.
+    """
+    for name in ("boxes", "objects"):
+        rows = getattr(known[name], "feature", {}) if name in known else {}
+        if "label" in rows and getattr(rows["label"], "names", None):
+            return tuple(rows["label"].names)
+    return ()
+
+
+def _texts(feature) -> bool:
+    """Whether a feature is a list of texts."""
+    # tfds is slow to import.
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text)
 
 
 def _table(feature) -> dict[str, Any] | None:

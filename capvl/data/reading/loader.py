@@ -21,6 +21,7 @@ from capvl.data.images.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
 from capvl.data.reading import sources
 from capvl.data.reading.batches import stack
+from capvl.data.reading.shots import few_shot
 from capvl.data.reading.streams import ATTEMPTS, Stream
 from capvl.data.reading.texts import FEATURES, of_regions, without_text
 from capvl.errors import UserError
@@ -92,6 +93,7 @@ class TrainBatch:
         self._text_suffices = not without_text({"text": ["a text"]}, self.features) and "text" in {
             feature.rstrip("?") for feature in self.features
         }
+        self._empty_images = getattr(self.transform, "empty_images", False)
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         """The rows of batch k that belong to this host, and `bad` (rows,): how many images were replaced."""
@@ -121,7 +123,7 @@ class TrainBatch:
         # Nearly all records are whole, and this is asked of each.
         if self._text_suffices and isinstance(texts, list) and texts and all([text.strip() for text in texts]):
             return example
-        if without_text(example, self.features):
+        if without_text(example, self.features) and not self._empty_images:
             raise BadImageError(f"record {record} has no text")
         if isinstance(texts, list) and not all(text.strip() for text in texts):
             example["text"] = [text for text in texts if text.strip()]
@@ -173,6 +175,8 @@ class TrainLoader:
         ]
         for source in opened:
             check_texts(source, features)
+        if options.shots:
+            opened = [few_shot(source, options.shots, options.shots_seed) for source in opened]
         order = Order([len(s) for s in opened], [w for _, w in parts], seed)
         make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch), tuple(features))
         self._batches = _prefetched(make, options)

@@ -5,11 +5,14 @@ import dataclasses
 import re
 from typing import Any
 
+from capvl.data.reading.decoders import class_names
 from capvl.data.reading.sources import as_text
 
 FEATURES = ("objects?", "boxes?", "phrases?", "attributes?")
 """Features that `regions` reads, in the form of `Source`'s: those that a data set has. With "text" beside them, the
 captions' words of shards become characters."""
+DETECTION = ("crowds?", "negative?", "not_exhaustive?")
+"""Features that `crowds` and `looked_for` read, beside those of regions."""
 
 Span = tuple[int, int, int]
 """(caption, first character, end): what a caption has there names a region."""
@@ -26,6 +29,8 @@ class Region:
       attributes: what it is like: "red", "striped".
       spans: where the captions name it, in order; () where that isn't known. Characters of the caption as text.
       chain: boxes of one thing have the same; names nothing beyond its image.
+      area: what the thing itself covers, by its annotation, in square pixels of the image as it was annotated; -1 where
+        that isn't said. COCO's small, medium and large go by it, and not by the box.
     """
 
     box: tuple[float, float, float, float]
@@ -35,6 +40,7 @@ class Region:
     attributes: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
     chain: str = dataclasses.field(default="", compare=False)
+    area: float = -1.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,7 +49,7 @@ class Region:
 
 
 def regions(example: dict[str, Any]) -> list[Region]:
-    """The regions of an Example, in its order; [] where it has none. Crowds are none.
+    """The regions of an Example, in its order; [] where it has none. Crowds are none (`crowds`).
 
     They stand in `objects`, with a phrase each (scenes) or a label (data sets of tfds), or in `boxes`, where phrases of
     `phrases` and attributes of `attributes` belong to the boxes of their chain (`capvl.data.preparing.regional` and
@@ -59,10 +65,58 @@ def regions(example: dict[str, Any]) -> list[Region]:
     for chain, attribute in zip(told["chain"], told["attribute"], strict=True):
         attributes[as_text(chain)].append(as_text(attribute))
     found = []
-    for bbox, chain, *named in zip(rows["bbox"], _texts(rows, "chain"), *_classes(rows), strict=True):
+    for bbox, chain, *named, area in zip(
+        rows["bbox"], _texts(rows, "chain"), *_classes(rows), _areas(rows), strict=True
+    ):
         said = tuple(phrases[chain]), *named, _once(attributes[chain]), _once(spans[chain])
-        found.append(Region(_box(bbox), *said, chain))
+        found.append(Region(_box(bbox), *said, chain, area))
     return found
+
+
+def crowds(example: dict[str, Any]) -> list[Region]:
+    """Boxes of an Example that hold several things of one class, or that don't count ("difficult"): nothing is learned
+    from them, and what is detected there is neither right nor wrong.
+
+    Args:
+      example: with "crowds" (region data sets), or "objects" (data sets of tfds, whose `is_crowd` says it).
+    """
+    if "crowds" in example:
+        rows = example["crowds"]
+        named = zip(rows["bbox"], *_classes(rows), _areas(rows), strict=True)
+        return [Region(_box(bbox), (), *kind, area=area) for bbox, *kind, area in named]
+    rows = example.get("objects", {})
+    return _objects(rows, True) if "is_crowd" in rows else []
+
+
+def looked_for(example: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """(classes that are not in the image, classes that are there more often than annotated), where a data set looks for
+    some classes in each image, as LVIS does: nothing is known of the others but those of the boxes. None where every
+    image was searched for all classes.
+
+    Args:
+      example: with "negative" and "not_exhaustive", where its data set has them (`DETECTION`).
+    """
+    if "negative" not in example:
+        return None
+    negative, more = (tuple(map(as_text, example.get(name, ()))) for name in ("negative", "not_exhaustive"))
+    return negative, more
+
+
+def kinds(example: dict[str, Any]) -> dict[tuple[str, Span], tuple[str, ...]]:
+    """(chain, span) of a phrase -> of which kinds what it names is, such as ("people",); {} where a data set doesn't
+    say it.
+
+    Args:
+      example: with "phrases".
+    """
+    rows = example.get("phrases", {})
+    if "kinds" not in rows:
+        return {}
+    keys = zip(*(rows[key] for key in ("chain", "sentence", "start", "end", "kinds")), strict=True)
+    return {
+        (as_text(chain), tuple(map(int, span))): tuple(filter(None, as_text(own).split(",")))
+        for chain, *span, own in keys
+    }
 
 
 def categories(source: Any) -> list[str]:
@@ -71,23 +125,27 @@ def categories(source: Any) -> list[str]:
     Args:
       source: of `capvl.data.reading.sources.open_source`.
     """
-    for name in ("boxes", "objects"):
-        rows = getattr(source.info.features[name], "feature", {}) if name in source.info.features else {}
-        if "label" in rows and getattr(rows["label"], "names", None):
-            return list(rows["label"].names)
-    return []
+    return list(class_names(source.info.features))
 
 
-def _objects(rows: dict[str, Any]) -> list[Region]:
+def _objects(rows: dict[str, Any], crowded: bool = False) -> list[Region]:
     count = len(rows["bbox"])
     phrases = [(as_text(p),) for p in rows["phrase"]] if "phrase" in rows else [()] * count
-    crowds = rows.get("is_crowd", [False] * count)
-    found = enumerate(zip(rows["bbox"], phrases, *_classes(rows), crowds, strict=True))
-    return [Region(_box(bbox), *named, chain=str(i)) for i, (bbox, *named, crowd) in found if not crowd]
+    told = rows.get("is_crowd", [False] * count)
+    found = enumerate(zip(rows["bbox"], phrases, *_classes(rows), _areas(rows), told, strict=True))
+    return [
+        Region(_box(bbox), *named, chain=str(i), area=area)
+        for i, (bbox, *named, area, crowd) in found
+        if bool(crowd) == crowded
+    ]
 
 
 def _classes(rows: dict[str, Any]) -> tuple[list[int], list[str]]:
     return [int(label) for label in rows.get("label", [-1] * len(rows["bbox"]))], _texts(rows, "category")
+
+
+def _areas(rows: dict[str, Any]) -> list[float]:
+    return [float(area) for area in rows.get("area", [-1.0] * len(rows["bbox"]))]
 
 
 def _texts(rows: dict[str, Any], name: str) -> list[str]:

@@ -88,6 +88,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _String = Annotated[pydantic.StrictStr, pydantic.AfterValidator(_whole)]
 Text = Annotated[_String, pydantic.AfterValidator(_not_empty)]
 """A text with something in it, without the blanks around it."""
+
+
+def _says(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should not be empty")
+    return text
+
+
+Caption = Annotated[_String, pydantic.AfterValidator(_says)]
+"""A text with something in it, as it stands: characters of it are counted."""
 Id = Annotated[Text, pydantic.BeforeValidator(_as_text)]
 """What a text or a whole number says: 1 and "1" are the same, and "001" is another."""
 Name = Annotated[

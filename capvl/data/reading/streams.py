@@ -324,7 +324,7 @@ class Stream:
             for example in self._examples(path, count):
                 yield from waiting
                 waiting.clear()
-                if without_text(example, self.features):
+                if without_text(example, self.features) and not getattr(self.transform, "empty_images", False):
                     yield LeftOut("no text", f"{path}: {example['key']}")
                 else:
                     yield example

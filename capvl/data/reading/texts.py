@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from capvl.data.reading import regions
+from capvl.data.reading.decoders import CLOSED
 from capvl.data.reading.sources import as_text
 
 FEATURES = {"caption": "text", "classify": "class_name", "answer": "questions"}
@@ -14,19 +15,20 @@ FEATURES = {"caption": "text", "classify": "class_name", "answer": "questions"}
 
 def without_text(example: dict, features: tuple[str, ...]) -> bool:
     """Whether an Example lacks the text that an objective needs: each that it asks for, or any where it asks for
-    several as "FEATURE?", of which names of regions are one; never where it asks for none."""
+    several as "FEATURE?", of which names of regions are one, and a closed list of classes: it says of an image without
+    regions that none of them is there; never where it asks for none."""
     asked = [feature for feature in features if feature.rstrip("?") in FEATURES.values()]
     needed = [_says(example.get(feature)) for feature in asked if not feature.endswith("?")]
     if needed or not asked:
         return not all(needed)
-    if any(_says(example.get(feature.rstrip("?"))) for feature in asked):
+    if example.get(CLOSED) or any(_says(example.get(feature.rstrip("?"))) for feature in asked):
         return False
     return not (of_regions(features) and any(any(region.names) for region in regions.regions(example)))
 
 
 def of_regions(features: tuple[str, ...]) -> tuple[str, ...]:
     """Those of an objective's features that say what regions are called."""
-    return tuple(feature for feature in features if feature in regions.FEATURES)
+    return tuple(f for f in features if f in regions.FEATURES or f.rstrip("?") == CLOSED)
 
 
 def _says(value: Any) -> bool:

@@ -21,6 +21,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
       frames: 0 for images, else frames of a clip.
       stated: 0 for captioned images; else of how many scenes, 1 or 2, statements are (`capvl.data.scenes.statements`).
       most, zoom, plain, words: of `world.draw_scene`.
+      apart: whether pairs of a colour and a shape are held out (`world.APART`): train and val never have one, every
+        image of test has. Objects have these pairs as their classes then.
       counts: examples of train, val and test.
       seed: of everything.
     """
@@ -32,6 +34,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     zoom: float = 1.0
     plain: bool = False
     words: float = 1 / 3
+    apart: bool = False
     counts: tuple[int, int, int] = (20_000, 1_000, 1_000)
     seed: int = 0
 
@@ -47,7 +50,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     color, size, texture, word), `questions` (kind, question, answer), `label` (shape of the
     largest shaped object, an index into `world.SHAPES`), `index`. Clips have `frames` instead
     of `image` and the `direction` of what moves. Of statements there are `image`, or `images` (a list of two), and
-    `questions` (id, kind, question, answer), whose answer is what holds.
+    `questions` (id, kind, question, answer), whose answer is what holds. Where pairs are held out, `objects` have a
+    `label` and `category` of `world.PAIRS`; no caption of train or val names a held-out pair, though questions may ask
+    after one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -62,6 +67,14 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("clips_few", frames=6, most=3, zoom=1.4, plain=True, words=0.0, counts=(4_000, 400, 400)),
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
+        *(
+            _config(f"pairs_apart{name}", side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=True, counts=counts)
+            for name, side, counts in (
+                ("", 64, (20_000, 500, 500)),
+                ("_96", 96, (20_000, 500, 500)),
+                ("_tiny", 64, (128, 32, 32)),
+            )
+        ),
         *(
             _config(f"{name}{size}", stated=scenes, most=4, zoom=1.2, plain=True, words=0.0, counts=counts)
             for scenes, name in ((1, "statements"), (2, "pairs"))
@@ -78,6 +91,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             features |= {"images": tfds.features.Sequence(image)} if pair else {"image": image}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
         things = {name: text() for name in ("phrase", "shape", "color", "size", "texture", "word")}
+        if self.builder_config.apart:
+            things |= {"label": tfds.features.ClassLabel(names=world.PAIRS), "category": text()}
         features = {
             "text": tfds.features.Sequence(text()),
             "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature(), **things}),
@@ -99,6 +114,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int):
         config = self.builder_config
         options = dict(most=config.most, zoom=config.zoom, plain=config.plain, words=config.words)
+        if config.apart:
+            options["apart"] = "always" if split == "test" else "never"
         maker = (statements.make, config.stated) if config.stated else (examples.make, config.frames)
         make = functools.partial(maker[0], config.seed, split, config.side, maker[1], **options)
         # Spawned, not forked: JAX's threads may be running.
@@ -107,4 +124,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                 for thing in example.get("objects", ()):
                     x0, y0, x1, y1 = thing["bbox"]
                     thing["bbox"] = tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1)
+                    if config.apart:
+                        thing["category"] = f"{thing['color']} {thing['shape']}"
+                        thing["label"] = thing["category"]
                 yield index, example

@@ -27,6 +27,10 @@ MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 COLUMNS, ROWS = ("left", "middle", "right"), ("top", "middle", "bottom")
 PLAIN_WORD_ZOOM = 2.0
 SPLITS = {"train": 0, "val": 1, "test": 2}
+PAIRS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
+APART = tuple(f"{color} {SHAPES[(3 * i + 1) % len(SHAPES)]}" for i, color in enumerate(COLORS))
+"""Colours and shapes that may be kept from standing together: each colour and each shape is in one of these pairs."""
+HELD_OUT = ("", "never", "always")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,12 @@ def generator(seed: int, split: str, index: int, stream: int = 0) -> np.random.G
 
 
 def draw_scene(
-    rng: np.random.Generator, most: int = 6, zoom: float = 1.0, plain: bool = False, words: float = 1 / 3
+    rng: np.random.Generator,
+    most: int = 6,
+    zoom: float = 1.0,
+    plain: bool = False,
+    words: float = 1 / 3,
+    apart: str = "",
 ) -> Scene:
     """2 to `most` objects that don't overlap and differ in colour or shape; one may be a word.
 
@@ -102,20 +111,28 @@ def draw_scene(
       zoom: of their sizes.
       plain: without patterns, no colour twice, words of PLAIN_WORD_ZOOM.
       words: share of the scenes that have a word.
+      apart: of HELD_OUT: whether pairs of APART are never or always in a scene; "" leaves it to chance.
     """
     things = []
     while len(things) < 2:  # One that fills the middle leaves no room for another.
-        things = _draw_things(rng, int(rng.integers(2, most + 1)), zoom, plain, rng.random() < words)
+        things = _draw_things(rng, int(rng.integers(2, most + 1)), zoom, plain, rng.random() < words, apart)
     things.sort(key=lambda t: -t.radius)
     return Scene(tuple(things), int(rng.integers(90, 200)), int(rng.integers(2**31)), plain)
 
 
-def _draw_things(rng: np.random.Generator, wanted: int, zoom: float, plain: bool, with_word: bool) -> list[Thing]:
+def _draw_things(
+    rng: np.random.Generator, wanted: int, zoom: float, plain: bool, with_word: bool, held_out: str = ""
+) -> list[Thing]:
     things, apart = [], _boxes_apart if plain else _apart
     for attempt in range(200):
         if len(things) == wanted:
             break
         thing = _draw_thing(rng, with_word and not things, zoom)
+        if held_out == "never" and thing.short in APART:
+            continue
+        if held_out == "always" and not things:  # The first one; the others are of any pair.
+            color, shape = APART[rng.integers(len(APART))].split()
+            thing = dataclasses.replace(thing, color=color, shape=shape, word="")
         if plain:
             thing = dataclasses.replace(thing, texture="plain")
             if thing.word:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import string
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,45 @@ def cleaner(said: dict[str, Any]) -> Callable[[str], str]:
     if name not in CLEANERS:
         raise UserError(f"tokenizer_config.json has clean={name!r}; known are {', '.join(filter(None, CLEANERS))}.")
     return CLEANERS[name]
+
+
+def origins(text: str, cleaned: str) -> list[int]:
+    """Which character of a text each character of its cleaned form comes from, (len(cleaned),).
+
+    Letters and digits must be the same, in order, but for their case and their form (accents apart, ligatures); blanks
+    and signs may have been dropped, added or replaced.
+
+    Raises:
+      UserError: letters differ, as where "&amp;" has become "&".
+    """
+    theirs = [(c, i) for i, character in enumerate(text) for c in _folded(character) if not c.isspace()]
+    found, place = [], 0
+    for character in cleaned:
+        found.append(theirs[place][1] if place < len(theirs) else max(len(text) - 1, 0))
+        for n, c in enumerate(_folded(character)):
+            if c.isspace():
+                continue
+            end = place
+            while end < len(theirs) and theirs[end][0] != c and not theirs[end][0].isalnum():
+                end += 1
+            same = end < len(theirs) and theirs[end][0] == c
+            if not same and c.isalnum():
+                raise _other_letters(text)
+            if same and n == 0:
+                found[-1] = theirs[end][1]
+            # A sign that isn't there has replaced another, or been added before a letter.
+            place = end + 1 if same else min(place + 1, end)
+    if any(c.isalnum() for c, _ in theirs[place:]):
+        raise _other_letters(text)
+    return found
+
+
+def _folded(character: str) -> str:
+    return unicodedata.normalize("NFKD", character.casefold())
+
+
+def _other_letters(text: str) -> UserError:
+    return UserError(
+        f"Phrases can't be followed in {text[:60]!r}: the tokenizer's cleaning changes its letters; clean the texts "
+        "before, with the phrases' places."
+    )

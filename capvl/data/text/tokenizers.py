@@ -24,9 +24,11 @@ import numpy as np
 import sentencepiece
 import tokenizers
 from etils import epath
+from sentencepiece import sentencepiece_pb2
 
 from capvl import storage
 from capvl.data.text.cleaning import SETTINGS, clean, cleaner, settings
+from capvl.data.text.spans import TokenSpans, characters, token_spans
 from capvl.errors import UserError
 from capvl.lines import read_text, split
 from capvl.nn.padding import lengths
@@ -76,13 +78,20 @@ class Tokenizer:
 
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """(length,) int32 ids: pieces, end of sentence, padding."""
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", errors="replace")
-        ids = self._model.encode(self._clean(text[:MAX_CHARACTERS]))[: length - 1]
+        ids = self._model.encode(self._clean(_as_text(text)))[: length - 1]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
         out[len(ids)] = self.eos
         return out
+
+    def spans(self, text: str | bytes, length: int) -> TokenSpans:
+        """As the call, with the characters of the text that each token covers."""
+        text = _as_text(text)
+        cleaned = self._clean(text)
+        found = self._model.encode(cleaned, out_type="serialized_proto")  # Offsets in bytes, in every version.
+        pieces, before = sentencepiece_pb2.SentencePieceText.FromString(found).pieces, characters(cleaned)
+        covered = [(before[piece.begin], before[piece.end]) for piece in pieces]
+        return token_spans(text, cleaned, [p.id for p in pieces] + [self.eos], [*covered, None], self.eos, length)
 
     def decode(self, ids: np.ndarray) -> str:
         """The text up to the end of sentence or padding."""
@@ -151,14 +160,20 @@ class SubwordTokenizer:
 
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """(length,) int32 ids: start, pieces, end, padding."""
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", errors="replace")
-        text = text[:MAX_CHARACTERS]
-        ids = self._model.encode(self._clean(text)).ids[self._first :]
+        ids = self._model.encode(self._clean(_as_text(text))).ids[self._first :]
         ids = ids if len(ids) <= length else [*ids[: length - 1], self.eos]
         out = np.zeros(length, np.int32)
         out[: len(ids)] = ids
         return out
+
+    def spans(self, text: str | bytes, length: int) -> TokenSpans:
+        """As the call, with the characters of the text that each token covers."""
+        text = _as_text(text)
+        cleaned = self._clean(text)
+        found = self._model.encode(cleaned)
+        rows = zip(found.ids, found.offsets, found.special_tokens_mask, strict=True)
+        ids, covered = zip(*((i, None if special else offsets) for i, offsets, special in rows), strict=True)
+        return token_spans(text, cleaned, ids[self._first :], covered[self._first :], self.eos, length)
 
     def decode(self, ids: np.ndarray) -> str:
         """The text up to the end or padding."""
@@ -174,6 +189,11 @@ class SubwordTokenizer:
     def to_json(self) -> bytes:
         """A tokenizer.json of it."""
         return self._model.to_str().encode()
+
+
+def _as_text(text: str | bytes) -> str:
+    """As much of a text as is read."""
+    return (text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text)[:MAX_CHARACTERS]
 
 
 def too_long(tokenizer: Tokenizer | SubwordTokenizer, texts: Sequence[str], length: int) -> list[str]:

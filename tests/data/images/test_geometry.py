@@ -10,7 +10,7 @@ from PIL import Image
 from capvl.data.images.buckets import Bucket
 from capvl.data.images.crops import Crop, crop_around
 from capvl.data.images.decode import decode, turn
-from capvl.data.images.geometry import Geometry, names_sides, swap_sides
+from capvl.data.images.geometry import Geometry, names_sides, swap_sides, swap_sides_with_spans
 from capvl.data.options import DataOptions
 from capvl.data.randomness import Uniforms
 from capvl.errors import UserError
@@ -164,7 +164,8 @@ def test_the_largest_square_of_a_bucket_that_images_keep_their_aspect_in():
         assert geometry.padded == (32, 72)
         pixels = crop.in_bucket(Bucket(32, 72)).pixels({"image": drawn(size, BOX)}, Uniforms(0, 0), geometry)
         assert (pixels[..., 3] > 0).sum() == np.prod(geometry.resized)
-    assert sizes == {(100, 100): (32, 32), (100, 200): (32, 64), (200, 100): (32, 16), (100, 1000): (7, 70)}
+    # The long side is `max_side` at most, however long the bucket.
+    assert sizes == {(100, 100): (32, 32), (100, 200): (32, 64), (200, 100): (32, 16), (100, 1000): (6, 60)}
     with pytest.raises(ValueError, match="kind 'squash' fills squares, not 32 x 72"):
         Crop(48, "squash").in_bucket(Bucket(32, 72))
 
@@ -192,6 +193,30 @@ def test_words_of_sides_change_places(said, mirrored):
     assert names_sides(said) == (said != mirrored)
     for flip in (False, True):
         assert Geometry(size, (0, 0, 1, 1), size, size, flip).text(said) == (mirrored if flip else said)
+
+
+def test_spans_move_with_swapped_words():
+    """Those behind a word that became longer or shorter, and those around it."""
+    said = "the left dog, LEFT of a cat, right of the leftmost fish"
+    phrases = ["the left dog", "dog", "LEFT", "a cat", "right of", "leftmost fish", "fish", "eft", "the lef"]
+    places = [(said.index(p), said.index(p) + len(p)) for p in phrases]
+    swapped, moved = swap_sides_with_spans(said, places)
+    assert swapped == swap_sides(said) == "the right dog, RIGHT of a cat, left of the rightmost fish"
+    found = [swapped[first:end] for first, end in moved]
+    assert found == [
+        "the right dog",
+        "dog",
+        "RIGHT",
+        "a cat",
+        "left of",
+        "rightmost fish",
+        "fish",
+        "right",
+        "the right",
+    ]
+    back, there = swap_sides_with_spans(swapped, moved[:7])
+    assert (back, there) == (said, places[:7])
+    assert swap_sides_with_spans("bright dog", [(7, 10)]) == ("bright dog", [(7, 10)])
 
 
 @pytest.mark.golden

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from capvl.data.preparing import leaks, region_sets
+from capvl.data.preparing import leaks, region_formats
 from capvl.data.preparing.groundings import unmarked
 from capvl.data.preparing.regional import Annotated, Entity, Phrase
 from capvl.errors import UserError
@@ -16,24 +16,28 @@ XML = """<annotation><filename>11.jpg</filename><size><width>40</width><height>3
 DOG = "a man and a dog"
 CASES = {
     "coco": (
-        [{"images": [{"id": 7, "file_name": "a.jpg", "height": 30, "width": 40}, {"id": 8, "file_name": "b.jpg"}],
+        [{"images": [{"id": 7, "file_name": "a.jpg", "height": 30, "width": 40}, {"id": 8, "file_name": "b.jpg"},
+                     {"id": 10, "file_name": "c.jpg"}],
           "categories": [{"id": 90, "name": "dog"}, {"id": 3, "name": "cat"}],
           "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "iscrowd": 0},
                           {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "iscrowd": 1},
                           {"image_id": 7, "category_id": 4, "bbox": [1, 2, 10, 20]},
                           {"image_id": 9, "category_id": 3, "bbox": [1, 2, 10, 20]},
-                          {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10]}]},
+                          {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10]},
+                          {"image_id": 10, "category_id": 4, "bbox": [1, 2, 10, 20]}]},
          {"images": [], "annotations": [{"image_id": 7, "caption": "one "}, {"image_id": 9, "caption": "x"}]}],
-        [("val", Annotated("a.jpg", "7", "7", (30, 40), ("one",), (Entity(((1, 2, 11, 22),), category="cat"),))),
-         ("val", Annotated("b.jpg", "8", "8"))],
-        {"crowd region": 1, "category id unknown": 1, "annotation of an unknown image": 1,
+        [("val", Annotated("a.jpg", "7", "7", (30, 40), ("one",), (Entity(((1, 2, 11, 22),), category="cat"),),
+                           crowds=(Entity(((1, 2, 11, 22),), category="cat"),))),
+         ("val", Annotated("b.jpg", "8", "8", searched=True)), ("val", Annotated("c.jpg", "10", "10"))],
+        {"category id unknown": 2, "annotation of an unknown image": 1,
          "caption of an unknown image": 1, "bbox should be four numbers": 1},
     ),
     "objects365": (
         [{"images": [{"id": 7, "file_name": "p/a.jpg", "height": 30, "width": 40}],
           "categories": [{"id": 1, "name": "dog"}],
           "annotations": [{"image_id": 7, "category_id": 1, "bbox": [1.5, 2, 10, 20]}]}],
-        [("val", Annotated("p/a.jpg", "7", "", (30, 40), (), (Entity(((1.5, 2, 11.5, 22),), category="dog"),)))],
+        [("val", Annotated("p/a.jpg", "7", "", (30, 40), (), (Entity(((1.5, 2, 11.5, 22),), category="dog"),),
+                           searched=True))],
         {},
     ),
     "openimages": (
@@ -41,11 +45,14 @@ CASES = {
          "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
          "ab,x,/m/1,1,0.1,0.5,0.2,0.9,0\nab,x,/m/2,1,0.1,0.5,0.2,0.9,1\nab,x,/m/3,1,0,1,0,1,0\n"
          "ab,x,/m/1,1,1,300,2,200,0\nab,x,/m/1,1,a,1,0,1,0\n",
-         "XMin,YMin,XMax,YMax,LabelName,ImageID\n0,0,1,1,/m/2,ab\n0,0,1,1,/m/2,cd\n0,0,1\n"],
+         "XMin,YMin,XMax,YMax,LabelName,ImageID\n0,0,1,1,/m/2,ab\n0,0,1,1,/m/2,cd\n0,0,1\n",
+         "ImageID,Source,LabelName,Confidence\ncd,verification,/m/1,0\ncd,x,/m/2,1\nef,x,/m/1,0\ncd,x,/m/9,0\n"],
         [("val", Annotated("ab", "ab", "", None, (), (Entity(((0.1, 0.2, 0.5, 0.9),), category="Dog"),
-                                                      Entity(((0, 0, 1, 1),), category="Cat")), True)),
-         ("val", Annotated("cd", "cd", "", None, (), (Entity(((0, 0, 1, 1),), category="Cat"),), True))],
-        {"crowd region": 1, "category id unknown": 1, "box is in pixels, and OpenImages has fractions": 1,
+                                                      Entity(((0, 0, 1, 1),), category="Cat")), True,
+                           searched=True, crowds=(Entity(((0.1, 0.2, 0.5, 0.9),), category="Cat"),))),
+         ("val", Annotated("cd", "cd", "", None, (), (Entity(((0, 0, 1, 1),), category="Cat"),), True,
+                           negative=("Dog",)))],
+        {"category id unknown": 2, "box is in pixels, and OpenImages has fractions": 1,
          "box is not of numbers": 1, "row has more or fewer columns than the heading": 1},
     ),
     "visual_genome": (
@@ -146,9 +153,9 @@ def written(tmp_path, contents) -> list[str]:
 
 
 def read(format, files, split="val"):
-    items, left, classes = region_sets.read(format, {split: files})
+    items, left, classes = region_formats.read(format, {split: files})
     found = [(own, item) for own, rows in items.items() for item in rows]
-    return found, {reason: n for reason, (n, _) in left[split].items()}, classes
+    return found, {reason: n for reason, (n, _) in left[split].items()}, list(classes)
 
 
 @pytest.mark.parametrize("format", CASES)
@@ -178,8 +185,8 @@ def test_flickr30k_entities(tmp_path):
     found, left, _ = read("flickr30k_entities", [*folders, str(tmp_path / "list.txt")])
     first, second = (2, 1, 19, 10), (20, 1, 29, 10)  # These files count pixels from 1 on.
     expected = (
-        Entity((first, second), (Phrase("Two men", 0, 0, 7),)),
-        Entity((first,), (Phrase("Hats", 1, 0, 4),)),
+        Entity((first, second), (Phrase("Two men", 0, 0, 7, ("people",)),)),
+        Entity((first,), (Phrase("Hats", 1, 0, 4, ("clothing",)),)),
     )
     assert found == [("val", Annotated("11.jpg", "11", "", (30, 40), ("Two men near a wall .", "Hats ."), expected))]
     assert left == {"image in no region file": 1}

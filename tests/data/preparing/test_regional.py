@@ -77,7 +77,7 @@ def test_captions_that_say_nothing_move_the_others():
     phrases = (Phrase("dog", 1, 2, 5), Phrase(".", 0, 0, 1))
     record, left, _ = example(Annotated("a", "7", text=("...", "a dog"), entities=(entity(WHOLE, phrases=phrases),)))
     assert record["text"] == ["a dog"] and left == {"caption says nothing": 1, "phrase says nothing": 1}
-    assert record["phrases"] == [{"phrase": "dog", "chain": "0", "sentence": 0, "start": 2, "end": 5}]
+    assert record["phrases"] == [{"phrase": "dog", "chain": "0", "sentence": 0, "start": 2, "end": 5, "kinds": ""}]
 
 
 IMAGES = {
