@@ -79,9 +79,9 @@ class Captions:
 
 @dataclasses.dataclass(frozen=True)
 class GroundedText:
-    """image uint8 (H, W, 4), text int32 (L,), counted bool (L,): the tokens that are learned, and of S slots box float32
-    (S, 4), slots bool (S,) and positive bool (S, L): the tokens of each box. left int32: boxes for which no slot, or no
-    room in the text, was left.
+    """image uint8 (H, W, 4), text int32 (L,), counted bool (L,): the tokens that are learned, and of S slots box
+    float32 (S, 4), slots bool (S,) and positive bool (S, L): the tokens of each box. left int32: boxes for which no
+    slot, or no room in the text, was left.
 
     Attributes:
       crop: how images become pixels; they are flipped here.
