@@ -147,8 +147,8 @@ class Glip:
     def batch_spec(
         self, model_options: GlipOptions, batch: int, bucket: Bucket | None = None
     ) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, H, W, 4), text int32 (B, L), counted bool (B, L), left int32 (B,); box float32 (B, S, 4), slots
-        bool (B, S) and positive bool (B, S, L)."""
+        """image uint8 (B, H, W, 4), text int32 (B, L), counted bool (B, L), left int32 (B,); box float32 (B, S, 4),
+        slots bool (B, S) and positive bool (B, S, L)."""
         slots, length = (batch, self.slots), model_options.length
         return {
             "image": jax.ShapeDtypeStruct((batch, *(bucket or model_options.image_shape()[:2]), 4), jnp.uint8),
