@@ -20,14 +20,14 @@ from capvl.errors import UserError
 from capvl.objectives.glip import Glip
 
 NAMES = ("cat", "dog", "red mug", "hat", "left shoe", "bus")
-WORDS = "a the cat dog red mug hat left right shoe bus is on of and sits small tree house far . , :".split()
+WORDS = "a the cat dog red mug hat left right shoe bus is on of and sits small tree house far . , :"
 LENGTH = 16
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("words") / "vocab.txt"
-    path.write_text("".join(f"{piece}\n" for piece in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    path.write_text("".join(f"{piece}\n" for piece in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split()]))
     return SubwordTokenizer(path)
 
 
