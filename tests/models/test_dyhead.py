@@ -202,6 +202,16 @@ def test_all_parameters_learn(offsets):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, name
 
 
+def test_a_new_dynamic_relu_learns():
+    """Of GLIP's width: its coefficients, and most of the units that they come from."""
+    options = ReluOptions(256)
+    blueprint, x = Blueprint(options), jax.random.normal(jax.random.key(0), (2, 5, 7, 256))
+    gradients = jax.grad(lambda p: jnp.square(blueprint.bind(p)(x)).sum())(blueprint.init(jax.random.key(0)))
+    assert (np.abs(gradients["up/bias"]) > 0).all()
+    units = np.abs(gradients["down/kernel"]).max(axis=0) > 0
+    assert units.mean() > 0.6 and (np.abs(gradients["up/kernel"][np.flatnonzero(units)]) > 0).all()
+
+
 def test_refuses_levels_that_do_not_halve():
     block = block_of(Options())
     with pytest.raises(ValueError, match=r"\(2, 3\) places can't follow one of \(7, 10\)"):

@@ -44,7 +44,9 @@ def params(deform=False):
     """Parameters far from a new tower's, whose offsets are 0."""
     shapes = Blueprint(Options(deform=deform)).shapes
     keys = jax.random.split(jax.random.key(1), len(shapes))
-    return {name: 0.3 * jax.random.normal(k, s.shape) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
+    found = {name: 0.3 * jax.random.normal(k, s.shape) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
+    # Before the ReLUs of a block stand one and two numbers, at this width: often none of them would be above 0.
+    return {name: x + float(name.endswith(("scale/bias", "task/down/bias"))) for name, x in found.items()}
 
 
 def inputs(batch=2, dtype=jnp.float32):
