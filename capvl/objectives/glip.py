@@ -172,7 +172,7 @@ class Glip:
         found = detection.targets(anchors_N4, slot_BN, boxes_BS4)
         by, rows = detection.divisors(found), len(image)
         if self.blind:
-            image = image.at[..., :3].set(0.0)
+            image = jnp.asarray(image).at[..., :3].set(0.0)
         return {
             "image": image,
             "text": batch["text"],

@@ -150,6 +150,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(make, kind):
     """But for those that the objective says nothing reaches."""
@@ -185,6 +186,7 @@ def test_images_without_any_box(make, batch, whole):
         assert_close(others[name], value, 1e-5, name)
 
 
+@pytest.mark.long
 def test_recomputed_is_kept(make, batch, whole):
     """With dropout, whose masks must be the same when they are drawn again."""
     (loss, _), gradients = losses(make({"remat": "full"}), batch)
@@ -211,6 +213,7 @@ def test_parts_of_a_batch_are_the_whole(make, batch):
         assert_close(np.mean([part[name] for part in parts]), expected[name], 1e-5, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", [{"replica": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_are_one(make, batch, whole, axes):
     r, mesh = make(), make_mesh(MeshOptions(**axes))

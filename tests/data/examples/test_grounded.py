@@ -325,6 +325,7 @@ def test_rows_are_a_function_of_seed_and_index_on_any_worker(make):
     assert kinds == {
         "image": ("uint8", (64, 64, 4)),
         "text": ("int32", (LENGTH,)),
+        "counted": ("bool", (LENGTH,)),
         "box": ("float32", (4, 4)),
         "slots": ("bool", (4,)),
         "positive": ("bool", (4, LENGTH)),
