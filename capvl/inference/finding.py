@@ -24,6 +24,7 @@ from capvl.inference.detecting import How, Prompts, Seen, bucket_of, buckets, pr
 from capvl.inference.inputs import Images, Texts, as_list, check_whole_number
 from capvl.inference.loaded import Loaded
 from capvl.models.abilities import Ability, abilities
+from capvl.nn.anchors import STRIDES
 
 TOGETHER = 8
 """Images that are looked at together at most."""
@@ -109,7 +110,8 @@ def detect(
       A `Found` for one image that is no list, else a list of them.
 
     Raises:
-      UserError: the model detects nothing, an image can't be read, or the classes are none, named twice or too long.
+      UserError: the model detects nothing; an image can't be read, or is smaller than a stride; or the classes are
+        none, named twice or too long.
     """
     self.need(Ability.DETECTS)
     how = _how(threshold, most, across)
@@ -146,8 +148,8 @@ def ground_captions(
       A `Found` for one image and one caption that is no list, else a list of them.
 
     Raises:
-      UserError: the model detects nothing, or reads no texts; an image can't be read; captions are not as many as
-        images, too long, or name nothing.
+      UserError: the model detects nothing, or reads no texts; an image can't be read, or is smaller than a stride;
+        captions are not as many as images, too long, or name nothing, or a phrase is no part of its caption.
     """
     self.need(Ability.DETECTS)
     if self.options.classes:
@@ -163,10 +165,12 @@ def ground_captions(
     columns = 1 << (max(map(len, spans)) - 1).bit_length()
     covered = [self.tokenizer.spans(text, length) for text in texts]
     tokens_NPL = np.stack([own.tokens for own in covered])[:, None]
-    weights = [
-        class_weights(positive_map([[span] for span in own], said), range(len(own)), columns)
-        for own, said in zip(spans, covered, strict=True)
-    ]
+    maps = [positive_map([[span] for span in own], said) for own, said in zip(spans, covered, strict=True)]
+    for text, own, positive in zip(texts, spans, maps, strict=True):
+        for (first, end), tokens in zip(own, positive, strict=True):
+            if not tokens.any():
+                raise UserError(f"No token of the caption {text[:60]!r} is of the phrase {text[first:end]!r}.")
+    weights = [class_weights(positive, range(len(positive)), columns) for positive in maps]
     label_NPK = np.tile(np.arange(columns, dtype=np.int32), (len(texts), 1, 1))
     asked = Prompts(tokens_NPL, np.stack(weights)[:, None], label_NPK)
 
@@ -270,6 +274,12 @@ def _stacked(seen: Seen, data: list[bytes], numbers: list[int], size: int) -> di
             rows.append(seen({"image": data[number]}, Uniforms(0, 0)))
         except BadImageError as e:
             raise UserError(f"Image {number} can't be used: {e}") from e
+        height, width = image_size(data[number])
+        if min(height, width, *rows[-1]["size"]) < STRIDES[0]:
+            raise UserError(
+                f"Image {number} of {width}x{height} pixels has a side that is smaller than the {STRIDES[0]} pixels "
+                "from one place that the model looks at to the next."
+            )
     rows += rows[-1:] * (size - len(rows))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 

@@ -150,8 +150,9 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long) if "," in kind else kind for kind in KINDS]
+)
 def test_every_parameter_learns(make, kind):
     """But for those that the objective says nothing reaches."""
     r = make(*KINDS[kind])
@@ -214,9 +215,8 @@ def test_parts_of_a_batch_are_the_whole(make, batch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("axes", [{"replica": 2, "fsdp": 2, "tensor": 2}])
-def test_eight_devices_are_one(make, batch, whole, axes):
-    r, mesh = make(), make_mesh(MeshOptions(**axes))
+def test_eight_devices_are_one(make, batch, whole):
+    r, mesh = make(), make_mesh(MeshOptions(replica=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         shardings = Blueprint(r.model).shardings(mesh)
         params = {name: jax.device_put(x, shardings[name]) for name, x in random_params(r.model).items()}
@@ -231,11 +231,14 @@ def test_eight_devices_are_one(make, batch, whole, axes):
 
 def test_blind(make, batch):
     """Nothing of an image is left but where it is."""
-    seen, blind = (make(objective={"blind": how}).objective.prepare(batch, train=True) for how in (False, True))
-    other = make(objective={"blind": True}).objective.prepare(batch | {"image": batch["image"] // 2 + 128}, train=True)
-    assert not blind["image"][..., :3].any() and np.abs(seen["image"][..., :3]).max() > 0.5
-    np.testing.assert_array_equal(blind["image"][..., 3], seen["image"][..., 3])
-    np.testing.assert_array_equal(blind["image"], other["image"])
+
+    def image(batch, blind):
+        objective = make(objective={"blind": blind}).objective
+        return np.asarray(jax.jit(lambda rows: objective.prepare(rows, train=True)["image"])(batch))
+
+    seen, blind = (image(batch, how) for how in (False, True))
+    assert not blind[..., :3].any() and np.abs(seen[..., :3]).max() > 0.5
+    np.testing.assert_array_equal(blind[..., 3], seen[..., 3])
 
 
 EVALS = {"detection": {"limit": 4, "most": 20}}
