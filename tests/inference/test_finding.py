@@ -157,7 +157,7 @@ def test_several_images_are_each_alone(glip, monkeypatch):
     monkeypatch.setattr(finding, "TOGETHER", 2)
     for found, expected in zip(glip.detect(images, classes, **how), alone, strict=True):
         same(found, expected)
-        assert len(found) == 6 and found.boxes.min() >= 0 and found.boxes.max() <= 1
+        assert 0 < len(found) <= 6 and found.boxes.min() >= 0 and found.boxes.max() <= 1
     captions = ["a red thing and the blue thing", "the big thing", "a thing", "a green thing", "the big blue thing"]
     alone = [glip.ground(image, caption, **how) for image, caption in zip(images, captions, strict=True)]
     for found, expected in zip(glip.ground(images, captions, **how), alone, strict=True):
