@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
+from conftest import assert_close, drawn
 
 from capvl.errors import UserError
 from capvl.models.encoder import EncoderOptions
@@ -27,11 +27,7 @@ FORMS = [
 
 def build(**changes):
     blueprint = Blueprint(EncoderOptions(**SMALL | changes))
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return blueprint, {
-        name: 0.3 * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
+    return blueprint, drawn(blueprint.shapes)
 
 
 def pictures(*sizes, seed=0):
