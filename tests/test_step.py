@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
+from conftest import assert_close, tiny_values
 
+from capvl import recipes
 from capvl.bench.step import example_batch
 from capvl.errors import UserError
 from capvl.objectives.cappa import CapPa
@@ -132,14 +133,21 @@ class Cliff(CapPa):
         return loss + jnp.sqrt(darkness) * 1e-9, metrics
 
 
-@pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_bad_step_leaves_the_state_untouched(tiny_recipe, bad):
-    recipe = tiny_recipe(optimizer__ema=0.9, schedule__warmup=0)
+@pytest.fixture(scope="module")
+def cliff(data_dir):
+    """(state, compiled step, batch) of Cliff."""
+    values = tiny_values(data_dir)
+    changes = {"optimizer": values["optimizer"] | {"ema": 0.9}, "schedule": {"warmup": 0}}
+    recipe = recipes.resolve(values | changes)
     step = dataclasses.replace(recipe.train_step(), objective=Cliff())
-    state = jax.jit(step.init_from_seed)()
-    update = jax.jit(step)
     batch = jax.device_put(example_batch(recipe, 6))
     batch["image"] = batch["image"].astype(jnp.float32) / 127.5 - 1
+    return jax.jit(step.init_from_seed)(), jax.jit(step), batch
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_bad_step_leaves_the_state_untouched(cliff, bad):
+    state, update, batch = cliff
     good, metrics = update(state, batch)
     assert metrics["skipped"] == 0
     assert not states_equal(good.params, state.params)

@@ -212,7 +212,8 @@ def test_a_new_dynamic_relu_learns():
     """Of GLIP's width: its coefficients, and most of the units that they come from."""
     options = ReluOptions(256)
     blueprint, x = Blueprint(options), jax.random.normal(jax.random.key(0), (2, 5, 7, 256))
-    gradients = jax.grad(lambda p: jnp.square(blueprint.bind(p)(x)).sum())(blueprint.init(jax.random.key(0)))
+    gradient = jax.grad(lambda p: jnp.square(blueprint.bind(p)(x)).sum())
+    gradients = jax.jit(lambda key: gradient(blueprint.init(key)))(jax.random.key(0))
     assert (np.abs(gradients["up/bias"]) > 0).all()
     units = np.abs(gradients["down/kernel"]).max(axis=0) > 0
     assert units.mean() > 0.6 and (np.abs(gradients["up/kernel"][np.flatnonzero(units)]) > 0).all()

@@ -118,8 +118,8 @@ def test_without_fusion_states_leave_as_they_came():
 
 
 def test_dropout_is_of_training():
-    arrays, blueprint = inputs(), Blueprint(Options(dropout=0.5))
-    run = jax.jit(lambda key: blueprint.bind(params())(*arrays, key)[0][0])
+    arrays, blueprint, given = inputs(), Blueprint(Options(dropout=0.5)), params()
+    run = jax.jit(lambda key: blueprint.bind(given)(*arrays, key)[0][0])
     whole, first, again, other = map(run, (None, *map(jax.random.key, (0, 0, 1))))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - whole).max() > 1e-3 and np.abs(first - other).max() > 1e-3
