@@ -47,6 +47,11 @@ CASES = _shared("CAPVL_CASES", "cases")
 LONGEST = (
     "end_to_end/test_processes.py",
     "objectives/test_git.py",
+    "objectives/test_glip_whole_golden.py",
+    "inference/test_finding.py",
+    "evals/test_detection_evaluators.py",
+    "objectives/test_glip.py",
+    "end_to_end/test_watched_runs.py",
     "end_to_end/test_recipes.py",
     "end_to_end/test_train.py",
     "objectives/test_micro_batches.py",
