@@ -206,6 +206,33 @@ def test_texts_that_name_a_side(make, tokenizer, sides):
             assert words(row, tokenizer)[1] == [text]
             assert words(row, tokenizer)[0] == (f"{text} is small" if kind == "captions" else text)
         assert {boxes_of(row) != [LEFT] for row in rows} == ({False, True} if sides == "swap" else {False})
+    # A mirrored left shoe is a right one, which is another class.
+    listed = (*NAMES[:4], "left_shoe", "bus")
+    given = example((LEFT,), ("left_shoe",), listed=listed)
+    for row in rows_of(make("classes", flip=True, sides=sides, listed=listed), given):
+        assert boxes_of(row) == [LEFT] and words(row, tokenizer)[1] == ["left shoe"]
+
+
+def test_the_class_of_a_crowd_is_no_negative(make, tokenizer):
+    bbox, some = np.array([[0, 0, 1, 1]], np.float32), {"label": [1], "category": ["dog"]}
+    given = example((LEFT,), ("cat",), crowds={"bbox": bbox} | some)
+    texts = [words(row, tokenizer)[0] for row in rows_of(make("classes"), given)]
+    assert not any("dog" in text for text in texts) and any("bus" in text for text in texts)
+    # Where it has a box of its own, too, it is one of the image's.
+    both = example(names=("cat", "dog"), crowds={"bbox": bbox} | some)
+    assert all("dog" in words(row, tokenizer)[0] for row in rows_of(make("classes"), both))
+
+
+def test_classes_that_are_said_alike(make, tokenizer):
+    """A box has the tokens of both: the same text is not right and wrong of it."""
+    listed = ("hat_(worn)", "cat", "hat_(in_a_game)")
+    for order in ("sampled", "fixed"):
+        for names in (("hat_(worn)", "cat"), ("hat_(worn)", "hat_(in_a_game)")):
+            for row in rows_of(make("classes", listed=listed, order=order), example(names=names, listed=listed)):
+                text, own = words(row, tokenizer)
+                hats = " ".join(["hat"] * text.split().count("hat"))
+                said = [hats if name.startswith("hat") else name for name in names]
+                assert sorted(own) == sorted(said)
 
 
 def test_an_image_without_boxes_has_a_text_of_negatives(make, tokenizer):
