@@ -113,7 +113,7 @@ def lvis(split: str, left: Rejected, classes: Classes, instances: str) -> Found:
 
 
 def objects365(split: str, left: Rejected, classes: Classes, instances: str) -> Found:
-    """Objects365, V3Det, and other files of COCO's form whose images are not COCO's."""
+    """Objects365, V3Det, one's own data in COCO's form: images that are not COCO's."""
     yield from of_form(split, left, classes, instances)
 
 

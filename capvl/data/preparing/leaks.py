@@ -5,6 +5,7 @@ split of COCO. So a training split is only made of images that may be evaluated 
 evaluations are meant, or that none is.
 """
 
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -37,10 +38,10 @@ class Evaluation(NamedTuple):
     coco: frozenset[str]
     files: frozenset[str]
 
-    def has(self, item: Annotated) -> bool:
-        """Whether an image is one of these."""
+    def has(self, item: Annotated, folder: str = "") -> bool:
+        """Whether an image, whose name is a path in `folder`, is one of these."""
         return bool(item.coco_id and item.coco_id in self.coco) or bool(
-            item.image and (stem(item.image) in self.files or item.image in self.files)
+            item.image and (stem(item.image) in self.files or os.path.join(folder, item.image) in self.files)
         )
 
 
@@ -140,7 +141,8 @@ def evaluations(exclude: Sequence[str], data_dir: str, allow_leaks: bool, needed
         raise UserError(
             f"Its training images may be among those that {EVALUATIONS} are evaluated on; name these with "
             f"--exclude=FILES (refs as JSON, dataset_coco.json, lists of names; {PREPARED!r} for the data sets of "
-            f"--data_dir, {OWN!r} for this one's other splits), or say --allow_leaks."
+            f"--data_dir, {OWN!r} for this one's other splits), or say --allow_leaks; images of your own "
+            "in COCO's form have --format=coco_style."
         )
     return [*(read(path) for path in exclude if path not in (PREPARED, OWN)), *prepared(data_dir)]
 
@@ -173,20 +175,22 @@ def _listed(data_dir: str) -> dict[str, dict[str, dict[str, list[str]]]]:
     }
 
 
-def of_items(name: str, items: Iterable[Annotated], whole: bool = False) -> Evaluation:
-    """The images of a split as an evaluation; with `whole` they go by their names with folders and suffix."""
+def of_items(name: str, items: Iterable[Annotated], folder: str | None = None) -> Evaluation:
+    """The images of a split as an evaluation. They go by their names without folders and suffix; where these are paths
+    in a `folder`, by the whole path: frames of two films may have the same names."""
     items = list(items)
     coco = frozenset(item.coco_id for item in items) - {""}
     # A number of its own says nothing about other sets' files; COCO's are told by their numbers.
     names = frozenset(item.image for item in items if item.image and not item.coco_id)
-    return Evaluation(name, coco, names if whole else frozenset(map(stem, names)))
+    whole = [stem(name) if folder is None else os.path.join(folder, name) for name in names]
+    return Evaluation(name, coco, frozenset(whole))
 
 
-def listing(splits: dict[str, list[Annotated]]) -> dict[str, dict[str, list[str]]]:
+def listing(splits: dict[str, list[Annotated]], folder: str | None = None) -> dict[str, dict[str, list[str]]]:
     """IMAGES of a data set: numbers in COCO of each split, and names of the files of those without one that are
-    evaluated on."""
+    evaluated on; `folder` as for `of_items`."""
     found = {}
     for own, items in splits.items():
-        known = of_items(own, items)
+        known = of_items(own, items, folder)
         found[own] = {"coco": sorted(known.coco), "files": sorted(known.files) if own != "train" else []}
     return found

@@ -36,6 +36,9 @@ FORMATS = {
     "coco": Format(detections.coco, ("instances.json", "captions.json?"), "x, y, width, height in pixels"),
     "lvis": Format(detections.lvis, ("instances.json",), "x, y, width, height in pixels"),
     "objects365": Format(detections.objects365, ("instances.json",), "x, y, width, height in pixels", leaks=False),
+    "coco_style": Format(
+        detections.objects365, ("instances.json",), "x, y, width, height in pixels", leaks=False, paths=True
+    ),
     "v3det": Format(detections.objects365, ("instances.json",), "x, y, width, height in pixels", leaks=False),
     "openimages": Format(
         detections.openimages,

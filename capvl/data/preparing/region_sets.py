@@ -93,9 +93,10 @@ def prepare(
     evaluations = leaks.evaluations(exclude, data_dir, allow_leaks, training)
     # A set of images that only this one knows has no leaks, and yet may have one image in two splits.
     others = {} if allow_leaks else {own: rows for own, rows in items.items() if own != "train"}
-    evaluations += [leaks.of_items(own, rows, FORMATS[format].paths) for own, rows in others.items()]
+    named_in = files if FORMATS[format].paths else None
+    evaluations += [leaks.of_items(own, rows, named_in) for own, rows in others.items()]
     if "train" in items:
-        items["train"] = _without(items["train"], evaluations, left["train"])
+        items["train"] = _without(items["train"], evaluations, left["train"], files)
     parts = storage.folder(data_dir) / name / "incomplete"
     jobs = _deal(items, files, parts, Job("", format, list(classes), rules, data_dir, _listed(items)))
     if beam is None:
@@ -104,7 +105,7 @@ def prepare(
         from capvl.data.preparing.beam import map_on_beam  # Optional, and slow to import.
 
         map_on_beam(write_part, [job for _, job in jobs], beam)
-    _finish(folder, name, jobs, left, items, classes, evaluations)
+    _finish(folder, name, jobs, left, items, classes, evaluations, named_in)
     parts.rmtree()
     return folder
 
@@ -164,11 +165,11 @@ def _only_scenes(format: str, splits: dict[str, list[str]]) -> bool:
     return format == "prepared" and all(name.split("/")[0] == "scenes" for name in names)
 
 
-def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: Rejected) -> list[Annotated]:
+def _without(rows: list[Annotated], evaluations: list[leaks.Evaluation], left: Rejected, folder: str):
     """Images that nothing is evaluated on."""
     kept = []
     for item in rows:
-        name = next((e.name for e in evaluations if e.has(item)), None)
+        name = next((e.name for e in evaluations if e.has(item, folder)), None)
         if name is None:
             kept.append(item)
         else:
@@ -311,7 +312,7 @@ def _image(item: Annotated, path: str, why: str, data_dir: str) -> bytes:
         raise RejectedError("file missing") from e
 
 
-def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluations) -> None:
+def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluations, named_in: str | None) -> None:
     """Report and metadata; the data set appears."""
     format, listed = jobs[0][1].source, jobs[0][1].listed
     made: dict[str, list[Shard]] = {split: [] for split in items}
@@ -346,7 +347,7 @@ def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluatio
     for split, rows in items.items():
         if split != "train" and (others := leaks.trained_on(str(folder.parent.parent), rows)):
             report[split]["images that are trained on in"] = others
-    files = {"report.json": json.dumps(report, indent=1), leaks.IMAGES: json.dumps(leaks.listing(items))}
+    files = {"report.json": json.dumps(report, indent=1), leaks.IMAGES: json.dumps(leaks.listing(items, named_in))}
     if classes:
         rows = [{"name": own} | told for own, told in classes.items()]
         files[CLASSES] = json.dumps(rows, ensure_ascii=False, indent=1)

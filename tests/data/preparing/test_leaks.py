@@ -6,12 +6,13 @@ import pytest
 from region_files import coco, make, picture, refs, report
 
 from capvl.data import prepare
+from capvl.data.preparing import region_sets
 from capvl.errors import UserError
 
 
 def test_leaks_must_be_named(tmp_path):
     files = coco(tmp_path)
-    with pytest.raises(UserError, match="may be among those that RefCOCO.*--exclude=FILES.*--allow_leaks"):
+    with pytest.raises(UserError, match="may be among those that RefCOCO.*--exclude=FILES.*--allow_leaks.*coco_style"):
         make(tmp_path, "set", "coco", {"train": files})
     with pytest.raises(UserError, match="contradict"):
         make(tmp_path, "set", "coco", {"train": files}, exclude=("own",), allow_leaks=True)
@@ -53,6 +54,33 @@ def test_an_image_in_two_splits(tmp_path):
     told = report(make(tmp_path, "g", "refcoco", {"all": pair}, exclude=("own",)))
     assert told["rejected"] == {"image of the evaluation val": {"count": 1, "first": ["2"]}}
     assert report(make(tmp_path, "all", "refcoco", {"all": pair}, allow_leaks=True))["examples"] == 3
+
+
+def of_own(folder, *names):
+    """Annotations in COCO's form of one's own pictures in a folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture())
+    images = [{"id": i, "file_name": name, "height": 30, "width": 40} for i, name in enumerate(names, 1)]
+    boxes = [{"image_id": row["id"], "category_id": 1, "bbox": [1, 3, 16, 12]} for row in images]
+    file = folder / f"{names[0].replace('/', '_')}.json"
+    file.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]}))
+    return [str(file)]
+
+
+def test_own_images_go_by_their_paths(tmp_path):
+    """Frames of two films have the same names; the same file is the same image, whatever set it is in."""
+    out, (a, b) = str(tmp_path / "out"), (tmp_path / "a", tmp_path / "b")
+
+    def prepared(name, folder, **splits):
+        return region_sets.prepare(name, "coco_style", splits, str(folder), out, workers=1)
+
+    names = ["train/1.jpg", "train/2.jpg"]
+    first = prepared("a", a, train=of_own(a, *names), val=of_own(a, "val/1.jpg", "val/2.jpg"))
+    assert report(first)["examples"] == 2 and report(first)["rejected"] == {}
+    assert report(prepared("b", b, train=of_own(b, "val/1.jpg", "train/2.jpg")))["examples"] == 2
+    again = report(prepared("c", a, train=of_own(a, "val/1.jpg", "train/2.jpg")))
+    assert again["rejected"] == {"image of the evaluation a:val": {"count": 1, "first": ["1"]}}
 
 
 def test_visual_genomes_images_by_their_numbers_in_coco(tmp_path):
