@@ -328,14 +328,23 @@ def test_captions_of_other_images_stand_around(make, tokenizer):
 def test_a_closed_list(make, tokenizer):
     """Numbers in place of words: token k is class k."""
     transform = dataclasses.replace(
-        make("classes", order="fixed", length=len(NAMES)), tokenizer=None, vocabularies={NAMES: ClosedList(NAMES, 6)}
+        make("classes", order="fixed", length=len(NAMES)),
+        tokenizer=None,
+        vocabularies={NAMES: ClosedList(NAMES, NAMES)},
     )
     row = transform(example(names=("dog", "bus")), Uniforms(0, 0))
     assert row["text"].tolist() == [1, 2, 3, 4, 5, 6] and row["left"] == 0
     place = {box: own for box, own in zip(boxes_of(row), row["positive"].argmax(axis=1).tolist(), strict=False)}
     assert place == {LEFT: 1, RIGHT: 5} and row["positive"].sum() == 2
-    with pytest.raises(UserError, match="closed list of model.classes=5 classes, and the data 6; a model with a text"):
-        ClosedList(NAMES, 5)
+    # A data set with some of the classes, in another order.
+    some = ("bus", "dog")
+    closed = dataclasses.replace(transform, vocabularies={some: ClosedList(some, NAMES)})
+    row = closed(example(names=("dog", "bus"), listed=some), Uniforms(0, 0))
+    assert row["text"].tolist() == [6, 2, 0, 0, 0, 0] and row["counted"].tolist() == [True] * 2 + [False] * 4
+    place = {box: own for box, own in zip(boxes_of(row), row["positive"].argmax(axis=1).tolist(), strict=False)}
+    assert place == {LEFT: 1, RIGHT: 0}
+    with pytest.raises(UserError, match="closed list of 6 classes, and 'bat' is none of them; a model with a text"):
+        ClosedList(("dog", "bat"), NAMES)
 
 
 def test_rows_are_a_function_of_seed_and_index_on_any_worker(make):
