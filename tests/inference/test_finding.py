@@ -229,7 +229,10 @@ BAD = [
     (lambda m, p: m.detect(p, []), "The list of classes is empty; name at least one"),
     (lambda m, p: m.detect(p, ["red", "blue", "red"]), "The list of classes has 'red' twice; name each class once"),
     (lambda m, p: m.detect(p, ["red", "big " * 12]), "has more than the 10 tokens that a prompt of 12 has room for"),
-    (lambda m, p: m.detect(p, ["red"], prefix="a " * 12), "A prompt of 12 tokens has no room for classes behind 'a a a),
+    (
+        lambda m, p: m.detect(p, ["red"], prefix="a " * 12),
+        "A prompt of 12 tokens has no room for classes behind 'a a a",
+    ),
     (lambda m, p: m.detect(p, "red"), r"The classes should be a list such as \[\"cat\", \"dog\"\], not 'red'"),
     (lambda m, p: m.detect(p, [""]), "Nothing is left of the class ''"),
     (lambda m, p: m.detect(p, [3]), 'A class should be a name or a dict with "name", not 3'),
