@@ -180,6 +180,19 @@ def test_what_stood_before_classes_in_training_stands_there(words, prepared, mon
     assert asked == ["a big", "the", " "]
 
 
+def test_an_image_that_was_not_searched_for_classes_is_none_without(words, prepared, tmp_path):
+    folder = pathlib.Path(prepared).parent
+    own = {"filename": "0.png", "height": 96, "width": 64}
+    own["detection"] = {"instances": [{"bbox": [0, 0, 9, 9], "label": 0, "category": "red thing"}]}
+    said = (folder / "lines.jsonl").read_text().splitlines()[1]
+    (tmp_path / "lines.jsonl").write_text(f"{json.dumps(own)}\n{said}\n")
+    (tmp_path / "labels.json").write_text(json.dumps({"0": "red thing"}))
+    files = {"val": [str(tmp_path / "lines.jsonl"), str(tmp_path / "labels.json")]}
+    region_sets.prepare("both", "odvg", files, str(folder / "images"), prepared, workers=1)
+    with pytest.raises(UserError, match=r"has an image \(1\) whose boxes have no class: it wasn't searched"):
+        evaluate(Detection(name="both"), prepared)
+
+
 def test_chosen_classes_and_limits(words, prepared):
     found = evaluate(Detection(classes=("blue thing",), limit=6), prepared)
     assert found["AP"] == pytest.approx(1.0, abs=1e-6) and found["images"] == 6 and found["objects"] <= 6
