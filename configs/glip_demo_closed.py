@@ -8,11 +8,16 @@ EXPECTED  docs/results.md
 
 import glip_demo
 
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "hexagon")
+
 
 def get_config():
     config = glip_demo.get_config()
     config.objective.order = "fixed"
-    config.model.update(fusion="none", classes=64, length=64)
+    config.model.update(
+        fusion="none", classes=tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES), length=64
+    )
     config.optimizer.lr_mult = ()
     del config.evals.phrase_boxes  # It reads no phrases.
     return config
