@@ -21,6 +21,9 @@ from capvl.nn.weights import weight
 from capvl.parallel.rules import constrain
 
 HEADS = ("pretraining", "words", "pooler", "none")
+INIT = 0.02
+"""Standard deviation of all weights at first, BERT's. With larger ones, as those that keep the variance of a layer's
+input, what all tokens have in common grows with every layer, and words are hardly told apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,10 @@ class BertBlock(nnx.Module):
         limit: float = 0.0,
     ):
         self.dropout, self.limit = dropout, limit
-        self.attn = SelfAttention(size.width, size.heads, rngs=rngs)
+        init = weights.normal(INIT)
+        self.attn = SelfAttention(size.width, size.heads, init=init, rngs=rngs)
         self.norm1 = LayerNorm(size.width, eps=eps, rngs=rngs)
-        self.mlp = Mlp(size.width, size.mlp, activation=activation, rngs=rngs)
+        self.mlp = Mlp(size.width, size.mlp, activation=activation, init=init, rngs=rngs)
         self.norm2 = LayerNorm(size.width, eps=eps, rngs=rngs)
 
     def __call__(self, x_BLD, *, mask=None, causal: bool = False, key: jax.Array | None = None) -> jax.Array:
@@ -130,7 +134,7 @@ class Bert(nnx.Module):
     def __init__(self, options: BertOptions, *, depth: int | None = None, rngs: nnx.Rngs):
         """depth: number of layers where it isn't that of `options.text`; 0 for a table and heads alone."""
         size = sizes.parse_size(options.text)
-        width, init = size.width, weights.normal(0.02)
+        width, init = size.width, weights.normal(INIT)
         self.dtype, self.activation = jnp.dtype(options.dtype), options.activation
         self.depth, self.dropout = size.depth if depth is None else depth, options.dropout
         self.remat, self.unroll = options.remat, options.unroll

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from capvl.models import flops
-from capvl.models.bert import Bert, BertBlock, BertOptions, layer_keys, split_key
+from capvl.models.bert import INIT, Bert, BertBlock, BertOptions, layer_keys, split_key
 from capvl.models.sizes import Size, parse_size
 from capvl.nn import weights
 from capvl.nn.attention import CrossAttention, attend_with_dropout
@@ -28,7 +28,7 @@ class FusionBlock(BertBlock):
 
     def __init__(self, size: Size, image_width: int, rngs: nnx.Rngs, *, activation: str, eps: float, dropout: float):
         super().__init__(size, rngs, activation=activation, eps=eps, dropout=dropout)
-        init, heads = weights.normal(0.02), (2, size.heads, size.width // size.heads)
+        init, heads = weights.normal(INIT), (2, size.heads, size.width // size.heads)
         axes = ("embed", None, "heads", None)
         self.cross_kv = Dense((image_width, *heads), axes, init, bias=heads, rngs=rngs)
         self.cross_attn = CrossAttention(size.width, size.heads, init=init, rngs=rngs)
