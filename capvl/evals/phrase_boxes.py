@@ -1,7 +1,8 @@
 """Phrase grounding by a detector: recall of the boxes that the phrases of captions name (Flickr30k Entities,
 arXiv 1505.04870; GLIP, 2112.03857, section 4.2).
 
-A caption is the prompt, and its phrases are the classes of it.
+A caption is the prompt, and its phrases are the classes of it. Phrases that are said of boxes alone, as in RefCOCO or
+the embedded scenes, are prompts by themselves, in images none of whose captions names a box.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from capvl.inference.grounding import picture
 from capvl.models.abilities import Ability
 from capvl.terminal import say
 
-READ = ("text?", "boxes?", "phrases?", "attributes?", "height?", "width?")
+READ = ("text?", "objects?", "boxes?", "phrases?", "attributes?", "height?", "width?")
 SHOWN = 16
 
 
@@ -37,7 +38,8 @@ class PhraseBoxes:
     `cut`: of them those behind the tokens that the model reads, which are not found. And `Pictures`.
 
     Attributes:
-      name: data set with captions whose phrases have boxes; "" for the training set's, the first.
+      name: data set with captions whose phrases have boxes, or with phrases of boxes; "" for the training set's, the
+        first.
       split: of it.
       limit: images; 0 for all.
       most: boxes of a caption.
@@ -159,7 +161,7 @@ class Asked:
 
 
 def read(source: sources.Source, split: str, tokenizer, length: int, limit: int = 0) -> Asked:
-    """Captions of a source's images and their phrases that have boxes.
+    """Captions of a source's images and their phrases that have boxes, or phrases that are said of boxes.
 
     Args:
       source: the opened data set.
@@ -169,7 +171,7 @@ def read(source: sources.Source, split: str, tokenizer, length: int, limit: int 
       limit: the first so many images; 0 for all.
 
     Raises:
-      UserError: no caption has a phrase with a box.
+      UserError: no caption has a phrase with a box, and nothing is said of boxes.
     """
     what, count = f"{source.name!r}, split {split!r}", min(limit or len(source), len(source))
     sizes, spoken, cut = np.zeros((count, 2), int), [], 0
@@ -179,6 +181,10 @@ def read(source: sources.Source, split: str, tokenizer, length: int, limit: int 
         size = int(record.get("height", 0)), int(record.get("width", 0))
         sizes[i] = size if all(size) else image_size(source.read(i, ("image",))["image"])
         named, of_kinds, own = _named(record), {span: own for (_, span), own in kinds(record).items()}, []
+        for text, true in _said(record).items() if not named else ():
+            covered = tokenizer.spans(text, length)
+            spoken.append((i, len(own), 0, text, np.array(true), ()))
+            own.append((covered.tokens, positive_map([[(0, len(text))]], covered)))
         for sentence in sorted({sentence for sentence, _, _ in named}):
             text = as_text(record["text"][sentence])
             spans = sorted((first, end) for n, first, end in named if n == sentence)
@@ -192,7 +198,7 @@ def read(source: sources.Source, split: str, tokenizer, length: int, limit: int 
             own.append((covered.tokens, positive))
         captions.append(own)
     if not spoken:
-        raise UserError(f"Data set {what}, has no captions whose phrases have boxes, which phrase_boxes needs.")
+        raise UserError(f"Data set {what}, has no phrases with boxes, which phrase_boxes needs.")
     if cut:
         say(f"{cut} of {len(spoken)} phrases of {what} stand behind the {length} tokens that the model reads.")
     most = max(map(len, captions)), max(len(positive) for own in captions for _, positive in own)
@@ -210,6 +216,16 @@ def _named(record) -> dict[tuple[int, int, int], list]:
             if x0 < x1 and y0 < y1 and span[0] < texts:
                 named.setdefault(span, []).append(region.box)
     return named
+
+
+def _said(record) -> dict[str, list]:
+    """Phrase -> the boxes that it is said of; those without area are none."""
+    said: dict[str, list] = {}
+    for region in regions(record):
+        x0, y0, x1, y1 = region.box
+        for phrase in dict.fromkeys(region.phrases) if x0 < x1 and y0 < y1 else ():
+            said.setdefault(phrase, []).append(region.box)
+    return said
 
 
 def pictures(source: sources.Source, asked: Asked, boxes: list[np.ndarray]) -> Pictures:

@@ -15,7 +15,7 @@ from capvl.errors import UserError
 from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures
 from capvl.evals.detection import Detection, confusion
 from capvl.evals.lvis import Lvis
-from capvl.evals.phrase_boxes import PhraseBoxes
+from capvl.evals.phrase_boxes import PhraseBoxes, read
 from capvl.models.parameters import Blueprint
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
@@ -167,7 +167,7 @@ def test_chosen_classes_and_limits(words, prepared):
         (Detection(name="said"), "has no closed list of classes"),
         (Detection(words="none.json"), "none.json"),
         (Lvis(), "doesn't say what was looked for in each image"),
-        (PhraseBoxes(), "has no captions whose phrases have boxes"),
+        (PhraseBoxes(), "has no phrases with boxes"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(evaluator, prepared)
@@ -201,3 +201,31 @@ def test_phrases_are_found(words, prepared):
     assert worse[0] == worse[1] and 0.2 < worse[0]["R@10"] < 1
     short = evaluate(PhraseBoxes(name="said"), prepared, length=6)
     assert short["cut"] > 0 and short["R@1"] < 1
+
+
+class Drawn:
+    """An image whose boxes have phrases of their own, one without boxes, and one whose caption names its box."""
+
+    name = "drawn"
+    objects = ({"bbox": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0, 0, 1]], "phrase": ["red", "red", "blue"]}, {})
+    boxes = {"chain": ["0"], "bbox": [[0.0, 0.0, 1.0, 0.5]]}
+    phrases = {"chain": ["0"] * 2, "phrase": ["green", "lone"], "sentence": [0, -1], "start": [2, -1], "end": [7, -1]}
+
+    def __len__(self):
+        return 3
+
+    def read(self, i, features):
+        sides = {"height": 8, "width": 8}
+        named = {"text": ["a green thing"], "boxes": self.boxes, "phrases": self.phrases}
+        return sides | (named if i == 2 else {"objects": self.objects[i]} if i == 0 else {})
+
+
+def test_phrases_of_boxes_alone_are_asked_by_themselves(tmp_path):
+    asked = read(Drawn(), "val", tokenizer(tmp_path), 8)
+    assert [(phrase.image, phrase.text, len(phrase.boxes)) for phrase in asked.phrases] == [
+        (0, "red", 2),
+        (2, "green", 1),
+    ]
+    assert [len(rows) for rows in asked.captions] == [1, 0, 1] and asked.cut == 0
+    positive = asked.captions[0][0][1]
+    assert positive.shape == (1, 8) and positive.any()

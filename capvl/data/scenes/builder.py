@@ -21,8 +21,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
       frames: 0 for images, else frames of a clip.
       stated: 0 for captioned images; else of how many scenes, 1 or 2, statements are (`capvl.data.scenes.statements`).
       most, zoom, plain, words: of `world.draw_scene`.
-      apart: whether pairs of a colour and a shape are held out (`world.APART`): train and val never have one, every
-        image of test has. Objects have these pairs as their classes then.
+      apart: the splits whose every image has a held-out pair of a colour and a shape (`world.APART`), while no image of
+        the others has one; () for no such rule. With it objects have pairs as their classes.
       counts: examples of train, val and test.
       seed: of everything.
     """
@@ -34,7 +34,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     zoom: float = 1.0
     plain: bool = False
     words: float = 1 / 3
-    apart: bool = False
+    apart: tuple[str, ...] = ()
     counts: tuple[int, int, int] = (20_000, 1_000, 1_000)
     seed: int = 0
 
@@ -51,8 +51,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     largest shaped object, an index into `world.SHAPES`), `index`. Clips have `frames` instead
     of `image` and the `direction` of what moves. Of statements there are `image`, or `images` (a list of two), and
     `questions` (id, kind, question, answer), whose answer is what holds. Where pairs are held out, `objects` have a
-    `label` and `category` of `world.PAIRS`; no caption of train or val names a held-out pair, though questions may ask
-    after one.
+    `label` and `category` of `world.PAIRS`; no caption of a split without such pairs names one, though questions may
+    ask after one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -68,11 +68,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
         *(
-            _config(f"pairs_apart{name}", side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=True, counts=counts)
-            for name, side, counts in (
-                ("", 64, (20_000, 500, 500)),
-                ("_96", 96, (20_000, 500, 500)),
-                ("_tiny", 64, (128, 32, 32)),
+            _config(name, side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=apart, counts=counts)
+            for name, side, apart, counts in (
+                ("pairs_apart", 64, ("test",), (20_000, 500, 500)),
+                ("pairs_apart_96", 96, ("test",), (20_000, 500, 500)),
+                ("pairs_apart_tiny", 64, ("test",), (128, 32, 32)),
+                ("pairs_joined_96", 96, tuple(world.SPLITS), (2_000, 200, 500)),
             )
         ),
         *(
@@ -115,7 +116,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         options = dict(most=config.most, zoom=config.zoom, plain=config.plain, words=config.words)
         if config.apart:
-            options["apart"] = "always" if split == "test" else "never"
+            options["apart"] = "always" if split in config.apart else "never"
         maker = (statements.make, config.stated) if config.stated else (examples.make, config.frames)
         make = functools.partial(maker[0], config.seed, split, config.side, maker[1], **options)
         # Spawned, not forked: JAX's threads may be running.
