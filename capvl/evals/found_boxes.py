@@ -171,7 +171,7 @@ def run(context: Context, source: sources.Source, sizes: np.ndarray, find, what:
         numbers = np.flatnonzero([own == bucket for own in of_image])
         if not len(numbers):
             continue
-        images = Images(what, source, numbers, Seen.of(context.model, crop, bucket), asked)
+        images = Images(what, source, numbers, Seen(crop.in_bucket(bucket)), asked)
         batches = loader.eval_batches(images, images.transform, context.batch)
         for host_batch in progress(batches, -(-len(images) // context.batch), f"images of {what}, {bucket}"):
             batch = loader.to_device(host_batch, batch_sharding(context.mesh))

@@ -251,7 +251,7 @@ def _run(
     call = self.compiled(("detect", how), function)
     for bucket in buckets(self.options):
         numbers = [number for number, place in enumerate(places) if place == bucket]
-        seen = Seen.of(self.options, self.crop, bucket)
+        seen = Seen(self.crop.in_bucket(bucket))
         for first in range(0, len(numbers), TOGETHER):
             own = numbers[first : first + TOGETHER]
             size = 1 << (len(own) - 1).bit_length()
