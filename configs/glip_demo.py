@@ -14,7 +14,7 @@ from capvl.data.scenes.world import APART
 
 def get_config():
     config = ConfigDict()
-    config.steps = 5000
+    config.steps = 3000
     config.batch_size = 8
     # Boxes are learned long before words. At the usual weight of words the encoder has let colours go by then.
     config.objective = dict(name="glip", texts=("classes",), negatives=12, slots=4, token=5.0)

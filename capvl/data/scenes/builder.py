@@ -71,9 +71,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
         *(
-            _config(
-                name, side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=apart, classes=classes, counts=counts
-            )
+            _config(name, side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=apart, classes=own, counts=counts)
             for name, side, apart, own, counts in (
                 ("pairs_apart", 64, ("test",), world.PAIRS, (20_000, 500, 500)),
                 ("pairs_apart_96", 96, ("test",), world.PAIRS, (20_000, 500, 500)),
