@@ -107,7 +107,8 @@ class Asking:
         said = [self._said(category, words) for category in truth.categories]
         tokenizer = None if context.model.classes else context.tokenizer()
         listed = vocabulary(context.model, tokenizer, said, prefix=self.prefix)
-        found_boxes.tell_alike(listed, truth.what)
+        for doubt in listed.doubts():
+            say(f"{truth.what}: {doubt}")
         return listed
 
     def _words(self, context: Context, names: Sequence[str]) -> dict[str, dict[str, str]]:

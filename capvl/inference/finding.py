@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,6 +111,8 @@ def detect(
     Returns:
       A `Found` for one image that is no list, else a list of them.
 
+    Warns of classes that are the same for the model ("cat" and "Cat"), or of unknown words.
+
     Raises:
       UserError: the model detects nothing; an image can't be read, or is smaller than a stride; or the classes are
         none, named twice or too long.
@@ -118,6 +121,8 @@ def detect(
     how = _how(threshold, most, across)
     tokenizer = None if self.options.classes else self.tokenizer
     listed = vocabulary(self.options, tokenizer, classes, prefix=prefix)
+    for doubt in listed.doubts():
+        warnings.warn(doubt, stacklevel=2)
     asked = prompts_of(listed.prompts())
     names = [category.name for category in listed.categories]
     encode = self.compiled("text states", states_of)

@@ -115,6 +115,14 @@ def test_what_a_prompt_says_of_a_class(points):
     assert points.detect(picture({"blue": BLUE}), classes, prefix="a thing and").labels == ["sky"]
 
 
+def test_classes_that_the_model_can_not_know(points):
+    """Are told, and the others found."""
+    with pytest.warns(UserWarning, match="'red' and 'Red' are the same in a prompt"):
+        assert set(points.detect(picture(), ["red", "Red", "blue"]).labels) == {"red", "Red", "blue"}
+    with pytest.warns(UserWarning, match="doesn't know all words of 'mauve thing' and 1 more"):
+        assert "red" in points.detect(picture(), ["mauve thing", "red", "ochre"]).labels
+
+
 def test_a_closed_list(vocabulary):
     """Classes go by the model's names, in any order; and some of them may be asked for."""
     model = loaded(vocabulary, able_to_read=False, length=len(COLORS))

@@ -215,6 +215,18 @@ class Vocabulary:
         """Number of each class by its name."""
         return {category.name: i for i, category in enumerate(self.categories)}
 
+    def doubts(self) -> list[str]:
+        """Sentences on classes that no model can tell apart, or that it knows only as unknown words."""
+        names = [category.name for category in self.categories]
+        said = [f"{' and '.join(repr(names[i]) for i in group)} are the same in a prompt." for group in self.alike[:3]]
+        if len(self.alike) > 3:
+            said.append(f"So are {len(self.alike) - 3} more groups of classes.")
+        if self.unknown:
+            first, count = repr(names[self.unknown[0]]), len(self.unknown)
+            more = f" and {count - 1} more" if count > 1 else ""
+            said.append(f"The tokenizer doesn't know all words of {first}{more}.")
+        return said
+
     def _tokens(self, text: str, labelled: Sequence[Span]) -> _Part:
         """Tokens of a text, without start and end; one more than there could be room for."""
         covered = self._tokenizer.spans(text, self.length + 4)

@@ -44,6 +44,10 @@ class ClosedList:
         """Number of each class by its name."""
         return {category.name: i for i, category in enumerate(self.categories)}
 
+    def doubts(self) -> list[str]:
+        """None: classes are numbers."""
+        return []
+
     def prompts(self, most: int = 0) -> list[Prompt]:
         """All classes in one; `most` is there for the interface."""
         count, names = len(self), ", ".join(category.name for category in self.categories)
