@@ -8,16 +8,13 @@ EXPECTED  docs/results.md
 
 import glip_demo
 
-COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "hexagon")
+from capvl.data.scenes.world import PAIRS
 
 
 def get_config():
     config = glip_demo.get_config()
     config.objective.order = "fixed"
-    config.model.update(
-        fusion="none", classes=tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES), length=64
-    )
+    config.model.update(fusion="none", classes=PAIRS, length=len(PAIRS))
     config.optimizer.lr_mult = ()
     del config.evals.phrase_boxes  # It reads no phrases.
     return config

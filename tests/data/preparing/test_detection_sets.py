@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from region_files import make, picture, report
 
+from capvl.data import tokenizer
 from capvl.data.preparing import look, region_formats
 from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
 from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, looked_for, regions
+from capvl.data.text.tokenizers import SubwordTokenizer
 from capvl.errors import UserError
 
 ASKED = ("image", "image_id", "classes?", *FEATURES, *DETECTION)
@@ -170,3 +172,23 @@ def test_a_page_shows_crowds(tmp_path):
     with_, without = (look.picture_of(record, regions(record), own) for own in (crowds(record), []))
     grey = (np.abs(with_.astype(int) - 128) < 3).all(axis=2)
     assert grey[:, 0].mean() > 0.9 and (np.abs(without.astype(int) - 128) < 3).all(axis=2)[:, 0].mean() < 0.2
+
+
+def test_a_tokenizer_of_names_of_boxes(tmp_path, capsys):
+    """Where there are no captions. Every class is a word, with boxes in this split or not, and so is what stands
+    between classes in a prompt."""
+    images(tmp_path, *(f"{i:012d}.jpg" for i in (1, 2, 3)))
+    values, out = coco((1, 2)), tmp_path / "words.txt"
+    values["categories"].append({"id": 3, "name": "hair drier"})
+    make(tmp_path, "set", "coco", {"val": written(tmp_path, values)})
+    arguments = ["--data=set", f"--data_dir={tmp_path}/out", "--vocab=200", "--kind=wordpiece", f"--out={out}"]
+    tokenizer.main([*arguments, "--split=val"])
+    assert "pieces from 2 examples" in capsys.readouterr().out
+    read = SubwordTokenizer(out)
+    assert read.decode(read("cat. dog. hair drier", 32)) == "cat. dog. hair drier"
+    assert 1 not in read("cat. dog. hair drier", 32)  # [UNK]
+    # Images without a box say nothing of it.
+    values["annotations"] = []
+    make(tmp_path, "none", "coco", {"val": written(tmp_path, values)})
+    with pytest.raises(UserError, match="'val' of 'none' has neither captions nor names of boxes to learn from"):
+        tokenizer.main([*arguments, "--split=val", "--data=none"])
