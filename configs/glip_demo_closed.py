@@ -8,11 +8,13 @@ EXPECTED  docs/results.md
 
 import glip_demo
 
+from capvl.data.scenes.world import PAIRS
+
 
 def get_config():
     config = glip_demo.get_config()
     config.objective.order = "fixed"
-    config.model.update(fusion="none", classes=64, length=64)
+    config.model.update(fusion="none", classes=PAIRS, length=len(PAIRS))
     config.optimizer.lr_mult = ()
     del config.evals.phrase_boxes  # It reads no phrases.
     return config

@@ -1,8 +1,8 @@
 """A detector of one's own classes from scratch, on a small data set with boxes, in minutes (docs/own_data.md).
 
 COMMAND   python -m capvl.main --config=configs/glip_own.py --workdir=runs/mine
-              --config.model.classes=8 --config.model.length=8
-          both are the number of your classes, a closed list. Photos: more steps, and --config.model.res=192
+              --config.model.classes="('cat', 'dog')" --config.model.length=2
+          your classes, a closed list, and their number. Photos: more steps, and --config.model.res=192
               --config.model.max_side=256; good detectors of photos begin with a pre-trained GLIP, whose classes are
               words: configs/glip_odinw.py
 DATA      python -m capvl.data.prepare regions --name=mine --format=coco_style --train=mine/train.json
@@ -13,12 +13,14 @@ EXPECTED  docs/notebooks/7_own_detector.ipynb: 2,000 drawn images of 96 px with 
 
 import glip_demo_closed
 
+from capvl.data.scenes.world import SHAPES
+
 
 def get_config():
     config = glip_demo_closed.get_config()
     config.steps = 900
     config.objective.slots = 20
-    config.model.update(classes=8, length=8)
+    config.model.update(classes=SHAPES, length=len(SHAPES))
     config.data.update(name="mine", tokenizer="")
     config.eval_every = 300
     config.evals = dict(detection=dict(each=True))

@@ -73,13 +73,13 @@ def detectors(weights: Weights, classes: tuple[str, ...]) -> dict[str, Exported]
 
     Args:
       weights: of a model that detects.
-      classes: their names; () for the numbers of a closed list.
+      classes: their names; () for all of a closed list.
 
     Raises:
       UserError: there are no classes, or no tokenizer; or see `capvl.data.examples.grounded.vocabulary`.
     """
     options = weights.options
-    names = classes or tuple(map(str, range(options.classes)))
+    names = classes or options.classes
     if not names:
         raise UserError("A detector is exported with what it looks for: give names, one a line, by --classes=FILE.")
     if not (options.classes or weights.tokenizer):

@@ -13,7 +13,7 @@ from capvl.data.examples.grounded import vocabulary
 from capvl.data.images.decode import decode
 from capvl.data.images.drawing import draw_boxes, enlarged
 from capvl.data.reading import sources
-from capvl.data.reading.classes import Category, categories
+from capvl.data.reading.classes import Category
 from capvl.data.text import category_prompts
 from capvl.errors import UserError
 from capvl.evals import Confusion, Context, Curves, Pictures, average_precision, check_limits, found_boxes, submissions
@@ -83,8 +83,7 @@ class Asking:
     def finder(self, context: Context, truth: Truth, how: How):
         """params -> what is found (`Found`). The classes are encoded once."""
         context.require(Ability.DETECTS, type(self).__name__.lower())
-        listed, label = self._vocabulary(context, truth)
-        asked = prompts_of(listed.prompts(self.chunk))
+        asked = prompts_of(self._vocabulary(context, truth).prompts(self.chunk))
         encode = compiled(context.blueprint, states_of)
 
         def function(model, rows):
@@ -98,34 +97,29 @@ class Asking:
             def of_batch(batch):
                 return find(params, (batch, asked, states))
 
-            result = found_boxes.run(context, truth.source, truth.sizes, of_batch, truth.what)
-            result = result._replace(label=label[result.label])
-            return result.take(result.label >= 0)
+            return found_boxes.run(context, truth.source, truth.sizes, of_batch, truth.what)
 
         return found
 
     def _vocabulary(self, context: Context, truth: Truth):
-        """Classes as the model reads them, and of each its label in the truth; -1 of those that aren't asked for."""
-        tokenizer, asked = None, truth.categories
-        if context.model.classes:  # A closed list is asked for as a whole.
-            asked = tuple(categories(truth.source))
-        else:
-            tokenizer = context.tokenizer()
-        labels = {category.name: label for label, category in enumerate(truth.categories)}
-        said = [self._said(category, words) for words in [self._words(context, labels)] for category in asked]
+        """Classes as the model reads them."""
+        words = self._words(context, truth.names)
+        said = [self._said(category, words) for category in truth.categories]
+        tokenizer = None if context.model.classes else context.tokenizer()
         listed = vocabulary(context.model, tokenizer, said, prefix=self.prefix)
-        found_boxes.tell_alike(listed, truth.what)
-        return listed, np.array([labels.get(category.name, -1) for category in asked])
+        for doubt in listed.doubts():
+            say(f"{truth.what}: {doubt}")
+        return listed
 
-    def _words(self, context: Context, labels: dict[str, int]) -> dict[str, dict[str, str]]:
+    def _words(self, context: Context, names: Sequence[str]) -> dict[str, dict[str, str]]:
         if not self.words:
             return {}
         path = context.path(self.words)
         words = read_json(path, "How classes are said")
         if not isinstance(words, dict) or not all(isinstance(own, dict) for own in words.values()):
             raise UserError(f'{path!r} should be a JSON object such as {{"stingray": {{"suffix": "flat and round"}}}}.')
-        if not set(words) & set(labels):
-            raise UserError(f"{path!r} says how classes are said, and none of them is one of {sorted(labels)[:5]}.")
+        if not set(words) & set(names):
+            raise UserError(f"{path!r} says how classes are said, and none of them is one of {sorted(names)[:5]}.")
         return words
 
     def _said(self, category: Category, words: dict[str, dict[str, str]]) -> category_prompts.Category:

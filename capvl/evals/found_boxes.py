@@ -21,7 +21,7 @@ from capvl.evals import Context, finite, to_host
 from capvl.evals.average_precision import Federated, Found, Objects
 from capvl.inference.detecting import Seen, bucket_of, buckets
 from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress, say
+from capvl.terminal import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,14 +201,3 @@ def corners(box: np.ndarray, size: np.ndarray) -> np.ndarray:
     """(…, 4) of x, y, width and height in pixels -> (x0, y0, x1, y1) in fractions of an image of (height, width)."""
     ends = np.concatenate([box[..., :2], box[..., :2] + box[..., 2:]], axis=-1)
     return ends / np.asarray(size, np.float64)[[1, 0, 1, 0]]
-
-
-def tell_alike(vocabulary: Any, what: str) -> None:
-    """Says which classes of a list no model can tell apart, or knows only as unknown words."""
-    names = [category.name for category in vocabulary.categories]
-    for group in getattr(vocabulary, "alike", ())[:3]:
-        say(f"{what}: {' and '.join(repr(names[i]) for i in group)} are the same in a prompt.")
-    if unknown := getattr(vocabulary, "unknown", ()):
-        say(
-            f"{what}: {len(unknown)} classes have words that the tokenizer doesn't know, such as {names[unknown[0]]!r}."
-        )

@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class Found:
         return Image.fromarray(drawn)
 
 
-# What follows are methods of `capvl.inference.face.LoadedModel`, but for those that begin with _ and `ground_captions`.
+# What follows are methods of `capvl.inference.face.LoadedModel`, but for those that begin with _, `ground_captions` and
+# `too_small`.
 
 
 def ground(self: Loaded, images: Images, texts: Texts, **how):
@@ -109,6 +111,8 @@ def detect(
     Returns:
       A `Found` for one image that is no list, else a list of them.
 
+    Warns of classes that are the same for the model ("cat" and "Cat"), or of unknown words.
+
     Raises:
       UserError: the model detects nothing; an image can't be read, or is smaller than a stride; or the classes are
         none, named twice or too long.
@@ -117,6 +121,8 @@ def detect(
     how = _how(threshold, most, across)
     tokenizer = None if self.options.classes else self.tokenizer
     listed = vocabulary(self.options, tokenizer, classes, prefix=prefix)
+    for doubt in listed.doubts():
+        warnings.warn(doubt, stacklevel=2)
     asked = prompts_of(listed.prompts())
     names = [category.name for category in listed.categories]
     encode = self.compiled("text states", states_of)
@@ -241,8 +247,15 @@ def _run(
     their numbers."""
     try:
         places = [bucket_of(self.options, image_size(image)) for image in data]
+        small = [number for number, image in enumerate(data) if too_small(self, image)]
     except BadImageError as e:
         raise UserError(f"An image can't be used: {e}") from e
+    if small:
+        height, width = image_size(data[small[0]])
+        raise UserError(
+            f"Image {small[0]} of {width}x{height} pixels has a side that is smaller than the {STRIDES[0]} pixels from "
+            "one place that the model looks at to the next."
+        )
     found: list[Any] = [None] * len(data)
 
     def function(model, rows):
@@ -267,6 +280,17 @@ def _run(
     return found
 
 
+def too_small(self: Loaded, image: bytes) -> bool:
+    """Whether a side of an image, as it is or as the model sees it, is smaller than the least stride.
+
+    Raises:
+      BadImageError: it is no image.
+    """
+    size = image_size(image)
+    crop = self.crop.in_bucket(bucket_of(self.options, size))
+    return min(*size, *crop.draw({"image": image}, Uniforms(0, 0)).resized) < STRIDES[0]
+
+
 def _stacked(seen: Seen, data: list[bytes], numbers: list[int], size: int) -> dict[str, np.ndarray]:
     rows = []
     for number in numbers:
@@ -274,12 +298,6 @@ def _stacked(seen: Seen, data: list[bytes], numbers: list[int], size: int) -> di
             rows.append(seen({"image": data[number]}, Uniforms(0, 0)))
         except BadImageError as e:
             raise UserError(f"Image {number} can't be used: {e}") from e
-        height, width = image_size(data[number])
-        if min(height, width, *rows[-1]["size"]) < STRIDES[0]:
-            raise UserError(
-                f"Image {number} of {width}x{height} pixels has a side that is smaller than the {STRIDES[0]} pixels "
-                "from one place that the model looks at to the next."
-            )
     rows += rows[-1:] * (size - len(rows))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 

@@ -1,6 +1,7 @@
 """Detection of a hand-made model whose boxes are exact: average precision, phrases, chunks, batches and devices."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -151,8 +152,19 @@ def test_what_two_prompts_find_twice(words, prepared, tmp_path):
     assert counts[0]["(nothing)"].sum() > 0 and counts[1]["(nothing)"].sum() == 0
 
 
-def test_a_closed_list_is_asked_for_as_a_whole(words, prepared):
+def test_a_closed_list_goes_by_names(words, prepared, tmp_path):
+    """In another data set's order of as many classes, too; and other classes are not measured as if they were these."""
     options = dict(length=len(NAMES), able_to_read=False)
+    folder = pathlib.Path(prepared).parent
+    given = json.loads((folder / "instances.json").read_text())
+    for name, renamed in (("turned", {}), ("other", {"green thing": "teal thing"})):
+        kinds = [row | {"name": renamed.get(row["name"], row["name"])} for row in reversed(given["categories"])]
+        (tmp_path / f"{name}.json").write_text(json.dumps(given | {"categories": kinds}))
+        files = {"val": [str(tmp_path / f"{name}.json")]}
+        region_sets.prepare(name, "objects365", files, str(folder / "images"), prepared, workers=1)
+    assert evaluate(Detection(name="turned"), prepared, **options)["AP"] == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(UserError, match="closed list of 3 classes, and 'teal thing' is none of them"):
+        evaluate(Detection(name="other"), prepared, **options)
     found = evaluate(Detection(classes=("blue thing",)), prepared, **options)
     assert found["AP"] == pytest.approx(1.0, abs=1e-6) and found["confusion"].names == ["blue thing", "(nothing)"]
     with pytest.raises(UserError, match="needs a model that reads texts"):

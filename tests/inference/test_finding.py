@@ -115,14 +115,23 @@ def test_what_a_prompt_says_of_a_class(points):
     assert points.detect(picture({"blue": BLUE}), classes, prefix="a thing and").labels == ["sky"]
 
 
+def test_classes_that_the_model_can_not_know(points):
+    """Are told, and the others found."""
+    with pytest.warns(UserWarning, match="'red' and 'Red' are the same in a prompt"):
+        assert set(points.detect(picture(), ["red", "Red", "blue"]).labels) == {"red", "Red", "blue"}
+    with pytest.warns(UserWarning, match="doesn't know all words of 'mauve thing' and 1 more"):
+        assert "red" in points.detect(picture(), ["mauve thing", "red", "ochre"]).labels
+
+
 def test_a_closed_list(vocabulary):
-    """Labels are the classes' names, in the order of the model's."""
+    """Classes go by the model's names, in any order; and some of them may be asked for."""
     model = loaded(vocabulary, able_to_read=False, length=len(COLORS))
-    found = model.detect(picture(), ["rose", "grass", "sky"])
-    assert named(found).keys() == {"rose", "sky"}
-    assert_close(named(found)["sky"], BLUE, 1e-5)
-    with pytest.raises(UserError, match="closed list of model.classes=3 classes, and the data 2"):
-        model.detect(picture(), ["rose", "grass"])
+    for names in (["red thing", "green thing", "blue thing"], ["blue thing", "red thing"]):
+        boxes = named(model.detect(picture(), names))
+        assert boxes.keys() == {"red thing", "blue thing"}
+        assert_close(boxes["blue thing"], BLUE, 1e-5)
+    with pytest.raises(UserError, match="closed list of 3 classes, and 'red think' is none.* mean 'red thing'"):
+        model.detect(picture(), ["green thing", "red think", "blue thing"])
     with pytest.raises(UserError, match="'pointing' has a closed list of classes and reads no captions"):
         model.ground(picture(), "a red thing")
 

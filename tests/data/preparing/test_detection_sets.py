@@ -1,6 +1,7 @@
 """What detection needs of region data sets: crowds, areas, what was looked for, images without boxes, classes' ids."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -154,6 +155,20 @@ def test_images_without_anything_as_odvg(tmp_path):
     make(tmp_path, "back", "odvg", {"val": [str(tmp_path / "o.jsonl"), str(tmp_path / "o.jsonl.labels.json")]})
     back = opened(tmp_path, "back")
     assert [len(regions(back[i])) for i in range(len(back))] == [1, 0]
+
+
+def test_a_page_shows_crowds(tmp_path):
+    """In grey, with what they are of in brackets."""
+    images(tmp_path, *(f"{i:012d}.jpg" for i in (1, 2, 3)))
+    make(tmp_path, "set", "coco", {"val": written(tmp_path, coco((1, 2)))})
+    page, sheet = look.look("set", "val", 2, str(tmp_path / "page.html"), str(tmp_path / "out"))
+    text = pathlib.Path(page).read_text()
+    assert "1 boxes and 1 crowds" in text and "0 boxes<" in text
+    assert '<td style="background:rgb(128, 128, 128)">&nbsp;</td><td>–</td><td>dog (0)</td><td>crowd</td>' in text
+    record = opened(tmp_path, "set")[0]
+    with_, without = (look.picture_of(record, regions(record), own) for own in (crowds(record), []))
+    grey = (np.abs(with_.astype(int) - 128) < 3).all(axis=2)
+    assert grey[:, 0].mean() > 0.9 and (np.abs(without.astype(int) - 128) < 3).all(axis=2)[:, 0].mean() < 0.2
 
 
 def test_a_tokenizer_of_names_of_boxes(tmp_path, capsys):
