@@ -18,10 +18,10 @@ from capvl.data.scenes.world import SHAPES
 
 def get_config():
     config = glip_demo_closed.get_config()
-    config.steps = 900
+    config.steps = 600
     config.objective.slots = 20
     config.model.update(classes=SHAPES, length=len(SHAPES))
     config.data.update(name="mine", tokenizer="")
-    config.eval_every = 300
+    config.eval_every = 200
     config.evals = dict(detection=dict(each=True))
     return config
