@@ -46,7 +46,7 @@ def get_config():
         name="adamw",
         lr=1e-3,
         # Faster, and all words become one.
-        lr_mult=(("text/.*", 0.1), ("tower/blocks/(text|fusion)/.*", 0.1)),
+        lr_mult=(("(text|tower/blocks/(text|fusion))/.*", 0.1),),
         weight_decay=1e-4,
         beta2=0.98,
         momentum_dtype="float32",

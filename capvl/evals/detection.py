@@ -26,7 +26,7 @@ from capvl.lines import read_json
 from capvl.models.abilities import Ability
 from capvl.terminal import say
 
-SHOWN, SURE = 16, 0.3
+SHOWN, SURE, UPON = 16, 0.3, 0.7
 """Pictures; and the least score of what is drawn, and counted in the confusion."""
 COMMON = 20
 """Classes of the confusion."""
@@ -203,8 +203,9 @@ def dump(context: Context, truth: Truth, found: Found, split: str) -> None:
 
 
 def shown(truth: Truth, found: Found, precision: Precision) -> Iterator[tuple[str, Pictures | Curves | Confusion]]:
-    """What reports show of detections."""
-    yield "pictures", pictures(truth, found)
+    """What reports show of detections: of boxes of SURE or more the best, where several lie upon one another."""
+    sure = uppermost(found.take(found.score >= SURE))
+    yield "pictures", pictures(truth, sure)
     named = {
         "IoU 0.5": precision.curve(0.5),
         "IoU 0.75": precision.curve(0.75),
@@ -212,34 +213,49 @@ def shown(truth: Truth, found: Found, precision: Precision) -> Iterator[tuple[st
     }
     lines = {name: (RECALLS, values) for name, values in named.items()}
     yield "curves", Curves(f"{truth.what}: precision by recall", "recall", "precision", lines)
-    yield "confusion", confusion(truth.what, truth.objects, found, truth.names)
+    yield "confusion", confusion(truth.what, truth.objects, sure, truth.names)
+
+
+def uppermost(found: Found) -> Found:
+    """Without the detections whose box overlaps a better one of the same image, of any class, with an IoU above UPON:
+    what else might be there is no finding for those who look."""
+    kept = []
+    for image in np.unique(found.image).tolist():
+        own = np.flatnonzero(found.image == image)
+        own = own[np.argsort(-found.score[own], kind="stable")]
+        iou_DD = average_precision.ious(found.box[own], found.box[own], np.zeros(len(own), bool))
+        first: list[int] = []
+        for d in range(len(own)):
+            if not first or iou_DD[d, first].max() <= UPON:
+                first.append(d)
+        kept += own[first].tolist()
+    return found.take(np.sort(np.array(kept, int)))
 
 
 def pictures(truth: Truth, found: Found) -> Pictures:
-    """The first SHOWN images with boxes, what is true in green, what is found with SURE in red."""
+    """The first SHOWN images with boxes, what is true in green, what is found in red."""
     drawn, captions = [], []
     with_boxes = np.unique(truth.objects.image[~truth.objects.ignored])
     for number in with_boxes[:SHOWN].tolist():
         pixels = enlarged(decode(truth.source.read(number, ("image",))["image"]))
         true = (truth.objects.image == number) & ~truth.objects.ignored
-        own = np.flatnonzero((found.image == number) & (found.score >= SURE))
+        own = np.flatnonzero(found.image == number)
         boxes = found_boxes.corners(np.concatenate([truth.objects.box[true], found.box[own]]), truth.sizes[number])
         labels = [""] * int(true.sum()) + [f"{truth.names[found.label[i]]} {found.score[i]:.2f}" for i in own]
         drawn.append(draw_boxes(pixels, boxes, labels, [TRUE] * int(true.sum()) + [FOUND] * len(own)))
         named = collections.Counter(truth.names[label] for label in truth.objects.label[true])
         captions.append(", ".join(f"{count} x {name}" if count > 1 else name for name, count in named.items()))
-    return Pictures(f"{truth.what}: green is true, red was found (score of {SURE} or more)", drawn, captions)
+    return Pictures(f"{truth.what}: green is true, red was found (scores from {SURE}, the best here)", drawn, captions)
 
 
 def confusion(title: str, objects: Objects, found: Found, names: Sequence[str]) -> Confusion:
-    """What objects are taken for: each detection of SURE or more meets the object that it overlaps most, whatever the
+    """What objects are taken for: each detection meets the object that it overlaps most, whatever the
     class, with an IoU of at least 0.5, the best first; an object is met once. Rows are the COMMON commonest classes of
     objects; the last row and column stand for nothing: what is found where nothing is, and what isn't found."""
     counted = collections.Counter(objects.label[~objects.ignored].tolist()).most_common(COMMON)
     place = {label: i for i, label in enumerate(sorted(label for label, _ in counted))}
     rare, nothing = len(place), len(place) + 1
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
-    found = found.take(found.score >= SURE)
     for image in np.union1d(np.unique(objects.image), np.unique(found.image)).tolist():
         own = Objects(*(column[objects.image == image] for column in objects))
         these = found.take(found.image == image)

@@ -14,7 +14,8 @@ from capvl.data.preparing import region_sets
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures
-from capvl.evals.detection import Detection, confusion
+from capvl.evals.average_precision import Found
+from capvl.evals.detection import Detection, confusion, uppermost
 from capvl.evals.lvis import Lvis
 from capvl.evals.phrase_boxes import PhraseBoxes, read
 from capvl.models.parameters import Blueprint
@@ -146,10 +147,14 @@ def test_what_two_prompts_find_twice(words, prepared, tmp_path):
     """Two names of one thing, in two prompts: without suppression both are found."""
     said = tmp_path / "words.json"
     said.write_text(json.dumps({"green thing": {"said": "red", "suffix": "big"}}))
-    twice = evaluate(Detection(chunk=1, words=str(said)), prepared)
-    once = evaluate(Detection(chunk=1, words=str(said), across=0.7), prepared)
-    counts = [dict(zip(f["confusion"].names, f["confusion"].counts, strict=True)) for f in (twice, once)]
-    assert counts[0]["(nothing)"].sum() > 0 and counts[1]["(nothing)"].sum() == 0
+    rows = []
+    for across in (0.0, 0.7):
+        how = dict(chunk=1, words=str(said), across=across, submission=True)
+        found = evaluate(Detection(**how), prepared, out=tmp_path)
+        rows.append(len(json.loads((tmp_path / "submissions/things_val.json").read_text())))
+        # What is shown is the best of both, in any case.
+        assert dict(zip(found["confusion"].names, found["confusion"].counts, strict=True))["(nothing)"].sum() == 0
+    assert rows[0] > rows[1] > COUNT / 2
 
 
 def test_a_closed_list_goes_by_names(words, prepared, tmp_path):
@@ -241,3 +246,11 @@ def test_phrases_of_boxes_alone_are_asked_by_themselves(tmp_path):
     assert [len(rows) for rows in asked.captions] == [1, 0, 1] and asked.cut == 0
     positive = asked.captions[0][0][1]
     assert positive.shape == (1, 8) and positive.any()
+
+
+def test_of_boxes_upon_one_another_the_best_is_shown():
+    box = np.array([[0, 0, 10, 10], [0, 1, 10, 10], [5, 0, 10, 10], [0, 0, 10, 10]], float)
+    image, score = np.array([0, 0, 0, 1]), np.array([0.4, 0.9, 0.5, 0.35])
+    found = Found(image, np.arange(4), box, score, np.zeros(4, bool))
+    assert uppermost(found).label.tolist() == [1, 2, 3]
+    assert len(uppermost(found.take(np.zeros(4, bool))).label) == 0
