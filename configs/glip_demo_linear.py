@@ -12,5 +12,5 @@ import glip_demo_tuned
 
 def get_config():
     config = glip_demo_tuned.get_config()
-    config.optimizer.update(lr_mult=(), frozen=("(encoder|pyramid|text|tower)/.*",))
+    config.optimizer.update(lr=1e-3, lr_mult=(), frozen=("(encoder|pyramid|text|tower)/.*",))
     return config

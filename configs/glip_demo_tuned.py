@@ -17,9 +17,10 @@ def get_config():
     config.steps = 150
     config.objective.update(order="fixed")
     config.data.name = "scenes/held_out_96"
-    config.optimizer.lr = 3e-4
+    config.optimizer.lr = 1e-4
     config.schedule.warmup = 10
     config.checkpoint.every = 150
+    config.eval_every = 50  # The best of three is tested.
     config.watch = dict(metric="val/AP", test=("final",))
     config.evals = dict(
         val=dict(type="detection", split="val"),
