@@ -85,7 +85,8 @@ def detectors(weights: Weights, classes: tuple[str, ...]) -> dict[str, Exported]
     if not (options.classes or weights.tokenizer):
         raise UserError("The model has no tokenizer, which its classes need; give one by --tokenizer=FILE.")
     tokenizer = None if options.classes else tokenizers.load(weights.tokenizer, options.reads_start)
-    blueprint, prompts = Blueprint(options), prompts_of(vocabulary(options, tokenizer, names).prompts())
+    listed = vocabulary(options, tokenizer, names, prefix=getattr(weights.objective, "prefix", ""))
+    blueprint, prompts = Blueprint(options), prompts_of(listed.prompts())
     params = {k: jnp.asarray(v) for k, v in weights.params.items()}
     states = jax.jit(lambda params: states_of(blueprint.bind(params), prompts.tokens_RPL))(params)
 

@@ -44,7 +44,8 @@ class Asking:
       words: JSON file {class: {"said", "prefix", "suffix", "description"}} of how prompts say classes; "" for their
         names; {data_dir} is where prepared data sets are.
       described: what the data set says of a class stands behind its name.
-      prefix: what stands before the classes, such as "object detection : ".
+      prefix: what stands before the classes, such as "object detection : "; "" for what stood there in training, a
+        blank for nothing.
       chunk: classes of a prompt at most; 0 for as many as it has room for.
       kind, threshold, per_level, overlap, across: see `capvl.inference.detecting.How`.
       submission: whether what was found is written to submissions/, as COCO's, LVIS' and EvalAI's servers take it.
@@ -106,7 +107,8 @@ class Asking:
         words = self._words(context, truth.names)
         said = [self._said(category, words) for category in truth.categories]
         tokenizer = None if context.model.classes else context.tokenizer()
-        listed = vocabulary(context.model, tokenizer, said, prefix=self.prefix)
+        prefix = self.prefix or getattr(context.objective, "prefix", "")
+        listed = vocabulary(context.model, tokenizer, said, prefix=prefix)
         for doubt in listed.doubts():
             say(f"{truth.what}: {doubt}")
         return listed

@@ -65,7 +65,8 @@ def read_truth(source: sources.Source, split: str, chosen: Sequence[str] = (), l
       limit: the first so many images; 0 for all.
 
     Raises:
-      UserError: there is no closed list of classes, one is unknown, or no box of these classes is there.
+      UserError: there is no closed list of classes, one is unknown, or no box of these classes is there; or boxes of an
+        image have no class, so that nothing says whether it was searched for these.
     """
     what, known = f"{source.name!r}, split {split!r}", categories(source)
     if not known:
@@ -81,7 +82,13 @@ def read_truth(source: sources.Source, split: str, chosen: Sequence[str] = (), l
     for i in range(count):
         record = source.read(i, (*FEATURES, *DETECTION, "height?", "width?"))
         sizes[i] = _size(source, i, record)
-        for crowd, found in ((False, regions(record)), (True, crowds(record))):
+        every = regions(record), crowds(record)
+        if any(every) and not any(region.category or region.label >= 0 for found in every for region in found):
+            raise UserError(
+                f"Data set {what}, has an image ({sources.name_of(source, i)}) whose boxes have no class: it wasn't "
+                "searched for the classes. Prepare such images as a data set of their own."
+            )
+        for crowd, found in zip((False, True), every, strict=True):
             for region in found:
                 label = labels.get(region.category or (known[region.label].name if region.label >= 0 else ""), -1)
                 if label >= 0:

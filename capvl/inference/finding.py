@@ -95,7 +95,7 @@ def detect(
     threshold: float = SURE,
     most: int = 100,
     across: float = 0.0,
-    prefix: str = "",
+    prefix: str | None = None,
 ) -> Found | list[Found]:
     """Boxes of classes in images.
 
@@ -106,7 +106,7 @@ def detect(
       threshold: the least score, in 0 to 1.
       most: boxes of an image.
       across: not 0: of boxes with a larger IoU, whatever their classes, only the best stays.
-      prefix: what stands before the classes, such as "object detection : ".
+      prefix: what stands before the classes, such as "object detection : "; None for what stood there in training.
 
     Returns:
       A `Found` for one image that is no list, else a list of them.
@@ -120,6 +120,7 @@ def detect(
     self.need(Ability.DETECTS)
     how = _how(threshold, most, across)
     tokenizer = None if self.options.classes else self.tokenizer
+    prefix = getattr(self.objective, "prefix", "") if prefix is None else prefix
     listed = vocabulary(self.options, tokenizer, classes, prefix=prefix)
     for doubt in listed.doubts():
         warnings.warn(doubt, stacklevel=2)

@@ -13,12 +13,13 @@ from capvl import recipes, reporting
 from capvl.data.preparing import region_sets
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
-from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures
+from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures, detection
 from capvl.evals.average_precision import Found
 from capvl.evals.detection import Detection, confusion, uppermost
 from capvl.evals.lvis import Lvis
 from capvl.evals.phrase_boxes import PhraseBoxes, read
 from capvl.models.parameters import Blueprint
+from capvl.objectives.glip import Glip
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
 COUNT = 11
@@ -82,14 +83,14 @@ def words(monkeypatch, tmp_path):
     monkeypatch.setattr(tokenizers, "load", lambda path, start=True: own)
 
 
-def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, **options):
+def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, objective=None, **options):
     options = PointingOptions(**options)
     towers = dict(encoder="w8d1h1m8/8", res=8, dtype="float32", text="w8d1h1m8", vocab=8, length=4)
     values = {"steps": 1, "batch_size": 8, "objective": {"name": "contrastive"}, "model": towers, "evals": {}}
     values["data"] = {"name": "things", "data_dir": folder, "tokenizer": "words", "interpolation": "bilinear"}
     data = recipes.resolve(values).data
     mesh = make_mesh(MeshOptions(), jax.devices()[:devices])
-    context = Context(options, data, None, 0, batch, mesh, Blueprint(options), out)
+    context = Context(options, data, objective, 0, batch, mesh, Blueprint(options), out)
     params = {k: jnp.full(s.shape, value, s.dtype) for k, s in context.blueprint.shapes.items()}
     with jax.set_mesh(mesh):
         return dict(evaluator.setup(context)(params))
@@ -174,6 +175,27 @@ def test_a_closed_list_goes_by_names(words, prepared, tmp_path):
     assert found["AP"] == pytest.approx(1.0, abs=1e-6) and found["confusion"].names == ["blue thing", "(nothing)"]
     with pytest.raises(UserError, match="needs a model that reads texts"):
         evaluate(PhraseBoxes(name="said"), prepared, **options)
+
+
+def test_what_stood_before_classes_in_training_stands_there(words, prepared, monkeypatch):
+    asked, own = [], detection.vocabulary
+    monkeypatch.setattr(detection, "vocabulary", lambda *a, prefix: asked.append(prefix) or own(*a, prefix=prefix))
+    for evaluator in (Detection(limit=1), Detection(limit=1, prefix="the"), Detection(limit=1, prefix=" ")):
+        evaluate(evaluator, prepared, objective=Glip(prefix="a big"))
+    assert asked == ["a big", "the", " "]
+
+
+def test_an_image_that_was_not_searched_for_classes_is_none_without(words, prepared, tmp_path):
+    folder = pathlib.Path(prepared).parent
+    own = {"filename": "0.png", "height": 96, "width": 64}
+    own["detection"] = {"instances": [{"bbox": [0, 0, 9, 9], "label": 0, "category": "red thing"}]}
+    said = (folder / "lines.jsonl").read_text().splitlines()[1]
+    (tmp_path / "lines.jsonl").write_text(f"{json.dumps(own)}\n{said}\n")
+    (tmp_path / "labels.json").write_text(json.dumps({"0": "red thing"}))
+    files = {"val": [str(tmp_path / "lines.jsonl"), str(tmp_path / "labels.json")]}
+    region_sets.prepare("both", "odvg", files, str(folder / "images"), prepared, workers=1)
+    with pytest.raises(UserError, match=r"has an image \(1\) whose boxes have no class: it wasn't searched"):
+        evaluate(Detection(name="both"), prepared)
 
 
 def test_chosen_classes_and_limits(words, prepared):

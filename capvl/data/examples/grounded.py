@@ -213,12 +213,13 @@ def _named_in_captions(example, found: Sequence[Region], vocabulary) -> list[tup
 
 def _of_classes(example, found: Sequence[Region], vocabulary: Vocabulary | None) -> list[tuple[Region, int]] | None:
     """Boxes with their classes' numbers in the vocabulary. An image without boxes is one of its data set's classes, of
-    which it has none; where there is no closed list, nothing is known of it."""
+    which it has none; where there is no closed list, or where boxes have phrases alone, nothing is known of it."""
     if vocabulary is None:
         return [(region, -1) for region in found if region.category] or None
     numbers = vocabulary.numbers
     named = ((region, _number(region, numbers)) for region in found)
-    return [(region, number) for region, number in named if number >= 0]
+    rows = [(region, number) for region, number in named if number >= 0]
+    return rows if rows or not found else None
 
 
 def _number(region: Region, numbers: Mapping[str, int]) -> int:

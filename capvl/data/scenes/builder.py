@@ -76,8 +76,10 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                 ("pairs_apart", 64, ("test",), world.PAIRS, (20_000, 500, 500)),
                 ("pairs_apart_96", 96, ("test",), world.PAIRS, (20_000, 500, 500)),
                 ("pairs_apart_tiny", 64, ("test",), world.PAIRS, (128, 32, 32)),
-                ("held_out_96", 96, tuple(world.SPLITS), world.APART, (2_000, 200, 500)),
             )
+        ),
+        _config(
+            "held_out_96", side=96, words=0.0, apart=tuple(world.SPLITS), classes=world.APART, counts=(2_000, 200, 500)
         ),
         *(
             _config(f"{name}{size}", stated=scenes, most=4, zoom=1.2, plain=True, words=0.0, counts=counts)

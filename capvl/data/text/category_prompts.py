@@ -196,6 +196,8 @@ class Vocabulary:
         ends = ends[: int(lengths(ends))]
         self._start = [*ends[:-1].tolist(), *self._tokens(self._prefix.strip(), ()).ids.tolist()]
         self._room = length - len(self._start) - 1
+        if self._room < 1:
+            raise UserError(f"A prompt of {length} tokens has no room for classes behind {prefix.strip()[:60]!r}.")
         for i in range(len(self)):
             self._check(i)
         said = [self._part(i, False, True).ids.tobytes() for i in range(len(self))]
@@ -249,7 +251,7 @@ class Vocabulary:
             raise UserError(f"The tokenizer has no token for the class {name!r}; say it otherwise.")
         if len(part.ids) > self._room or len(self._words[i][0]) > MAX_CHARACTERS - 8:
             raise UserError(
-                f"The class {name[:60]!r} has more than the {max(0, self._room)} tokens that a prompt of {self.length} "
+                f"The class {name[:60]!r} has more than the {self._room} tokens that a prompt of {self.length} "
                 "has room for; say it shorter."
             )
 

@@ -213,6 +213,15 @@ def test_texts_that_name_a_side(make, tokenizer, sides):
         assert boxes_of(row) == [LEFT] and words(row, tokenizer)[1] == ["left shoe"]
 
 
+def test_boxes_with_phrases_alone_say_nothing_of_classes(make, tokenizer):
+    """In a data set with a closed list (ODVG has both kinds of lines): all of it would be wrong."""
+    given = example(names=("", ""), captions=("a cat is far.",), phrases=[(0, "a cat", 0)])
+    assert {words(row, tokenizer)[0] for row in rows_of(make(), given)} == {"a cat is far ."}
+    with pytest.raises(BadImageError, match="no boxes by which classes could be learned"):
+        make("classes")(given, Uniforms(0, 0))
+    assert words(make("classes")(example((), ()), Uniforms(0, 0)), tokenizer)[1] == []
+
+
 def test_the_class_of_a_crowd_is_no_negative(make, tokenizer):
     bbox, some = np.array([[0, 0, 1, 1]], np.float32), {"label": [1], "category": ["dog"]}
     given = example((LEFT,), ("cat",), crowds={"bbox": bbox} | some)

@@ -107,13 +107,16 @@ def test_classes_of_two_files(tmp_path):
 def test_names_that_head_a_set(tmp_path):
     kinds = [{"id": 0, "name": "creatures", "supercategory": "none"},
              {"id": 1, "name": "fish", "supercategory": "creatures"},
-             {"id": 2, "name": "fish", "supercategory": "creatures"}, {"id": 2, "name": "x"}]  # fmt: skip
+             {"id": 2, "name": "fish", "supercategory": "creatures"}, {"id": 2, "name": "fish"}]  # fmt: skip
     value = coco((1, 2)) | {"categories": kinds}
     _, left, classes = region_formats.read("objects365", {"val": written(tmp_path, value)})
     assert list(classes) == ["fish"]
     assert {k: n for k, (n, _) in left["val"].items()} == {
         "category is the name of the whole set": 1, "category name is there twice": 1, "category id is there twice": 1,
         "category id unknown": 1}  # fmt: skip
+    other = value | {"categories": [*kinds, {"id": 1, "name": "x"}]}
+    with pytest.raises(UserError, match="category id 1 is there twice, as 'fish' and 'x'"):
+        region_formats.read("objects365", {"val": written(tmp_path, other, "other.json")})
     value["annotations"][0]["category_id"] = 0
     _, _, classes = region_formats.read("objects365", {"val": written(tmp_path, value)})
     assert list(classes) == ["creatures", "fish"]  # It has a box: it is a class.
