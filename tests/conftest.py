@@ -47,6 +47,11 @@ CASES = _shared("CAPVL_CASES", "cases")
 LONGEST = (
     "end_to_end/test_processes.py",
     "objectives/test_git.py",
+    "objectives/test_glip_whole_golden.py",
+    "inference/test_finding.py",
+    "evals/test_detection_evaluators.py",
+    "objectives/test_glip.py",
+    "end_to_end/test_watched_runs.py",
     "end_to_end/test_recipes.py",
     "end_to_end/test_train.py",
     "objectives/test_micro_batches.py",
@@ -60,6 +65,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     places = {os.path.join(ROOT, "tests", name): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays, and need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +123,14 @@ def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
     scale = max(np.abs(expected).max(initial=0), 1e-7)
     worst = np.abs(actual - expected).max(initial=0)
     assert worst <= tolerance * scale, f"{name}: off by {worst:.3g} where the largest value is {scale:.3g}"
+
+
+def drawn(shapes: dict, scale: float = 0.3) -> dict:
+    """Random parameters of a blueprint's shapes. NumPy draws them: JAX would compile programs for each shape, as it
+    does for jnp.asarray without a dtype or with another one than the array has."""
+    rng = np.random.default_rng(0)
+    arrays = {name: scale * rng.normal(size=shape.shape) for name, shape in shapes.items()}
+    return jax.device_put({name: x.astype(np.float32) for name, x in arrays.items()})
 
 
 def write_tar(path, samples) -> None:

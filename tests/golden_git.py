@@ -46,7 +46,7 @@ class Case:
         self.options, params = git.read_hugging_face(self.theirs, hugging_face_config(self.config))
         self.options = dataclasses.replace(self.options, pixels="half", length=self.config["T"])
         self.blueprint = Blueprint(self.options)
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.device_put(params)
 
     def image(self, name):
         return jnp.moveaxis(jnp.asarray(self.golden[f"in/{name}"]), -3, -1)

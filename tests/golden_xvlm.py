@@ -50,7 +50,7 @@ class Case:
         whole = any(parameter.startswith(xvlm_names.IMAGE) for parameter in self.theirs)
         read = _model if whole else _text if name.startswith("text_") else _encoder
         self.options, params = read(self)
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.device_put(params)
         self.blueprint = Blueprint(self.options)
 
     def _under(self, kind: str) -> dict[str, np.ndarray]:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
+from conftest import assert_close, tiny_values
 
+from capvl import recipes
 from capvl.bench.step import example_batch
 from capvl.errors import UserError
 from capvl.objectives.cappa import CapPa
@@ -132,14 +133,21 @@ class Cliff(CapPa):
         return loss + jnp.sqrt(darkness) * 1e-9, metrics
 
 
-@pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_bad_step_leaves_the_state_untouched(tiny_recipe, bad):
-    recipe = tiny_recipe(optimizer__ema=0.9, schedule__warmup=0)
+@pytest.fixture(scope="module")
+def cliff(data_dir):
+    """(state, compiled step, batch) of Cliff."""
+    values = tiny_values(data_dir)
+    changes = {"optimizer": values["optimizer"] | {"ema": 0.9}, "schedule": {"warmup": 0}}
+    recipe = recipes.resolve(values | changes)
     step = dataclasses.replace(recipe.train_step(), objective=Cliff())
-    state = jax.jit(step.init_from_seed)()
-    update = jax.jit(step)
-    batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
+    batch = jax.device_put(example_batch(recipe, 6))
     batch["image"] = batch["image"].astype(jnp.float32) / 127.5 - 1
+    return jax.jit(step.init_from_seed)(), jax.jit(step), batch
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_bad_step_leaves_the_state_untouched(cliff, bad):
+    state, update, batch = cliff
     good, metrics = update(state, batch)
     assert metrics["skipped"] == 0
     assert not states_equal(good.params, state.params)
@@ -161,7 +169,7 @@ def test_spike_is_skipped(tiny_recipe):
     recipe = tiny_recipe(spike=3.0, steps=200)
     step = recipe.train_step()
     state = jax.jit(step.init_from_seed)()._replace(step=jnp.int32(60), norm_mean=jnp.float32(1e-4))
-    batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
+    batch = jax.device_put(example_batch(recipe, 6))
     after, metrics = jax.jit(step)(state, batch)
     assert metrics["skipped"] == 1
     assert states_equal(after.params, state.params)
@@ -191,7 +199,7 @@ def test_frozen_parts_have_no_state_and_do_not_move(tiny_recipe):
     recipe = tiny_recipe(optimizer__frozen=("encoder/.*",), schedule__warmup=0)
     step = recipe.train_step()
     before = jax.jit(step.init_from_seed)()
-    after, metrics = jax.jit(step)(before, jax.tree.map(jnp.asarray, example_batch(recipe, 6)))
+    after, metrics = jax.jit(step)(before, jax.device_put(example_batch(recipe, 6)))
     for name in before.params:
         moved = not np.array_equal(before.params[name], after.params[name])
         assert not (moved and name.startswith("encoder/")), name
@@ -213,7 +221,7 @@ def test_running_mean_of_parameters(tiny_recipe):
     step = recipe.train_step()
     state = jax.jit(step.init_from_seed)()
     expected = {k: np.asarray(v, np.float64) for k, v in state.params.items()}
-    batch = jax.tree.map(jnp.asarray, example_batch(recipe, 6))
+    batch = jax.device_put(example_batch(recipe, 6))
     update = jax.jit(step)
     for _ in range(3):
         state, _ = update(state, batch)

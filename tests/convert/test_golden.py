@@ -46,7 +46,7 @@ class Case:
         pad = {} if name == "clip" else {"pad": 0}
         self.options, params = read(self.theirs, hf, **pad)
         self.blueprint = Blueprint(self.options)
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.device_put(params)
         self.image = jnp.asarray(self.golden["in/pixel_values"]).transpose(0, 2, 3, 1)
         self.text = jnp.asarray(self.golden["in/input_ids"], jnp.int32)
         self.out = jax.device_get(jax.jit(self.compute)(self.params))
@@ -173,7 +173,7 @@ def bert_case():
     config = json.loads(str(golden["config"]))
     hf = section(config, vocab="vocab_size", maxpos="max_position_embeddings", types="type_vocab_size")
     options, params = bert.read_bert(under(golden, "params"), hf | {"hidden_act": "gelu"})
-    return golden, options, jax.tree.map(jnp.asarray, params)
+    return golden, options, jax.device_put(params)
 
 
 def masked_cross_entropy(logits, labels):

@@ -28,7 +28,7 @@ from capvl.weights import Weights
 @pytest.mark.parametrize("name", ["lit", "captioner", "git"])
 def test_stablehlo_takes_any_batch(name, tmp_path):
     weights = weights_of(name)
-    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    model = Blueprint(weights.options).bind(jax.device_put(weights.params))
     embed = jax.jit(model.embed_image if name == "lit" else model.features)
     written = stablehlo.export(str(tmp_path / "model.stablehlo"), weights)
     assert len(written) == (2 if name == "lit" else 1)

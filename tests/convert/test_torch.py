@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 def ours(name):
     weights = weights_of(name)
-    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    model = Blueprint(weights.options).bind(jax.device_put(weights.params))
     return weights, model
 
 
@@ -125,7 +125,7 @@ def test_a_git_of_transformers(tie, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     weights = formats.read("huggingface", str(tmp_path / "theirs"))
     assert weights.options.tied == bool(tie)
-    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    model = Blueprint(weights.options).bind(jax.device_put(weights.params))
     image, pixels = images(model)
     text = np.random.default_rng(0).integers(3, 30, (3, 6)).astype(np.int32)
     ids = torch.tensor(np.concatenate([np.full((3, 1), 1), text[:, :-1]], axis=1), dtype=torch.long)

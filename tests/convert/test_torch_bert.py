@@ -51,7 +51,7 @@ def captions(count: int) -> list[str]:
 
 def states(options, params, ids):
     """Hidden states of a BERT of ours."""
-    model = Blueprint(options).bind({k: jnp.asarray(v) for k, v in params.items()})
+    model = Blueprint(options).bind(jax.device_put(params))
     return jax.jit(lambda t: model(t, t > 0))(jnp.asarray(ids, jnp.int32))
 
 
@@ -75,7 +75,7 @@ def test_minilm_reads_and_writes_as_transformers_does(minilm, tmp_path):
     seen = batch["attention_mask"].numpy() > 0
     found = np.asarray(states(weights.options, weights.params, ids))
     assert_close(found[seen], expected.last_hidden_state.numpy()[seen], TOLERANCE)
-    ours = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    ours = Blueprint(weights.options).bind(jax.device_put(weights.params))
     assert_close(jax.jit(ours.pool)(jnp.asarray(found)), expected.pooler_output.numpy(), TOLERANCE)
     convert.main(["--from=capvl", "--to=huggingface", str(tmp_path / "ours"), str(tmp_path / "out")])
     again, report = transformers.BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -97,7 +97,7 @@ def test_minilm_is_the_text_tower_of_a_lit(minilm, tmp_path):
     )  # fmt: skip
     loaded = load_parameters(str(tmp_path / "ours"), options, ("text/(?!head/).*",))
     blueprint = Blueprint(options)
-    params = jax.jit(lambda: blueprint.init(jax.random.key(0)))() | {k: jnp.asarray(v) for k, v in loaded.items()}
+    params = jax.jit(lambda: blueprint.init(jax.random.key(0)))() | jax.device_put(loaded)
     assert {k for k in params if k.startswith("text/")} - set(loaded) == {"text/head/kernel", "text/head/bias"}
     texts = captions(8)
     tokenizer = tokenizers.load(str(minilm / "tokenizer.json"))

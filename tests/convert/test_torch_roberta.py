@@ -54,7 +54,7 @@ def test_states_and_logits(cls, heads, tmp_path):
     model = saved(cls, tmp_path / "theirs")
     weights = formats.read("huggingface", str(tmp_path / "theirs"))
     assert (weights.options.heads, weights.options.pad, weights.options.first_position) == (heads, PAD, PAD + 1)
-    ours = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    ours = Blueprint(weights.options).bind(jax.device_put(weights.params))
     text, ids = texts()
     with torch.no_grad():
         out = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)

@@ -28,7 +28,7 @@ SMALL = dict(img_size=32, patch_size=4, embed_dim=8, depths=(2, 1), num_heads=(2
 
 def both(weights, side=32):
     """(our levels, our features, the same pixels for torch)."""
-    model = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    model = Blueprint(weights.options).bind(jax.device_put(weights.params))
     image = np.random.default_rng(0).uniform(-1, 1, (3, side, side, 3)).astype(np.float32)
     pixels = np.asarray(model.encoder.normalize(jnp.asarray(image))).transpose(0, 3, 1, 2)
     levels = jax.jit(lambda x: model.encoder.levels(model.encoder.normalize(x)))(image)

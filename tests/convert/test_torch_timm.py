@@ -174,7 +174,7 @@ def test_open_clip_gives_the_same_embeddings(model_cfg, open_clip, tmp_path):
 
 def check_towers(model, weights):
     """Embeddings and logits of random images and texts."""
-    ours = Blueprint(weights.options).bind({k: jnp.asarray(v) for k, v in weights.params.items()})
+    ours = Blueprint(weights.options).bind(jax.device_put(weights.params))
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     text = rng.integers(8, 50, (3, 12)).astype(np.int32)

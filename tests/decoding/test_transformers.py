@@ -39,7 +39,7 @@ def pair():
         theirs.output.bias[EOS] += 5
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     options, params = git.read_hugging_face(state, config.to_dict())
-    blueprint, params = Blueprint(options), jax.tree.map(jnp.asarray, params)
+    blueprint, params = Blueprint(options), jax.device_put(params)
     image = rng.uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
     pixels = np.asarray(blueprint.bind(params).encoder.normalize(jnp.asarray(image))).transpose(0, 3, 1, 2)
     prompts = [[], [5, 6, 5], [7], [8, 9, 8, 9], [4, 4], [3, 4, 5, 3]]

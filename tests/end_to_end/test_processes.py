@@ -84,10 +84,15 @@ def test_sigterm_saves_and_leaves_with_zero(start, tmp_path, undisturbed):
     "arguments, words",
     [
         (["--config=configs/cappa_dmo.py"], "Did you mean 'configs/cappa_demo.py'"),
-        (["--config=configs/cappa_demo.py", "--config.step=1"], "Unknown key 'step'. Did you mean 'steps'?"),
-        (
+        pytest.param(
+            ["--config=configs/cappa_demo.py", "--config.step=1"],
+            "Unknown key 'step'. Did you mean 'steps'?",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             ["--config=configs/cappa_l16.py", "--config.data.data_dir=/nowhere"],
             "capvl.data.prepare tfds --name=laion400m",
+            marks=pytest.mark.long,
         ),
     ],
 )

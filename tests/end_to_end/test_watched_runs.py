@@ -115,7 +115,10 @@ def kill(when: str, patch) -> None:
         patch.setattr(train.Run, "save", at_8(train.Run.save, False))
 
 
-@pytest.mark.parametrize("when", ["signal", "evaluating", "before the save", "after the save"])
+LONG = [pytest.param(when, marks=pytest.mark.long) for when in ("evaluating", "after the save")]
+
+
+@pytest.mark.parametrize("when", ["signal", "before the save", *LONG])
 def test_a_disturbed_run_ends_as_if_nothing_had_happened(whole, values, tmp_path, monkeypatch, when):
     recipe = recipes.resolve(values)
     with monkeypatch.context() as patch:

@@ -73,7 +73,7 @@ def context_of(model, colors, mesh, **changes):
         "evals": {},
     }
     recipe = recipes.resolve(values)
-    return recipe.context(mesh, Blueprint(recipe.model), None), {k: jnp.asarray(v) for k, v in params.items()}
+    return recipe.context(mesh, Blueprint(recipe.model), None), jax.device_put(params)
 
 
 def run(evaluator, model, colors, mesh, **changes):

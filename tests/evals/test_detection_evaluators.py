@@ -13,11 +13,12 @@ from capvl import recipes, reporting
 from capvl.data.preparing import region_sets
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
-from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures, detection
+from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures, detection, phrase_boxes
 from capvl.evals.average_precision import Found
 from capvl.evals.detection import Detection, confusion, uppermost
 from capvl.evals.lvis import Lvis
 from capvl.evals.phrase_boxes import PhraseBoxes, read
+from capvl.inference.compiled import compiled
 from capvl.models.parameters import Blueprint
 from capvl.objectives.glip import Glip
 from capvl.parallel.mesh import MeshOptions, make_mesh
@@ -77,10 +78,25 @@ def make_sets(folder):
     return out
 
 
+@pytest.fixture(scope="module")
+def programs():
+    """What `shared` gave."""
+    return {}
+
+
 @pytest.fixture
-def words(monkeypatch, tmp_path):
+def words(monkeypatch, tmp_path, programs):
     own = tokenizer(tmp_path)
     monkeypatch.setattr(tokenizers, "load", lambda path, start=True: own)
+
+    def shared(blueprint, function):
+        """As `compiled`, but the same program for the same function of the same model: many are asked the same."""
+        given = tuple(cell.cell_contents for cell in function.__closure__ or ())
+        key = blueprint.options, function.__code__, given
+        return programs.setdefault(key, compiled(blueprint, function))
+
+    for module in (detection, phrase_boxes):
+        monkeypatch.setattr(module, "compiled", shared)
 
 
 def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, objective=None, **options):

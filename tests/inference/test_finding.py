@@ -177,7 +177,14 @@ def test_several_images_are_each_alone(glip, monkeypatch):
     for found, expected in zip(glip.detect(images, classes, **how), alone, strict=True):
         same(found, expected)
         assert 0 < len(found) <= 6 and found.boxes.min() >= 0 and found.boxes.max() <= 1
-    captions = ["a red thing and the blue thing", "the big thing", "a thing", "a green thing", "the big blue thing"]
+    # Of two phrases each, so that their programs are the same.
+    captions = [
+        "a red thing and the blue thing",
+        "the big thing and a thing",
+        "a thing and the red",
+        "the blue and a red",
+    ]
+    captions += ["a green thing and a big blue"]
     alone = [glip.ground(image, caption, **how) for image, caption in zip(images, captions, strict=True)]
     for found, expected in zip(glip.ground(images, captions, **how), alone, strict=True):
         same(found, expected)

@@ -92,7 +92,7 @@ def test_mean_over_devices_golden():
 @pytest.mark.golden
 def test_elements_golden():
     golden, focal = (
-        {name: jnp.asarray(x) for name, x in load("losses").items()},
+        jax.device_put(load("losses")),
         jax.jit(detection.focal, static_argnums=(2, 3)),
     )
     logits, positive = golden["in/logits"], golden["in/targets"] > 0

@@ -41,7 +41,7 @@ dense_gradient = jax.jit(jax.value_and_grad(dense, (0, 1, 2), has_aux=True))
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [1, 5, 16, 1000])
 def test_loss_and_gradients_are_exact(arrays, chunk, smoothing):
-    a = {k: jnp.asarray(v) for k, v in arrays.items()}
+    a = jax.device_put(arrays)
 
     def chunked(hidden, kernel, bias):
         return vocabulary_loss(hidden, a["labels"], a["weights"], kernel, bias, smoothing, chunk)
@@ -77,7 +77,7 @@ def test_sharded_equals_one_device(arrays, shape):
 
 
 def test_never_all_logits_at_once(arrays):
-    a = {k: jnp.asarray(v) for k, v in arrays.items()}
+    a = jax.device_put(arrays)
 
     def loss(hidden, kernel):
         return vocabulary_loss(hidden, a["labels"], a["weights"], kernel, a["bias"], 0.0, 4)[0]
@@ -89,7 +89,7 @@ def test_never_all_logits_at_once(arrays):
 
 
 def test_all_padding_is_zero(arrays):
-    a = {k: jnp.asarray(v) for k, v in arrays.items()}
+    a = jax.device_put(arrays)
     zero = jnp.zeros_like(a["weights"])
 
     def loss_of(hidden):

@@ -8,23 +8,25 @@ import numpy as np
 from flax import nnx
 
 from capvl.convert import rules
-from capvl.models.parameters import flatten
 
 HEADS = 4
 """Of every golden part: no array says it, but its README does."""
 
 
 def filled(module: nnx.Module, theirs: dict[str, np.ndarray], table: list[rules.Rule], heads: Callable | int):
-    """The module with their parameters; the table names it "part", and there and back it loses nothing."""
+    """The module, which needs no arrays (`nnx.eval_shape`), with their parameters; the table names it "part", and there
+    and back it loses nothing."""
     params = rules.read(theirs, table, heads if callable(heads) else lambda name: heads, "part")
     written = rules.write(params, table, "part")
     assert set(written) == set(theirs)
     for name, x in theirs.items():
         np.testing.assert_array_equal(written[name], x, err_msg=name)
-    params = {name.removeprefix("part/"): jnp.asarray(x) for name, x in params.items()}
-    assert {name: x.shape for name, x in flatten(module).items()} == {name: x.shape for name, x in params.items()}
+    params = jax.device_put({name.removeprefix("part/"): x for name, x in params.items()})
     graphdef, state = nnx.split(module)
-    flat = {path: variable.replace(params["/".join(map(str, path))]) for path, variable in state.flat_state()}
+    paths = {"/".join(map(str, path)): path for path, _ in state.flat_state()}
+    variables = dict(state.flat_state())
+    assert {name: variables[path].shape for name, path in paths.items()} == {n: x.shape for n, x in params.items()}
+    flat = {path: variables[path].replace(params[name]) for name, path in paths.items()}
     return nnx.merge(graphdef, nnx.State.from_flat_path(flat))
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, assert_close
+from conftest import TINY_MODEL, assert_close, drawn
 
 from capvl.decoding.generate import Decoding, generate
 from capvl.models.captioner import CaptionerOptions
@@ -13,18 +13,11 @@ from capvl.models.parameters import Blueprint
 LENGTH = TINY_MODEL["length"]
 
 
-def random_params(blueprint, seed=0, scale=0.3):
-    """Every parameter random: zero-initialised layers would hide errors."""
-    keys = jax.random.split(jax.random.key(seed), len(blueprint.shapes))
-    return {
-        name: (scale if "norm" not in name else 1.0) * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
-
-
 def build(**changes):
+    """Every parameter is random: zero-initialised layers would hide errors."""
     blueprint = Blueprint(CaptionerOptions(**(TINY_MODEL | changes)))
-    return blueprint, random_params(blueprint)
+    norms = {name: shape for name, shape in blueprint.shapes.items() if "norm" in name}
+    return blueprint, drawn(blueprint.shapes) | drawn(norms, 1.0)
 
 
 def inputs(batch=3, seed=0):

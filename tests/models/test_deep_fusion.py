@@ -19,7 +19,7 @@ def fusion(theirs, **more):
     to_image = "t2i_attn.gamma" in theirs
     block, kind = ("t2i_attn", FusionToImage) if to_image else ("b_attn", DeepFusion)
     image, text = (theirs[f"{block}.attn.{part}_proj.weight"].shape for part in ("qk" if to_image else "vl"))
-    module = kind(image[1], text[1], image[0], HEADS, gate=1.0, rngs=nnx.Rngs(0), **more)
+    module = nnx.eval_shape(lambda: kind(image[1], text[1], image[0], HEADS, gate=1.0, rngs=nnx.Rngs(0), **more))
     names = glip_names.fusion_to_image if to_image else glip_names.deep_fusion
     return filled(module, theirs, (glip_names.separate_fusion if more else names)("part", block), HEADS)
 
@@ -62,7 +62,7 @@ def test_layer_on_texts():
     golden = load("bertlayer")
     theirs = renamed(under(golden, "param"), "layer.")
     mlp, width = theirs["layer.intermediate.dense.weight"].shape
-    layer = TowerBertLayer(Size(width, 1, mlp, HEADS), rngs=nnx.Rngs(0))
+    layer = nnx.eval_shape(lambda: TowerBertLayer(Size(width, 1, mlp, HEADS), rngs=nnx.Rngs(0)))
     layer = filled(layer, theirs, bert.layer("part", "layer"), HEADS)
     mask = tokens(golden, "in/mask")[:, None, None]
     close(layer(jnp.asarray(golden["in/h"]), mask=mask), golden["out/h"])

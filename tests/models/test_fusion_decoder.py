@@ -20,16 +20,23 @@ KINDS = {
 VOCAB, IMAGES, PLACES, LENGTH = 23, 2, 5, 6
 
 
-def decoder_of(kind: str, lower: int | None = None, seed: int = 0) -> FusionDecoder:
+def decoder_of(kind: str, lower: int | None = None, dropout: float = 0.0) -> FusionDecoder:
     """A tiny one whose weights are all drawn, so that no bias is 0 and attention isn't flat."""
     options, start = KINDS[kind]
-    bert = BertOptions("w16d2h2m24", VOCAB, 16, heads="words", **options)
-    model = FusionBert(bert, 2, 12, lower=lower, rngs=nnx.Rngs(0))
-    graphdef, params = nnx.split(model)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [0.3 * jax.random.normal(k, v.shape) + float(v.mean() > 0.9) for k, v in zip(keys, leaves, strict=True)]
-    return FusionDecoder(nnx.merge(graphdef, jax.tree.unflatten(tree, drawn)), start)
+    bert = BertOptions("w16d2h2m24", VOCAB, 16, heads="words", dropout=dropout, **options)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: FusionBert(bert, 2, 12, lower=lower, rngs=nnx.Rngs(0))))
+    rng, flat = np.random.default_rng(0), {}
+    for path, variable in params.flat_state():
+        value = 0.3 * rng.normal(size=variable.shape) + (path[-1] == "scale")
+        flat[path] = variable.replace(jax.device_put(value.astype(np.float32)))
+    return FusionDecoder(nnx.merge(graphdef, nnx.State.from_flat_path(flat)), start)
+
+
+def causal(decoder: FusionDecoder):
+    """Compiled (labels, image, valid, key) -> states."""
+    return jax.jit(
+        lambda labels, image, valid, key=None: decoder.causal(labels, decoder.image_kv(image, valid), key=key)
+    )
 
 
 def inputs(rows: int):
@@ -105,30 +112,28 @@ def test_a_position_sees_itself_and_those_before_it(kind):
 
 
 def test_consecutive_texts_share_an_image():
-    decoder = decoder_of("bert")
+    run = causal(decoder_of("bert"))
     image, valid, labels = inputs(2 * IMAGES)
-    once = decoder.causal(labels, decoder.image_kv(image, valid))
-    twice = decoder.causal(labels, decoder.image_kv(jnp.repeat(image, 2, axis=0), jnp.repeat(valid, 2, axis=0)))
+    once = run(labels, image, valid)
+    twice = run(labels, jnp.repeat(image, 2, axis=0), jnp.repeat(valid, 2, axis=0))
     assert_close(once, twice, 1e-5)
-    other = decoder.causal(labels, decoder.image_kv(image[::-1], valid))
+    other = run(labels, image[::-1], valid)
     assert np.abs(other - once).max() > 1e-3
 
 
 def test_hidden_image_tokens_do_not_matter():
-    decoder = decoder_of("bert")
+    run = causal(decoder_of("bert"))
     image, valid, labels = inputs(IMAGES)
     changed = jnp.where(valid[:, :, None], image, 7.0)
-    a, b = (decoder.causal(labels, decoder.image_kv(x, valid)) for x in (image, changed))
+    a, b = (run(labels, x, valid) for x in (image, changed))
     np.testing.assert_array_equal(a, b)
 
 
 def test_dropout_is_drawn_by_the_key():
-    bert = BertOptions("w16d2h2m24", VOCAB, 16, heads="words", dropout=0.5)
-    decoder = FusionDecoder(FusionBert(bert, 2, 12, rngs=nnx.Rngs(0)), 1)
-    image, valid, labels = inputs(IMAGES)
-    kv = decoder.image_kv(image, valid)
+    run = causal(decoder_of("bert", dropout=0.5))
+    arrays = inputs(IMAGES)
     still, one, same, two = (
-        np.asarray(decoder.causal(labels, kv, key=None if seed is None else jax.random.key(seed)))
+        np.asarray(run(arrays[2], *arrays[:2], None if seed is None else jax.random.key(seed)))
         for seed in (None, 0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)

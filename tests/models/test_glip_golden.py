@@ -35,7 +35,8 @@ def towers(golden, fusion: str):
         kind = dict(fusion_width=len(theirs["head.dyhead_tower.0.b_attn.attn.v_proj.bias"]), fusion_heads=HEADS)
     table = glip_names.tower("part", "head.dyhead_tower", blocks, fusion)
     for groups in sorted((n for n in range(1, width + 1) if width % n == 0), key=lambda n: n not in (2, 4)):
-        tower = DetectionTower(width, text, blocks, fusion=fusion, groups=groups, rngs=nnx.Rngs(0), **kind)
+        how = dict(fusion=fusion, groups=groups, **kind)
+        tower = nnx.eval_shape(lambda how=how: DetectionTower(width, text, blocks, rngs=nnx.Rngs(0), **how))
         yield filled(tower, theirs, table, HEADS)
 
 
@@ -60,7 +61,7 @@ def test_alignment(case):
     _, theirs = parameters(golden)
     levels = maps(golden, "out/tower")
     width, text_width = theirs["head.dot_product_projection_text.weight"].shape
-    head = AlignmentHead(width, text_width, len(levels), rngs=nnx.Rngs(0))
+    head = nnx.eval_shape(lambda: AlignmentHead(width, text_width, len(levels), rngs=nnx.Rngs(0)))
     head = filled(head, theirs, glip_names.alignment("part", "head", len(levels)), 1)
     states = jnp.asarray(golden["out/tower_lang" if case == "fused" else "in/embedded"])
     found = head(levels, states)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, load_golden
+from conftest import assert_close, drawn, load_golden
 from test_features import of_xywh
 from test_swin import Golden as GoldenSwin
 
@@ -29,11 +29,7 @@ FORMS = {
 def build(**changes):
     options = dict(encoder="w16d3h2m32/8", res=32, dtype="float32") | changes
     blueprint = Blueprint(EncoderOptions(**options))
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return blueprint, {
-        name: 0.3 * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
+    return blueprint, drawn(blueprint.shapes)
 
 
 def batch(groups=2, each=3, rows=4, seed=0):
@@ -77,7 +73,7 @@ class Vit:
         else:
             table = timm.vit(options)
         params = rules.read(theirs, table, lambda _: sizes["heads"], name)
-        self.blueprint, self.params = Blueprint(options), jax.tree.map(jnp.asarray, params)
+        self.blueprint, self.params = Blueprint(options), jax.device_put(params)
         self.image = jnp.asarray(self.arrays["in.image"].transpose(0, 2, 3, 1))
         self.box = of_xywh(self.arrays["in.boxes_xywh"], options.res)[None]
         self.owner = jnp.asarray(self.arrays["in.idx_to_group_img"], jnp.int32)[None]

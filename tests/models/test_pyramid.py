@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, under
+from conftest import assert_close, drawn, under
 from flax import nnx
 from golden_glip import close, load
 
@@ -51,17 +51,9 @@ class Detector(nnx.Module):
         return self.pyramid(self.encoder.levels(self.encoder.normalize(image)))
 
 
-def drawn(blueprint):
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return {
-        name: 0.3 * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
-
-
 def level(grid, stride, width, count=2):
-    tokens = jax.random.normal(jax.random.key(stride), (count, grid[0] * grid[1], width))
-    return Level(tokens, grid, stride)
+    tokens = np.random.default_rng(stride).normal(size=(count, grid[0] * grid[1], width))
+    return Level(jnp.asarray(tokens, jnp.float32), grid, stride)
 
 
 def levels_of(rows, columns, count=2):
@@ -116,7 +108,7 @@ def test_grids(rows, columns):
         return sum((n.tokens_BND**2).sum() for n in out), out
 
     run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (of_params, of_inputs), found = run(drawn(blueprint), inputs)
+    (of_params, of_inputs), found = run(drawn(blueprint.shapes), inputs)
     assert [n.grid for n in found] == [(-(-rows // s), -(-columns // s)) for s in STRIDES]
     assert all(np.abs(g).max() > 0 for g in of_params.values())
     assert np.abs(of_inputs[0].tokens_BND).max() == 0
@@ -158,7 +150,7 @@ def test_drop_block_is_before_the_last_convolutions():
     """Of P3 and P4 alone, and in training alone: what goes on to finer maps, and P5, are as without."""
     inputs, key = levels_of(64, 96), jax.random.key(0)
     plain, dropping = (Blueprint(FpnOptions((16, 32, 64), 8, rate)) for rate in (0.0, 0.5))
-    params = drawn(plain)
+    params = drawn(plain.shapes)
 
     def by_hand(params):
         fpn = plain.bind(params)
@@ -190,7 +182,7 @@ def test_a_vits_pyramid(patch, rows, columns):
         out = blueprint.bind(params)(image)
         return sum((n.tokens_BND[..., :3] ** 3).sum() for n in out), out
 
-    (of_params, of_image), found = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(drawn(blueprint), image)
+    (of_params, of_image), found = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(drawn(blueprint.shapes), image)
     assert [n.grid for n in found] == [(-(-rows // s), -(-columns // s)) for s in STRIDES]
     assert [n.stride for n in found] == list(STRIDES)
     for name, gradient in of_params.items():
@@ -214,7 +206,7 @@ def test_finer_maps():
 def test_padded_images_of_a_vit(changes):
     """An image padded to a bucket: its places are as without padding, but for what convolutions see at the edge."""
     blueprint = Blueprint(DetectorOptions(encoder="w16d2h2m32/16", res=64, dtype="float32", **changes))
-    params = drawn(blueprint)
+    params = drawn(blueprint.shapes)
     small = jax.random.uniform(jax.random.key(1), (2, 64, 96, 3), minval=-1.0)
     alpha = jnp.ones((2, 64, 96, 1))
     wide = jnp.full((2, 128, 160, 4), -1.0).at[:, :64, :96].set(jnp.concatenate([small, alpha], axis=-1))
@@ -250,7 +242,7 @@ def test_in_bfloat16():
 def test_eight_devices_are_one():
     """An FPN with DropBlock, whose share is that of the whole batch."""
     blueprint, key = Blueprint(FpnOptions((16, 32, 64), 8, 0.3)), jax.random.key(3)
-    params, inputs = drawn(blueprint), levels_of(56, 72, count=8)
+    params, inputs = drawn(blueprint.shapes), levels_of(56, 72, count=8)
     mesh = make_mesh(MeshOptions(2, 4, 1))
 
     def loss(params, inputs):

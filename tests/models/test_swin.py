@@ -1,12 +1,13 @@
 """Swin: against the official code's numbers, loops against straight lines, names, sides, what it refuses; it trains."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, load_golden
+from conftest import assert_close, drawn, load_golden
 from test_step import SMOOTH, run
 
 from capvl.bench.step import example_batch
@@ -26,11 +27,7 @@ SMALL = dict(encoder="swin-w8d2-3h2-4/4", res=32, window=4, dtype="float32", act
 
 def build(**changes):
     blueprint = Blueprint(EncoderOptions(**SMALL | changes))
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return blueprint, {
-        name: 0.3 * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
+    return blueprint, drawn(blueprint.shapes)
 
 
 def images(side, count=2, columns=0):
@@ -50,7 +47,7 @@ class Golden:
         options, heads = swin.options_of(theirs, swin.ORIGINAL, res=int(self.arrays["cfg.image_res"]))
         self.options = EncoderOptions(**dataclasses.asdict(options))
         params = rules.read(theirs, swin.original(len(heads)), swin.heads_by_stage(heads), "Swin")
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.device_put(params)
         self.image = jnp.asarray(self.arrays["in.image"].transpose(0, 2, 3, 1))
 
 
@@ -92,24 +89,33 @@ def test_golden_masks(golden):
         np.testing.assert_array_equal(shift_mask(window, (side, side), (window // 2,) * 2), mask)
 
 
-def test_a_loop_is_straight_line_code():
+@functools.cache
+def graded(**changes):
+    """((loss, tokens of the last level), gradients)."""
+    blueprint, params = build(window=2, **changes)
+
+    def loss(params):
+        out = blueprint.bind(params).encoder.levels(images(32))
+        return sum((level.tokens_BND**2).sum() for level in out), out[-1].tokens_BND
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+RECOMPUTED = [
+    pytest.param(how, marks=pytest.mark.long) for how in (dict(remat="named"), dict(unroll=True, remat="full"))
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *RECOMPUTED], ids=str)
+def test_a_loop_is_straight_line_code(changes):
     """Pairs of blocks, with one left over; gradients, and those of what is computed again, are the same."""
-    results = []
-    for changes in (dict(unroll=True), {}, dict(remat="named"), dict(unroll=True, remat="full")):
-        blueprint, params = build(window=2, **changes)
-
-        def loss(params, blueprint=blueprint):
-            out = blueprint.bind(params).encoder.levels(images(32))
-            return sum((level.tokens_BND**2).sum() for level in out), out[-1].tokens_BND
-
-        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
-    (expected, tokens), gradient = results[0]
+    (expected, tokens), gradient = graded(unroll=True)
     assert all(np.abs(np.asarray(g)).max() > 0 for g in gradient.values())
-    for (value, found), other in results[1:]:
-        assert_close(found, tokens, 1e-5)
-        assert_close(value, expected, 1e-5)
-        for name in gradient:
-            assert_close(other[name], gradient[name], 1e-4, name)
+    (value, found), other = graded(**changes)
+    assert_close(found, tokens, 1e-5)
+    assert_close(value, expected, 1e-5)
+    for name in gradient:
+        assert_close(other[name], gradient[name], 1e-4, name)
 
 
 def test_one_window_is_plain_attention_with_a_bias():

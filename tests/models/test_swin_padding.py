@@ -1,10 +1,12 @@
 """A Swin that pads its windows: GLIP's golden numbers, whom windows meet, padded images, loops and devices alike."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, under
+from conftest import assert_close, drawn, under
 from golden_glip import close, load
 
 from capvl.convert import rules, swin
@@ -23,11 +25,7 @@ SMALL = dict(encoder="swin-w8d2-3h2-4/4", window=4, dtype="float32", activation=
 
 def build(**changes):
     blueprint = Blueprint(EncoderOptions(**dict(res=32) | SMALL | changes))
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return blueprint, {
-        name: 0.3 * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
+    return blueprint, drawn(blueprint.shapes)
 
 
 def images(rows, columns, count=2):
@@ -54,7 +52,7 @@ class Golden:
         table = swin.original(len(heads), level_norms=True)
         params = rules.read(theirs, table, swin.heads_by_stage(heads), "Swin")
         blueprint = Blueprint(EncoderOptions(**vars(options)))
-        self.found = maps(blueprint, jax.tree.map(jnp.asarray, params), image)
+        self.found = maps(blueprint, jax.device_put(params), image)
 
 
 @pytest.mark.golden
@@ -149,24 +147,33 @@ def test_padded_images():
     np.testing.assert_array_equal(jax.jit(run)(params, zero)[-1], expected[-1])
 
 
-def test_a_loop_is_straight_line_code():
+@functools.cache
+def graded(**changes):
+    """((loss, tokens of the last level), gradients)."""
+    blueprint, params = build(encoder="swin-w8d1-3h2-4/4", **changes)
+
+    def loss(params):
+        out = blueprint.bind(params).encoder.levels(images(22, 50))
+        return sum((level.tokens_BND**2).sum() for level in out), out[-1].tokens_BND
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+RECOMPUTED = [
+    pytest.param(how, marks=pytest.mark.long) for how in (dict(remat="named"), dict(unroll=True, remat="full"))
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *RECOMPUTED], ids=str)
+def test_a_loop_is_straight_line_code(changes):
     """With padding in all stages; gradients, and those of what is computed again, are the same."""
-    results = []
-    for changes in (dict(unroll=True), {}, dict(remat="named"), dict(unroll=True, remat="full")):
-        blueprint, params = build(encoder="swin-w8d1-3h2-4/4", **changes)
-
-        def loss(params, blueprint=blueprint):
-            out = blueprint.bind(params).encoder.levels(images(22, 50))
-            return sum((level.tokens_BND**2).sum() for level in out), out[-1].tokens_BND
-
-        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
-    (expected, tokens), gradient = results[0]
+    (expected, tokens), gradient = graded(unroll=True)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradient.values())
-    for (value, found), other in results[1:]:
-        assert_close(found, tokens, 1e-5)
-        assert_close(value, expected, 1e-5)
-        for name in gradient:
-            assert_close(other[name], gradient[name], 1e-4, name)
+    (value, found), other = graded(**changes)
+    assert_close(found, tokens, 1e-5)
+    assert_close(value, expected, 1e-5)
+    for name in gradient:
+        assert_close(other[name], gradient[name], 1e-4, name)
 
 
 def test_eight_devices_are_one():

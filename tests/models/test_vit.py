@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
+from conftest import assert_close, drawn
 
 from capvl.errors import UserError
 from capvl.models.encoder import EncoderOptions
@@ -27,11 +27,7 @@ FORMS = [
 
 def build(**changes):
     blueprint = Blueprint(EncoderOptions(**SMALL | changes))
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return blueprint, {
-        name: 0.3 * jax.random.normal(key, shape.shape)
-        for key, (name, shape) in zip(keys, blueprint.shapes.items(), strict=True)
-    }
+    return blueprint, drawn(blueprint.shapes)
 
 
 def pictures(*sizes, seed=0):
@@ -148,7 +144,7 @@ def test_layer_scale():
     """At 0 the blocks add nothing, at 1 what they add without it."""
     base = dict(encoder="w16d2h2m16/4", res=8, dtype="float32")
     plain, scaled = Blueprint(EncoderOptions(**base)), Blueprint(EncoderOptions(**base, layer_scale=0.1))
-    params = scaled.init(jax.random.key(0))
+    params = jax.jit(scaled.init)(jax.random.key(0))
     names = [name for name in params if name not in plain.shapes]
     assert len(names) == 2 and all((params[name] == np.float32(0.1)).all() for name in names)
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
@@ -169,7 +165,7 @@ def test_convolutional_stem():
     """Tokens are those of 3 x 3 convolutions of stride 2, and one of stride 1, by hand."""
     options = EncoderOptions(encoder="w16d1h2m16/4", res=8, stem="conv", dtype="float32")
     blueprint = Blueprint(options)
-    params = blueprint.init(jax.random.key(0))
+    params = jax.jit(blueprint.init)(jax.random.key(0))
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     found = jax.jit(lambda p, x: blueprint.bind(p).encoder.embed(x, jnp.float32))(params, jnp.asarray(image))
     x = image[0].astype(np.float64)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 from flax import nnx
 from handmade import Letters, picture
 
@@ -149,7 +150,7 @@ def test_padding_says_nothing():
     options = GitOptions(encoder="w16d1h2m32/8", res=16, text="w24d1h2m32", vocab=40, start=2, length=8,
                          text_positions=10, dtype="float32", dropout=0.0, max_side=32)  # fmt: skip
     blueprint, objective, losses = Blueprint(options), Git(), []
-    params = blueprint.init(jax.random.key(0))
+    params = drawn(blueprint.shapes)
     transform = TaskText(Crop(16, "aspect", max_side=32), ("caption",), TextPrompts(Letters(), 8), Letters(), 8)
 
     @jax.jit

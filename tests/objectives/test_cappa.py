@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, assert_close
+from conftest import TINY_MODEL, assert_close, drawn
 
 from capvl.errors import UserError
 from capvl.models.captioner import CaptionerOptions
@@ -20,9 +20,7 @@ KEY = jax.random.key(5)
 @pytest.fixture(scope="module")
 def model():
     blueprint = Blueprint(OPTIONS)
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    params = {n: 0.3 * jax.random.normal(k, s.shape) for k, (n, s) in zip(keys, blueprint.shapes.items(), strict=True)}
-    return blueprint.bind(params)
+    return blueprint.bind(drawn(blueprint.shapes))
 
 
 def batch(n=8, seed=0):
@@ -64,14 +62,19 @@ def test_drawn_share_is_the_asked_one(model):
         seen.append(use_pa)
         return model.decoder.causal(text, kv)
 
+    object.__setattr__(objective, "hidden_mixed", spy)
     raw = objective.prepare(batch(4), train=True)
-    shares = []
-    for i in range(200):
-        object.__setattr__(objective, "hidden_mixed", spy)
-        with jax.disable_jit(False):
-            shares.append(jax.random.uniform(jax.random.split(jax.random.fold_in(KEY, i))[1], (4,)) < 0.3)
-    objective.loss(model, raw, KEY)
-    np.testing.assert_array_equal(seen[0], jax.random.uniform(jax.random.split(KEY)[1], (4,)) < 0.3)
+
+    @jax.jit
+    def drawn_of(raw, key):
+        objective.loss(model, raw, key)
+        return seen.pop()
+
+    def expected(key):
+        return jax.random.uniform(jax.random.split(key)[1], (4,)) < 0.3
+
+    np.testing.assert_array_equal(drawn_of(raw, KEY), expected(KEY))
+    shares = jax.jit(jax.vmap(lambda i: expected(jax.random.fold_in(KEY, i))))(jnp.arange(200))
     assert abs(float(np.mean(shares)) - 0.3) < 0.05
 
 

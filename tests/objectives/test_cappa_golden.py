@@ -45,7 +45,7 @@ def grads():
 
 @pytest.fixture(scope="module")
 def params(golden):
-    return jax.tree.map(jnp.asarray, from_big_vision(under(golden, "params")))
+    return jax.device_put(from_big_vision(under(golden, "params")))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_other_poolings(golden, kind, pool, tensor):
     extra = {f"encoder/{k}": v for k, v in under(golden, f"out/{kind}_extra_params").items()}
     head = {k.rsplit("/", 1)[1]: extra.pop(k) for k in list(extra) if k.startswith("encoder/head/")}
     blueprint = Blueprint(options_of(golden, pool=pool))
-    params = jax.tree.map(jnp.asarray, from_big_vision(under(golden, "params") | extra))
+    params = jax.device_put(from_big_vision(under(golden, "params") | extra))
     pooled = jax.jit(lambda p: blueprint.bind(p).features(jnp.asarray(golden["in/image"])))(params)
     assert_close(pooled, golden[f"out/{kind}_{tensor}"], FORWARD, pool)
     if head:

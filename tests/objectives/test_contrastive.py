@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
+from conftest import assert_close, drawn
 
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
@@ -23,10 +23,7 @@ KEY = jax.random.key(5)
 
 def model_of(options, **changes):
     blueprint = Blueprint(options)
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    names = blueprint.shapes.items()
-    params = {n: 0.3 * jax.random.normal(k, s.shape) for k, (n, s) in zip(keys, names, strict=True)}
-    return blueprint.bind(params | changes)
+    return blueprint.bind(drawn(blueprint.shapes) | changes)
 
 
 def batch(n=6):
@@ -74,9 +71,9 @@ def test_causal_text_by_gradients():
         model = model_of(options, **{"text/positions": positions})
         return jnp.square(model.text.hidden(batch()["text"])[:, place]).sum()
 
-    table = model_of(options).text.positions[...]
+    table, gradient = model_of(options).text.positions[...], jax.jit(jax.grad(state))
     for place in (0, 3):
-        reaction = np.abs(np.asarray(jax.grad(state)(table, place))).max(axis=1)
+        reaction = np.abs(np.asarray(gradient(table, place))).max(axis=1)
         assert (reaction[place + 1 :] == 0).all() and (reaction[: place + 1] > 0).all()
 
 

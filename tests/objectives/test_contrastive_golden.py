@@ -43,7 +43,7 @@ def blueprint(golden):
 
 @pytest.fixture(scope="module")
 def params(golden):
-    return jax.tree.map(jnp.asarray, from_big_vision(under(golden, "params")))
+    return jax.device_put(from_big_vision(under(golden, "params")))
 
 
 def test_both_towers(golden, blueprint, params):

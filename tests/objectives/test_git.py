@@ -39,8 +39,8 @@ def make(seed=0, **changes):
     """(blueprint, random parameters)."""
     blueprint = Blueprint(GitOptions(**TINY | changes))
     rng = np.random.default_rng(seed)
-    params = {k: jnp.asarray(0.3 * rng.normal(size=v.shape), jnp.float32) for k, v in blueprint.shapes.items()}
-    return blueprint, {k: v + 1.0 if k.endswith("scale") else v for k, v in params.items()}
+    params = {k: 0.3 * rng.normal(size=v.shape) + k.endswith("scale") for k, v in blueprint.shapes.items()}
+    return blueprint, jax.device_put({k: v.astype(np.float32) for k, v in params.items()})
 
 
 def batch_of(rng, rows=4, texts=0, length=8):
@@ -89,12 +89,17 @@ def test_the_cache_gives_what_a_whole_pass_gives(variant):
         kv = model.decoder.image_kv(model.encode(batch["image"].astype(jnp.float32) / 255))
         whole = model.decoder.project(model.decoder.causal(labels, kv))
         cache = model.decoder.init_cache(len(labels), labels.shape[1])
-        rows, token = [], jnp.full((len(labels),), model.decoder.start)
-        for i in range(labels.shape[1]):
-            logits, cache = model.decoder.step(token, kv, cache, i)
-            rows.append(logits)
-            token = labels[:, i]
-        return whole, jnp.stack(rows, axis=1)
+
+        def step(carried, given):
+            cache, token = carried
+            place, label = given
+            logits, cache = model.decoder.step(token, kv, cache, place)
+            return (cache, label), logits
+
+        first = jnp.full((len(labels),), model.decoder.start, jnp.int32)
+        places = jnp.arange(labels.shape[1])
+        _, rows = jax.lax.scan(step, (cache, first), (places, labels.T))
+        return whole, rows.swapaxes(0, 1)
 
     whole, stepped = run(params)
     assert_close(stepped, whole, 1e-5)

@@ -38,12 +38,12 @@ class Whole:
             positive[i, : counts[i]] = own
         there = np.arange(slots)[None] < np.array(counts)[:, None]
         batch = dict(image=image, text=self.text, counted=self.text > 0, box=box, slots=there, positive=positive)
-        self.batch = jax.tree.map(jnp.asarray, batch | {"left": np.zeros(len(images), np.int32)})
+        self.batch = jax.device_put(batch | {"left": np.zeros(len(images), np.int32)})
 
     def of_groups(self, groups: int):
         """(options, parameters); no array tells the groups of the norms."""
         options, params = glip.read_official(self.theirs, glip.Told(4, 4, groups, 96, 128))
-        return dataclasses.replace(options, pixels="half", dropout=0.0), jax.tree.map(jnp.asarray, params)
+        return dataclasses.replace(options, pixels="half", dropout=0.0), jax.device_put(params)
 
     @property
     def losses(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole():
-    """With the groups whose losses are nearest."""
+    """With the first groups whose losses are the golden ones, or else those whose losses are nearest."""
     found = Whole()
     objective = Glip()
 
@@ -63,12 +63,15 @@ def whole():
         )
         return total, jnp.stack([metrics["token"], 2 * metrics["box"], metrics["centerness"]])
 
-    each = {}
+    each = []
     for groups in (2, 4):
         options, params = found.of_groups(groups)
         gradients, values = jax.jit(jax.grad(lambda p, o=options: losses(o, p), has_aux=True))(params)
-        each[groups] = (np.abs(np.asarray(values) - found.losses).sum(), options, params, gradients, values)
-    _, found.options, found.params, found.gradients, found.values = min(each.values(), key=lambda x: x[0])
+        off = np.abs(np.asarray(values) - found.losses)
+        each.append((off.sum(), options, params, gradients, values))
+        if (off <= 1e-4 * found.losses.max()).all():
+            break  # A compilation of these gradients takes long.
+    _, found.options, found.params, found.gradients, found.values = min(each, key=lambda x: x[0])
     return found
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import assert_close
+from conftest import assert_close, drawn
 
 from capvl import recipes, train
 from capvl.checkpoint import Checkpointer
@@ -28,10 +28,7 @@ KEY = jax.random.key(3)
 
 def model_of(**options):
     blueprint = Blueprint(JudgeOptions(**options))
-    keys = jax.random.split(jax.random.key(0), len(blueprint.shapes))
-    return blueprint.bind(
-        {n: 0.3 * jax.random.normal(k, s.shape) for k, (n, s) in zip(keys, blueprint.shapes.items(), strict=True)}
-    )
+    return blueprint.bind(drawn(blueprint.shapes))
 
 
 def texts(rows, length=12):

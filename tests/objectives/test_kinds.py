@@ -87,6 +87,7 @@ def test_each_kind_is_a_function_of_seed_and_index(recipe, data_dir):
     assert not np.array_equal(batches[0]["long"]["image"][:8], batches[0]["short"]["image"])
 
 
+@pytest.mark.long
 def test_resumed_is_uninterrupted(recipe, tmp_path, one_device):
     whole, part = tmp_path / "whole", tmp_path / "part"
     train.run(recipe(steps=4, checkpoint={"every": 2}), str(whole))

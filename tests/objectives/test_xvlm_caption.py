@@ -39,8 +39,8 @@ def made():
     """(blueprint, random parameters)."""
     blueprint = Blueprint(XVlmCaptionerOptions(**TINY))
     rng = np.random.default_rng(0)
-    params = {k: jnp.asarray(0.3 * rng.normal(size=v.shape), jnp.float32) for k, v in blueprint.shapes.items()}
-    return blueprint, {k: v + 1.0 if k.endswith("scale") else v for k, v in params.items()}
+    params = {k: 0.3 * rng.normal(size=v.shape) + k.endswith("scale") for k, v in blueprint.shapes.items()}
+    return blueprint, jax.device_put({k: v.astype(np.float32) for k, v in params.items()})
 
 
 @pytest.fixture

@@ -70,20 +70,18 @@ def forced(monkeypatch):
     return force
 
 
-def losses(case, kind, **options):
+def loss_of(case, kind, **options):
+    """A function of parameters that gives (loss, metrics)."""
     objective = XVlm(kinds=(kind,), masks=case.golden["in.masked_pos"].shape[1], **options)
-
-    def loss(params):
-        return objective.loss(case.blueprint.bind(params), {kind: rows_of(case, kind)}, None)
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
+    return lambda params: objective.loss(case.blueprint.bind(params), {kind: rows_of(case, kind)}, None)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_losses_and_gradients_of_regions(name, forced):
     case = case_of(name)
     forced(case, "regions")
-    (total, found), gradients = losses(case, "regions")
+    loss = loss_of(case, "regions")
+    (total, found), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
     for ours, theirs in (("itc", "itc"), ("itm", "itm"), ("mlm", "mlm"), ("l1", "bbox"), ("giou", "giou")):
         close(found[ours], case.out(f"loss_{theirs}"), LOSS, ours)
     close(total, case.out("loss_total"), 2 * LOSS, "total")
@@ -104,11 +102,11 @@ def test_losses_and_gradients_of_regions(name, forced):
 def test_losses_of_pairs_and_options(name, forced):
     case = case_of(name)
     forced(case, "pairs")
-    (_, found), _ = losses(case, "pairs")
+    _, found = jax.jit(loss_of(case, "pairs"))(case.params)
     for loss in ("itc", "itm", "mlm"):
         close(found[loss], case.golden[f"out2.loss_{loss}"], LOSS, loss)
     forced(case, "regions")
-    (_, found), _ = losses(case, "regions", boxes_of_images=True, same_image=True)
+    _, found = jax.jit(loss_of(case, "regions", boxes_of_images=True, same_image=True))(case.params)
     close(found["l1"], case.out("loss_bbox_all"), LOSS, "l1")
     close(found["giou"], case.out("loss_giou_all"), LOSS, "giou")
     close(found["itc"], case.out("loss_itc_same_image_idx"), LOSS, "itc of the same image")

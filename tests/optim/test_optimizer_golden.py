@@ -35,7 +35,7 @@ def test_variant(variant):
     expected_schedule = golden[f"{variant}/schedule"][0]
     assert_close([schedule(i) for i in range(len(expected_schedule))], expected_schedule, 1e-5, "schedule")
 
-    params = {k: jnp.asarray(v) for k, v in under(golden, "params0").items()}
+    params = jax.device_put(under(golden, "params0"))
     params, frozen = split_trainable(params, options)
     optimizer = make_optimizer(options)
     state = optimizer.init(params)
@@ -54,7 +54,7 @@ def test_variant(variant):
 
 def test_which_leaves_are_factored():
     golden = load_golden("cappa", "opt.npz")
-    params = {k: jnp.asarray(v) for k, v in under(golden, "params0").items()}
+    params = jax.device_put(under(golden, "params0"))
     state = make_optimizer(OptimizerOptions()).init(params)[1]
     rows = under(golden, "default/state/1/0/0/1")
     for path in params:
