@@ -8,7 +8,8 @@ COMMAND   python -m capvl.main --config=configs/glip_own.py --workdir=runs/mine
 DATA      python -m capvl.data.prepare regions --name=mine --format=coco_style --train=mine/train.json
               --val=mine/val.json --files=mine
 CHIPS     two CPU cores
-EXPECTED  docs/notebooks/7_own_detector.ipynb: 2,000 drawn images of 96 px with eight classes
+EXPECTED  AP 0.805, AP50 0.924 on 200 drawn images of 96 px, eight classes, after 7 minutes on 2,000 (seed 0):
+              docs/notebooks/7_own_detector.ipynb
 """
 
 import glip_demo_closed
