@@ -64,7 +64,7 @@ def whole():
         return total, jnp.stack([metrics["token"], 2 * metrics["box"], metrics["centerness"]])
 
     each = []
-    for groups in (2, 4):
+    for groups in (4, 2):  # The README says 4 of this file.
         options, params = found.of_groups(groups)
         gradients, values = jax.jit(jax.grad(lambda p, o=options: losses(o, p), has_aux=True))(params)
         off = np.abs(np.asarray(values) - found.losses)
