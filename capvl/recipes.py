@@ -215,11 +215,11 @@ def _targets(value: Any) -> tuple:
 
 # What may differ when a run is resumed: nothing of it changes what is learned, or it is the
 # user's declared right (another batch size sees the same examples).
-RESUMABLE = (
-    r"batch_size|micro_batches|log_every|eval_every|hang_timeout|profile|max_skipped|wandb|init_from|init_only"
-    r"|(mesh|checkpoint|evals)(\..*)?|watch\.test|model\.(remat|unroll)|objective\.chunk"
-    r"|data\.(data_dir|threads|workers|prefetch|max_bad)"
+WITHOUT_EFFECT = (
+    r"micro_batches|log_every|hang_timeout|profile|max_skipped|wandb|(mesh|checkpoint)(\..*)?|model\.(remat|unroll)"
+    r"|objective\.chunk|data\.(data_dir|threads|workers|prefetch|max_bad)"
 )
+RESUMABLE = WITHOUT_EFFECT + r"|batch_size|eval_every|init_from|init_only|evals(\..*)?|watch\.test"
 
 
 def load(spec: str, overrides: list[tuple[str, str]] = ()) -> Recipe:
@@ -332,19 +332,20 @@ def describe(recipe: Recipe) -> dict:
     return json.loads(json.dumps(out))
 
 
-def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = ()) -> None:
+def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = (), *, finished: bool = False) -> None:
     """Compares a workdir's recipe with the one that shall be resumed.
 
     Args:
       old, new: their plain values.
       workdir: for the sentence.
       moved: keys that may differ too.
+      finished: nothing is resumed: its results are taken.
 
     Raises:
-      UserError: they differ in what makes the run.
+      UserError: they differ in what makes the run, or the results.
     """
-    old, new = config.flatten(old), config.flatten(new)
-    fixed = [k for k in sorted(old.keys() | new.keys()) if k not in moved and not re.fullmatch(RESUMABLE, k)]
+    old, new, free = config.flatten(old), config.flatten(new), WITHOUT_EFFECT if finished else RESUMABLE
+    fixed = [k for k in sorted(old.keys() | new.keys()) if k not in moved and not re.fullmatch(free, k)]
     if new.get("watch.metric"):  # Training goes by what this evaluator says, so it makes the run too.
         evaluator = f"evals.{new['watch.metric'].partition('/')[0]}."
         fixed += [k for k in old if k == "eval_every" or k.startswith(evaluator)]
@@ -352,7 +353,8 @@ def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = ()) 
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UserError(f"Workdir {workdir!r} belongs to another recipe ({shown}{more}); choose another --workdir.")
+        other = "remove it, or choose another place" if finished else "choose another --workdir"
+        raise UserError(f"Workdir {workdir!r} belongs to another recipe ({shown}{more}); {other}.")
 
 
 def own_code(values: dict) -> set[str]:

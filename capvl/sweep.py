@@ -1,6 +1,6 @@
 """Trains recipes on several data sets, with few images and more seeds than one, and tells the means (GLIP on ODinW).
 
-    python -m capvl.sweep --config=full=configs/glip_odinw.py --config=prompt=configs/glip_odinw.py:mode=prompt
+    python -m capvl.sweep --config=full=configs/glip_odinw.py --config=prompt=configs/glip_prompt.py
         --data=aquarium,raccoon --shots=0,1*8,3*4,5*2,10,all --seeds=3,30,300 --epochs=200 --out=runs/odinw
 
 Each has a workdir of its own below --out. A second start goes on where the first was stopped; what is finished is not

@@ -126,7 +126,7 @@ def run(cells: Sequence[Cell], out: str, *, epochs: int = 0, number: str = "") -
       number: of the test that is shown; "" for the one that is called as the watched one is.
 
     Raises:
-      UserError: see `capvl.train.run`; all recipes are looked at before the first run.
+      UserError: see `capvl.train.run`, also of what is finished; all recipes are looked at before the first run.
     """
     path = metrics.open_workdir(out)
     made = [cell.recipe(epochs) for cell in cells]
@@ -151,6 +151,7 @@ def _row(cell: Cell, recipe: recipes.Recipe, workdir: epath.Path) -> dict | None
     """A cell's row, from its workdir where it is finished; None where the run was stopped before its end."""
     file, test = workdir / "row.json", recipe.watch.test[0]
     if distributed.largest(int(file.exists())):
+        workdirs.check(workdir, recipe, finished=True)
         return storage.read_json(file)
     if cell.shots == 0:
         workdirs.write(metrics.open_workdir(str(workdir)), recipe, "")

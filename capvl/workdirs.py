@@ -16,17 +16,24 @@ from capvl.models.abilities import READERS, abilities
 from capvl.parallel import distributed
 
 
-def check(path: epath.Path, recipe: recipes.Recipe) -> None:
+def check(path: epath.Path, recipe: recipes.Recipe, *, finished: bool = False) -> None:
     """Checks that a workdir is of this recipe where anything of it was trained.
+
+    Args:
+      path: of the workdir.
+      recipe: of the run.
+      finished: its results are taken, whether anything was trained or not: what they depend on must be the same.
 
     Raises:
       UserError: it is of another recipe.
     """
     file = path / "config.json"
-    if file.exists() and _begun(path):
+    if file.exists() and (finished or _begun(path)):
         # The tokenizer is compared by what is in it.
         moved = ("data.tokenizer",) if find_tokenizer(path) else ()
-        recipes.check_same(_with_defaults(recipes.read_values(file), recipe), recipe.source, str(path), moved)
+        recipes.check_same(
+            _with_defaults(recipes.read_values(file), recipe), recipe.source, str(path), moved, finished=finished
+        )
 
 
 def _with_defaults(values: dict, recipe: recipes.Recipe) -> dict:

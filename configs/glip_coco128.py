@@ -3,8 +3,9 @@
 COMMAND   python -m capvl.main --config=configs/glip_coco128.py --workdir=runs/coco128
 DATA      coco128, boxes of 80 classes: python -m capvl.data.prepare tars --name=coco128_tars --train=… --val=…, then
           python -m capvl.data.prepare regions --name=coco128 --format=prepared --train=coco128_tars:train
-              --val=coco128_tars:val --classes=classes.json --allow_leaks; and BERT's vocab.txt as
-          DATA_DIR/tokenizers/bert_uncased.txt
+              --val=coco128_tars:val --classes=classes.json --allow_leaks, and
+          python -m capvl.data.tokenizer --data=coco128 --vocab=300 --kind=wordpiece
+              --out=DATA_DIR/coco128/wordpiece.txt
 CHIPS     two CPU cores
 EXPECTED  docs/results.md
 """
@@ -16,7 +17,7 @@ def get_config():
     config = glip_demo.get_config()
     config.steps = 1000
     config.objective.update(negatives=30, slots=40, sizes=((192, 256), (256, 192)))
-    config.model.update(res=192, max_side=256, vocab=30_522, length=128, text_positions=128)
-    config.data = dict(name="coco128", tokenizer="{data_dir}/tokenizers/bert_uncased.txt", flip=True)
+    config.model.update(res=192, max_side=256, vocab=300, length=128, text_positions=128)
+    config.data = dict(name="coco128", tokenizer="{data_dir}/coco128/wordpiece.txt", flip=True)
     config.evals = dict(detection=dict(), training=dict(type="detection", split="train"))
     return config

@@ -38,6 +38,7 @@ def get_config():
         activation="gelu",
         pixels="imagenet",
         drop_path=0.2,
+        drop_block=0.3,
         text="B",
         length=256,
         width=256,

@@ -21,5 +21,6 @@ def get_config():
         eps=1e-6,
         pixels="half",
         drop_path=0.1,
+        drop_block=0.0,
     )
     return config

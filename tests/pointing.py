@@ -56,7 +56,7 @@ class PointingOptions:
 
     @property
     def classes(self):
-        return 0 if self.able_to_read else len(COLORS)
+        return () if self.able_to_read else tuple(NAMES)
 
     @property
     def abilities(self):

@@ -38,4 +38,4 @@ def test_notebook(path, environment):
 
 
 def test_all_are_there():
-    assert len(NOTEBOOKS) == 6
+    assert len(NOTEBOOKS) == 7

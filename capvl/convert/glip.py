@@ -27,7 +27,7 @@ IMAGE, PYRAMID, TEXT, HEAD = "backbone.body.", "backbone.fpn.", "language_backbo
 WHAT = "model of GLIP"
 FORM = dict(
     pool="mean", activation="gelu", eps=swin.EPS, pixels="imagenet", pad_windows=True, level_norms=True,
-    text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12, text_types=2, contrast=0, classes=0,
+    text_pad=0, first_position=0, text_activation="gelu", text_eps=1e-12, text_types=2, contrast=0, classes=(),
 )  # fmt: skip
 """What all models of the official code have."""
 _PROMPT = "rpn.tunable_linear.weight"

@@ -73,19 +73,20 @@ def detectors(weights: Weights, classes: tuple[str, ...]) -> dict[str, Exported]
 
     Args:
       weights: of a model that detects.
-      classes: their names; () for the numbers of a closed list.
+      classes: their names; () for all of a closed list.
 
     Raises:
       UserError: there are no classes, or no tokenizer; or see `capvl.data.examples.grounded.vocabulary`.
     """
     options = weights.options
-    names = classes or tuple(map(str, range(options.classes)))
+    names = classes or options.classes
     if not names:
         raise UserError("A detector is exported with what it looks for: give names, one a line, by --classes=FILE.")
     if not (options.classes or weights.tokenizer):
         raise UserError("The model has no tokenizer, which its classes need; give one by --tokenizer=FILE.")
     tokenizer = None if options.classes else tokenizers.load(weights.tokenizer, options.reads_start)
-    blueprint, prompts = Blueprint(options), prompts_of(vocabulary(options, tokenizer, names).prompts())
+    listed = vocabulary(options, tokenizer, names, prefix=getattr(weights.objective, "prefix", ""))
+    blueprint, prompts = Blueprint(options), prompts_of(listed.prompts())
     params = {k: jnp.asarray(v) for k, v in weights.params.items()}
     states = jax.jit(lambda params: states_of(blueprint.bind(params), prompts.tokens_RPL))(params)
 

@@ -20,18 +20,21 @@ SURE = 0.5
 
 
 def load(path: str) -> Teacher:
-    """A model as a teacher. A caption without noun phrases, or one that is too long for the model, has no boxes.
+    """A model as a teacher. A caption without noun phrases, or one that is too long for the model, has no boxes; nor
+    has one of an image that is too small for it (`capvl.inference.finding.too_small`).
 
     Args:
       path: as `capvl.load` takes it.
     """
     from capvl import loading  # Slow to import, and --help doesn't wait for it.
+    from capvl.inference.finding import too_small
 
     model = loading.load(path)
 
     def teach(images: Sequence[bytes], captions: Sequence[str]) -> list[list[Found]]:
         long = set(too_long(model.tokenizer, captions, model.options.length))
-        asked = [i for i, text in enumerate(captions) if text not in long and noun_phrases(text)]
+        said = [i for i, text in enumerate(captions) if text not in long and noun_phrases(text)]
+        asked = [i for i in said if not too_small(model, images[i])]
         rows: list[list[Found]] = [[] for _ in captions]
         if not asked:
             return rows

@@ -1,12 +1,36 @@
-"""Trains a tokenizer from a data set's captions.
+"""Trains a tokenizer from a data set's captions; where it has none, from what its boxes are called.
 
 python -m capvl.data.tokenizer --data=flickr8k --vocab=4000 --out=flickr8k.model
 python -m capvl.data.tokenizer --data=flickr8k --vocab=4000 --kind=wordpiece --out=flickr8k.txt
 """
 
 import argparse
+from collections.abc import Iterator
 
 from capvl.command import run
+
+
+def texts_of(source) -> Iterator[str]:
+    """Captions; of an Example without any the names of its regions, as a detector's prompt has them. First, the whole
+    closed list of classes where there is one: names whose boxes are all elsewhere are words too.
+
+    Args:
+      source: opened with "text?" and `capvl.data.reading.regions.FEATURES`.
+    """
+    # Slow to import, and --help doesn't wait for it.
+    from capvl.data.reading.regions import categories, regions
+    from capvl.data.reading.sources import as_text
+    from capvl.data.text.category_prompts import SEPARATOR
+
+    said = False
+    for i in range(len(source)):
+        example = source[i]
+        captions = [as_text(text) for text in example.get("text", ())]
+        names = [] if captions else [name for region in regions(example) for name in region.names]
+        if names and not said:
+            said = True
+            yield SEPARATOR.join(categories(source))
+        yield from captions or ([SEPARATOR.join(names)] if names else [])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,13 +48,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="path of the .model file (wordpiece: .txt) to write")
     args = parser.parse_args(argv)
 
-    from capvl.data.reading import sources  # Slow to import, and --help doesn't wait for it.
+    # Slow to import, and --help doesn't wait for it.
+    from capvl.data.reading import regions, sources
     from capvl.data.text.training import TRAINERS
+    from capvl.errors import UserError
 
-    source = sources.open_source(args.data, args.split, args.data_dir, features=("text",))
-    tokenizer = TRAINERS[args.kind](
-        (text for i in range(len(source)) for text in source[i]["text"]), args.vocab, args.out
-    )
+    source = sources.open_source(args.data, args.split, args.data_dir, features=("text?", *regions.FEATURES))
+    texts = list(texts_of(source))
+    if not any(text.strip() for text in texts):
+        raise UserError(f"Split {args.split!r} of {args.data!r} has neither captions nor names of boxes to learn from.")
+    tokenizer = TRAINERS[args.kind](texts, args.vocab, args.out)
     print(f"{args.out}: {tokenizer.vocab} pieces from {len(source)} examples")
 
 

@@ -13,7 +13,7 @@ from capvl.data.examples.grounded import vocabulary
 from capvl.data.images.decode import decode
 from capvl.data.images.drawing import draw_boxes, enlarged
 from capvl.data.reading import sources
-from capvl.data.reading.classes import Category, categories
+from capvl.data.reading.classes import Category
 from capvl.data.text import category_prompts
 from capvl.errors import UserError
 from capvl.evals import Confusion, Context, Curves, Pictures, average_precision, check_limits, found_boxes, submissions
@@ -26,7 +26,7 @@ from capvl.lines import read_json
 from capvl.models.abilities import Ability
 from capvl.terminal import say
 
-SHOWN, SURE = 16, 0.3
+SHOWN, SURE, UPON = 16, 0.3, 0.7
 """Pictures; and the least score of what is drawn, and counted in the confusion."""
 COMMON = 20
 """Classes of the confusion."""
@@ -44,7 +44,8 @@ class Asking:
       words: JSON file {class: {"said", "prefix", "suffix", "description"}} of how prompts say classes; "" for their
         names; {data_dir} is where prepared data sets are.
       described: what the data set says of a class stands behind its name.
-      prefix: what stands before the classes, such as "object detection : ".
+      prefix: what stands before the classes, such as "object detection : "; "" for what stood there in training, a
+        blank for nothing.
       chunk: classes of a prompt at most; 0 for as many as it has room for.
       kind, threshold, per_level, overlap, across: see `capvl.inference.detecting.How`.
       submission: whether what was found is written to submissions/, as COCO's, LVIS' and EvalAI's servers take it.
@@ -83,8 +84,7 @@ class Asking:
     def finder(self, context: Context, truth: Truth, how: How):
         """params -> what is found (`Found`). The classes are encoded once."""
         context.require(Ability.DETECTS, type(self).__name__.lower())
-        listed, label = self._vocabulary(context, truth)
-        asked = prompts_of(listed.prompts(self.chunk))
+        asked = prompts_of(self._vocabulary(context, truth).prompts(self.chunk))
         encode = compiled(context.blueprint, states_of)
 
         def function(model, rows):
@@ -98,34 +98,30 @@ class Asking:
             def of_batch(batch):
                 return find(params, (batch, asked, states))
 
-            result = found_boxes.run(context, truth.source, truth.sizes, of_batch, truth.what)
-            result = result._replace(label=label[result.label])
-            return result.take(result.label >= 0)
+            return found_boxes.run(context, truth.source, truth.sizes, of_batch, truth.what)
 
         return found
 
     def _vocabulary(self, context: Context, truth: Truth):
-        """Classes as the model reads them, and of each its label in the truth; -1 of those that aren't asked for."""
-        tokenizer, asked = None, truth.categories
-        if context.model.classes:  # A closed list is asked for as a whole.
-            asked = tuple(categories(truth.source))
-        else:
-            tokenizer = context.tokenizer()
-        labels = {category.name: label for label, category in enumerate(truth.categories)}
-        said = [self._said(category, words) for words in [self._words(context, labels)] for category in asked]
-        listed = vocabulary(context.model, tokenizer, said, prefix=self.prefix)
-        found_boxes.tell_alike(listed, truth.what)
-        return listed, np.array([labels.get(category.name, -1) for category in asked])
+        """Classes as the model reads them."""
+        words = self._words(context, truth.names)
+        said = [self._said(category, words) for category in truth.categories]
+        tokenizer = None if context.model.classes else context.tokenizer()
+        prefix = self.prefix or getattr(context.objective, "prefix", "")
+        listed = vocabulary(context.model, tokenizer, said, prefix=prefix)
+        for doubt in listed.doubts():
+            say(f"{truth.what}: {doubt}")
+        return listed
 
-    def _words(self, context: Context, labels: dict[str, int]) -> dict[str, dict[str, str]]:
+    def _words(self, context: Context, names: Sequence[str]) -> dict[str, dict[str, str]]:
         if not self.words:
             return {}
         path = context.path(self.words)
         words = read_json(path, "How classes are said")
         if not isinstance(words, dict) or not all(isinstance(own, dict) for own in words.values()):
             raise UserError(f'{path!r} should be a JSON object such as {{"stingray": {{"suffix": "flat and round"}}}}.')
-        if not set(words) & set(labels):
-            raise UserError(f"{path!r} says how classes are said, and none of them is one of {sorted(labels)[:5]}.")
+        if not set(words) & set(names):
+            raise UserError(f"{path!r} says how classes are said, and none of them is one of {sorted(names)[:5]}.")
         return words
 
     def _said(self, category: Category, words: dict[str, dict[str, str]]) -> category_prompts.Category:
@@ -209,8 +205,9 @@ def dump(context: Context, truth: Truth, found: Found, split: str) -> None:
 
 
 def shown(truth: Truth, found: Found, precision: Precision) -> Iterator[tuple[str, Pictures | Curves | Confusion]]:
-    """What reports show of detections."""
-    yield "pictures", pictures(truth, found)
+    """What reports show of detections: of boxes of SURE or more the best, where several lie upon one another."""
+    sure = uppermost(found.take(found.score >= SURE))
+    yield "pictures", pictures(truth, sure)
     named = {
         "IoU 0.5": precision.curve(0.5),
         "IoU 0.75": precision.curve(0.75),
@@ -218,34 +215,49 @@ def shown(truth: Truth, found: Found, precision: Precision) -> Iterator[tuple[st
     }
     lines = {name: (RECALLS, values) for name, values in named.items()}
     yield "curves", Curves(f"{truth.what}: precision by recall", "recall", "precision", lines)
-    yield "confusion", confusion(truth.what, truth.objects, found, truth.names)
+    yield "confusion", confusion(truth.what, truth.objects, sure, truth.names)
+
+
+def uppermost(found: Found) -> Found:
+    """Without the detections whose box overlaps a better one of the same image, of any class, with an IoU above UPON:
+    what else might be there is no finding for those who look."""
+    kept = []
+    for image in np.unique(found.image).tolist():
+        own = np.flatnonzero(found.image == image)
+        own = own[np.argsort(-found.score[own], kind="stable")]
+        iou_DD = average_precision.ious(found.box[own], found.box[own], np.zeros(len(own), bool))
+        first: list[int] = []
+        for d in range(len(own)):
+            if not first or iou_DD[d, first].max() <= UPON:
+                first.append(d)
+        kept += own[first].tolist()
+    return found.take(np.sort(np.array(kept, int)))
 
 
 def pictures(truth: Truth, found: Found) -> Pictures:
-    """The first SHOWN images with boxes, what is true in green, what is found with SURE in red."""
+    """The first SHOWN images with boxes, what is true in green, what is found in red."""
     drawn, captions = [], []
     with_boxes = np.unique(truth.objects.image[~truth.objects.ignored])
     for number in with_boxes[:SHOWN].tolist():
         pixels = enlarged(decode(truth.source.read(number, ("image",))["image"]))
         true = (truth.objects.image == number) & ~truth.objects.ignored
-        own = np.flatnonzero((found.image == number) & (found.score >= SURE))
+        own = np.flatnonzero(found.image == number)
         boxes = found_boxes.corners(np.concatenate([truth.objects.box[true], found.box[own]]), truth.sizes[number])
         labels = [""] * int(true.sum()) + [f"{truth.names[found.label[i]]} {found.score[i]:.2f}" for i in own]
         drawn.append(draw_boxes(pixels, boxes, labels, [TRUE] * int(true.sum()) + [FOUND] * len(own)))
         named = collections.Counter(truth.names[label] for label in truth.objects.label[true])
         captions.append(", ".join(f"{count} x {name}" if count > 1 else name for name, count in named.items()))
-    return Pictures(f"{truth.what}: green is true, red was found (score of {SURE} or more)", drawn, captions)
+    return Pictures(f"{truth.what}: green is true, red was found (scores from {SURE}, the best here)", drawn, captions)
 
 
 def confusion(title: str, objects: Objects, found: Found, names: Sequence[str]) -> Confusion:
-    """What objects are taken for: each detection of SURE or more meets the object that it overlaps most, whatever the
+    """What objects are taken for: each detection meets the object that it overlaps most, whatever the
     class, with an IoU of at least 0.5, the best first; an object is met once. Rows are the COMMON commonest classes of
     objects; the last row and column stand for nothing: what is found where nothing is, and what isn't found."""
     counted = collections.Counter(objects.label[~objects.ignored].tolist()).most_common(COMMON)
     place = {label: i for i, label in enumerate(sorted(label for label, _ in counted))}
     rare, nothing = len(place), len(place) + 1
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
-    found = found.take(found.score >= SURE)
     for image in np.union1d(np.unique(objects.image), np.unique(found.image)).tolist():
         own = Objects(*(column[objects.image == image] for column in objects))
         these = found.take(found.image == image)

@@ -21,7 +21,7 @@ from capvl.evals import Context, finite, to_host
 from capvl.evals.average_precision import Federated, Found, Objects
 from capvl.inference.detecting import Seen, bucket_of, buckets
 from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress, say
+from capvl.terminal import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ def read_truth(source: sources.Source, split: str, chosen: Sequence[str] = (), l
       limit: the first so many images; 0 for all.
 
     Raises:
-      UserError: there is no closed list of classes, one is unknown, or no box of these classes is there.
+      UserError: there is no closed list of classes, one is unknown, or no box of these classes is there; or boxes of an
+        image have no class, so that nothing says whether it was searched for these.
     """
     what, known = f"{source.name!r}, split {split!r}", categories(source)
     if not known:
@@ -81,7 +82,13 @@ def read_truth(source: sources.Source, split: str, chosen: Sequence[str] = (), l
     for i in range(count):
         record = source.read(i, (*FEATURES, *DETECTION, "height?", "width?"))
         sizes[i] = _size(source, i, record)
-        for crowd, found in ((False, regions(record)), (True, crowds(record))):
+        every = regions(record), crowds(record)
+        if any(every) and not any(region.category or region.label >= 0 for found in every for region in found):
+            raise UserError(
+                f"Data set {what}, has an image ({sources.name_of(source, i)}) whose boxes have no class: it wasn't "
+                "searched for the classes. Prepare such images as a data set of their own."
+            )
+        for crowd, found in zip((False, True), every, strict=True):
             for region in found:
                 label = labels.get(region.category or (known[region.label].name if region.label >= 0 else ""), -1)
                 if label >= 0:
@@ -171,7 +178,7 @@ def run(context: Context, source: sources.Source, sizes: np.ndarray, find, what:
         numbers = np.flatnonzero([own == bucket for own in of_image])
         if not len(numbers):
             continue
-        images = Images(what, source, numbers, Seen.of(context.model, crop, bucket), asked)
+        images = Images(what, source, numbers, Seen(crop.in_bucket(bucket)), asked)
         batches = loader.eval_batches(images, images.transform, context.batch)
         for host_batch in progress(batches, -(-len(images) // context.batch), f"images of {what}, {bucket}"):
             batch = loader.to_device(host_batch, batch_sharding(context.mesh))
@@ -201,14 +208,3 @@ def corners(box: np.ndarray, size: np.ndarray) -> np.ndarray:
     """(…, 4) of x, y, width and height in pixels -> (x0, y0, x1, y1) in fractions of an image of (height, width)."""
     ends = np.concatenate([box[..., :2], box[..., :2] + box[..., 2:]], axis=-1)
     return ends / np.asarray(size, np.float64)[[1, 0, 1, 0]]
-
-
-def tell_alike(vocabulary: Any, what: str) -> None:
-    """Says which classes of a list no model can tell apart, or knows only as unknown words."""
-    names = [category.name for category in vocabulary.categories]
-    for group in getattr(vocabulary, "alike", ())[:3]:
-        say(f"{what}: {' and '.join(repr(names[i]) for i in group)} are the same in a prompt.")
-    if unknown := getattr(vocabulary, "unknown", ()):
-        say(
-            f"{what}: {len(unknown)} classes have words that the tokenizer doesn't know, such as {names[unknown[0]]!r}."
-        )

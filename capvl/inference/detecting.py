@@ -188,18 +188,10 @@ class Seen:
     """Images as a detector sees them: a transform of Examples. Nothing is cut off, and the aspect stays.
 
     Attributes:
-      crop: of kind "aspect", in a bucket that is no longer than images get.
-      bucket: what its images are padded to: sides that the levels of a pyramid divide.
+      crop: of kind "aspect", in one of the model's `buckets`: its sides are those that the levels of a pyramid divide.
     """
 
     crop: Crop
-    bucket: Bucket
-
-    @classmethod
-    def of(cls, options: Any, crop: Crop, bucket: Bucket) -> "Seen":
-        """As a model with these options sees images that go to one of its `buckets`."""
-        most = Bucket(*(min(side, options.max_side) for side in bucket))
-        return cls(crop.in_bucket(most), bucket)
 
     def __call__(self, example: dict[str, Any], uniforms: Uniforms) -> dict[str, np.ndarray]:
         """image uint8 (H, W, 4), 255 in its last channel where the image is; size int32 (2,): height and width of
@@ -209,8 +201,6 @@ class Seen:
           BadImageError: the image can't be used.
         """
         geometry: Geometry = self.crop.draw(example, uniforms)
-        pixels = np.zeros((*self.bucket, 4), np.uint8)
-        made = self.crop.pixels(example, uniforms, geometry)
-        pixels[: made.shape[0], : made.shape[1]] = made
+        pixels = self.crop.pixels(example, uniforms, geometry)
         size, whole = (np.array(sides, np.int32) for sides in (geometry.resized, geometry.whole))
         return {"image": pixels, "size": size, "whole": whole}

@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class Found:
         return Image.fromarray(drawn)
 
 
-# What follows are methods of `capvl.inference.face.LoadedModel`, but for those that begin with _ and `ground_captions`.
+# What follows are methods of `capvl.inference.face.LoadedModel`, but for those that begin with _, `ground_captions` and
+# `too_small`.
 
 
 def ground(self: Loaded, images: Images, texts: Texts, **how):
@@ -93,7 +95,7 @@ def detect(
     threshold: float = SURE,
     most: int = 100,
     across: float = 0.0,
-    prefix: str = "",
+    prefix: str | None = None,
 ) -> Found | list[Found]:
     """Boxes of classes in images.
 
@@ -104,10 +106,12 @@ def detect(
       threshold: the least score, in 0 to 1.
       most: boxes of an image.
       across: not 0: of boxes with a larger IoU, whatever their classes, only the best stays.
-      prefix: what stands before the classes, such as "object detection : ".
+      prefix: what stands before the classes, such as "object detection : "; None for what stood there in training.
 
     Returns:
       A `Found` for one image that is no list, else a list of them.
+
+    Warns of classes that are the same for the model ("cat" and "Cat"), or of unknown words.
 
     Raises:
       UserError: the model detects nothing; an image can't be read, or is smaller than a stride; or the classes are
@@ -116,7 +120,10 @@ def detect(
     self.need(Ability.DETECTS)
     how = _how(threshold, most, across)
     tokenizer = None if self.options.classes else self.tokenizer
+    prefix = getattr(self.objective, "prefix", "") if prefix is None else prefix
     listed = vocabulary(self.options, tokenizer, classes, prefix=prefix)
+    for doubt in listed.doubts():
+        warnings.warn(doubt, stacklevel=2)
     asked = prompts_of(listed.prompts())
     names = [category.name for category in listed.categories]
     encode = self.compiled("text states", states_of)
@@ -241,8 +248,15 @@ def _run(
     their numbers."""
     try:
         places = [bucket_of(self.options, image_size(image)) for image in data]
+        small = [number for number, image in enumerate(data) if too_small(self, image)]
     except BadImageError as e:
         raise UserError(f"An image can't be used: {e}") from e
+    if small:
+        height, width = image_size(data[small[0]])
+        raise UserError(
+            f"Image {small[0]} of {width}x{height} pixels has a side that is smaller than the {STRIDES[0]} pixels from "
+            "one place that the model looks at to the next."
+        )
     found: list[Any] = [None] * len(data)
 
     def function(model, rows):
@@ -251,7 +265,7 @@ def _run(
     call = self.compiled(("detect", how), function)
     for bucket in buckets(self.options):
         numbers = [number for number, place in enumerate(places) if place == bucket]
-        seen = Seen.of(self.options, self.crop, bucket)
+        seen = Seen(self.crop.in_bucket(bucket))
         for first in range(0, len(numbers), TOGETHER):
             own = numbers[first : first + TOGETHER]
             size = 1 << (len(own) - 1).bit_length()
@@ -267,6 +281,17 @@ def _run(
     return found
 
 
+def too_small(self: Loaded, image: bytes) -> bool:
+    """Whether a side of an image, as it is or as the model sees it, is smaller than the least stride.
+
+    Raises:
+      BadImageError: it is no image.
+    """
+    size = image_size(image)
+    crop = self.crop.in_bucket(bucket_of(self.options, size))
+    return min(*size, *crop.draw({"image": image}, Uniforms(0, 0)).resized) < STRIDES[0]
+
+
 def _stacked(seen: Seen, data: list[bytes], numbers: list[int], size: int) -> dict[str, np.ndarray]:
     rows = []
     for number in numbers:
@@ -274,12 +299,6 @@ def _stacked(seen: Seen, data: list[bytes], numbers: list[int], size: int) -> di
             rows.append(seen({"image": data[number]}, Uniforms(0, 0)))
         except BadImageError as e:
             raise UserError(f"Image {number} can't be used: {e}") from e
-        height, width = image_size(data[number])
-        if min(height, width, *rows[-1]["size"]) < STRIDES[0]:
-            raise UserError(
-                f"Image {number} of {width}x{height} pixels has a side that is smaller than the {STRIDES[0]} pixels "
-                "from one place that the model looks at to the next."
-            )
     rows += rows[-1:] * (size - len(rows))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 

@@ -50,7 +50,8 @@ def atss(anchors_N4, places: Sequence[int], boxes_BS4, slots_BS, *, nearest: int
 def _of_image(anchors_N4, places, boxes_S4, slots_S, nearest):
     middle_N2, middle_S2 = ((x[:, :2] + x[:, 2:]) / 2 for x in (anchors_N4, boxes_S4))
     chosen_SC = _candidates(middle_N2, places, middle_S2, nearest)
-    iou_SC = iou(anchors_N4[chosen_SC], boxes_S4[:, None])
+    # Computed once: it is compared with itself below, and a compiler might compute it twice with other roundings.
+    iou_SC = jax.lax.optimization_barrier(iou(anchors_N4[chosen_SC], boxes_S4[:, None]))
     mean_S1 = iou_SC.mean(axis=1, keepdims=True)
     spread_S1 = ((iou_SC - mean_S1) ** 2).sum(axis=1, keepdims=True) / max(iou_SC.shape[1] - 1, 1)
     middle_SC2 = middle_N2[chosen_SC]

@@ -59,8 +59,8 @@ class GlipOptions(ImageOptions):
         prompt tuning trains (section 4.4).
       contrast: width of a space in which places and tokens are contrasted as well (MDETR, arXiv 2104.12763, which has
         64); 0 for none.
-      classes: not 0: an ordinary detector of so many classes, for comparison (DyHead, arXiv 2106.08322): no text is
-        read, each class has a learned vector, and `length` is their number.
+      classes: names, in the order of their vectors: an ordinary detector of these classes, for comparison (DyHead,
+        arXiv 2106.08322): no text is read, each class has a learned vector, and `length` is their number.
     """
 
     encoder: str = "swin-T/4"
@@ -91,7 +91,7 @@ class GlipOptions(ImageOptions):
     drop_block: float = 0.0
     prompt_table: bool = False
     contrast: int = 0
-    classes: int = 0
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -113,9 +113,11 @@ class GlipOptions(ImageOptions):
             )
         if self.contrast < 0:
             raise UserError(f"model.contrast must not be negative, not {self.contrast}.")
-        if self.classes < 0 or (self.classes and (self.length != self.classes or self.fusion != "none")):
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise UserError("model.classes, a closed list, should have the name of each class once.")
+        if self.classes and (self.length != len(self.classes) or self.fusion != "none"):
             raise UserError(
-                f"model.classes={self.classes}, a closed list, goes with model.length={self.classes} and "
+                f"model.classes, a closed list of {len(self.classes)}, goes with model.length={len(self.classes)} and "
                 "model.fusion='none'."
             )
         if self.length < 3 - bool(self.classes) * 2 or self.length + self.first_position > self.text_positions:
@@ -192,7 +194,7 @@ class Glip(nnx.Module):
         how = dict(drop_block=options.drop_block, eps=options.eps, rngs=rngs)
         self.pyramid = make_pyramid(options.encoder_kind.levels, options.width, **how)
         how = dict(dtype=options.dtype, remat=options.remat, unroll=options.unroll)
-        table = (options.classes, text_width)
+        table = (len(options.classes), text_width)
         self.classes = weight(rngs, table, (None, "embed"), weights.normal(1.0)) if options.classes else None
         self.text = None if options.classes else Bert(options.bert_options(**how), rngs=rngs)
         rows = (PROMPT_ROWS, text_width)

@@ -122,7 +122,7 @@ VIT = dict(
 WRONG = [
     ({"offsets": "clean"}, "reads the offsets of coarser levels by model.offsets='flat'.*made with 'clean'"),
     (VIT, "has a Swin; the official code has no"),
-    (dict(classes=12, fusion="none"), "model.classes=0; this model has 12"),
+    (dict(classes=("a", "b", "c"), length=3, fusion="none"), r"model.classes=\(\); this model has \('a'"),
     (dict(level_norms=False), "model.level_norms=True; this model has False"),
     (dict(text_eps=1e-5), "model.text_eps=1e-12; this model has 1e-05"),
 ]

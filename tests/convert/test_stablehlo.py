@@ -88,7 +88,7 @@ def test_a_glip_as_a_program(tmp_path):
     expected = model.detect(data, names, threshold=0.3)
     table = weights.params["text/tokens"].tobytes()
     assert table not in file.read_bytes() and weights.params["head/project/kernel"].tobytes() in file.read_bytes()
-    rows = Seen.of(weights.options, model.crop, buckets(weights.options)[0])({"image": data}, Uniforms(0, 0))
+    rows = Seen(model.crop.in_bucket(buckets(weights.options)[0]))({"image": data}, Uniforms(0, 0))
     call = jax.export.deserialize(bytearray(file.read_bytes())).call
     boxes, scores, labels, valid = map(np.asarray, call(rows["image"][None, ..., :3], rows["size"][None]))
     sure = valid[0] & (scores[0] > 0.3)

@@ -65,6 +65,14 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(config, data_dir, tmp_path
     assert f"| 0 | {50 * sum(of_zero):.1f} | {100 * of_zero[0]:.1f} | {100 * of_zero[1]:.1f} |" in out
     sweeping.run(made, str(tmp_path / "out"))
     assert len(trained) == 5
+    # What is finished is of its recipe, trained or not, and began with the same weights.
+    changes = [("optimizer.lr", "0.5"), ("init_from", "elsewhere")]
+    for shots, change in zip(("0", "1*3"), changes, strict=True):
+        other = sweeping.cells([f"probe={config}"], datasets[:1], shots, "3", [tokenizer, change])
+        with pytest.raises(
+            UserError, match=f"shots_seed3' belongs to another recipe .{change[0]}: .* here.; remove it"
+        ):
+            sweeping.run(other, str(tmp_path / "out"))
 
 
 def test_numbers_by_mode_and_shots():

@@ -1,6 +1,7 @@
 """Detection of a hand-made model whose boxes are exact: average precision, phrases, chunks, batches and devices."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ from capvl.data.preparing import region_sets
 from capvl.data.text import tokenizers
 from capvl.errors import UserError
 from capvl.evals import Confusion, Context, Curves, NotFiniteError, Pictures, detection, phrase_boxes
-from capvl.evals.detection import Detection, confusion
+from capvl.evals.average_precision import Found
+from capvl.evals.detection import Detection, confusion, uppermost
 from capvl.evals.lvis import Lvis
 from capvl.evals.phrase_boxes import PhraseBoxes, read
 from capvl.inference.compiled import compiled
 from capvl.models.parameters import Blueprint
+from capvl.objectives.glip import Glip
 from capvl.parallel.mesh import MeshOptions, make_mesh
 
 COUNT = 11
@@ -96,14 +99,14 @@ def words(monkeypatch, tmp_path, programs):
         monkeypatch.setattr(module, "compiled", shared)
 
 
-def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, **options):
+def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, objective=None, **options):
     options = PointingOptions(**options)
     towers = dict(encoder="w8d1h1m8/8", res=8, dtype="float32", text="w8d1h1m8", vocab=8, length=4)
     values = {"steps": 1, "batch_size": 8, "objective": {"name": "contrastive"}, "model": towers, "evals": {}}
     values["data"] = {"name": "things", "data_dir": folder, "tokenizer": "words", "interpolation": "bilinear"}
     data = recipes.resolve(values).data
     mesh = make_mesh(MeshOptions(), jax.devices()[:devices])
-    context = Context(options, data, None, 0, batch, mesh, Blueprint(options), out)
+    context = Context(options, data, objective, 0, batch, mesh, Blueprint(options), out)
     params = {k: jnp.full(s.shape, value, s.dtype) for k, s in context.blueprint.shapes.items()}
     with jax.set_mesh(mesh):
         return dict(evaluator.setup(context)(params))
@@ -161,18 +164,54 @@ def test_what_two_prompts_find_twice(words, prepared, tmp_path):
     """Two names of one thing, in two prompts: without suppression both are found."""
     said = tmp_path / "words.json"
     said.write_text(json.dumps({"green thing": {"said": "red", "suffix": "big"}}))
-    twice = evaluate(Detection(chunk=1, words=str(said)), prepared)
-    once = evaluate(Detection(chunk=1, words=str(said), across=0.7), prepared)
-    counts = [dict(zip(f["confusion"].names, f["confusion"].counts, strict=True)) for f in (twice, once)]
-    assert counts[0]["(nothing)"].sum() > 0 and counts[1]["(nothing)"].sum() == 0
+    rows = []
+    for across in (0.0, 0.7):
+        how = dict(chunk=1, words=str(said), across=across, submission=True)
+        found = evaluate(Detection(**how), prepared, out=tmp_path)
+        rows.append(len(json.loads((tmp_path / "submissions/things_val.json").read_text())))
+        # What is shown is the best of both, in any case.
+        assert dict(zip(found["confusion"].names, found["confusion"].counts, strict=True))["(nothing)"].sum() == 0
+    assert rows[0] > rows[1] > COUNT / 2
 
 
-def test_a_closed_list_is_asked_for_as_a_whole(words, prepared):
+def test_a_closed_list_goes_by_names(words, prepared, tmp_path):
+    """In another data set's order of as many classes, too; and other classes are not measured as if they were these."""
     options = dict(length=len(NAMES), able_to_read=False)
+    folder = pathlib.Path(prepared).parent
+    given = json.loads((folder / "instances.json").read_text())
+    for name, renamed in (("turned", {}), ("other", {"green thing": "teal thing"})):
+        kinds = [row | {"name": renamed.get(row["name"], row["name"])} for row in reversed(given["categories"])]
+        (tmp_path / f"{name}.json").write_text(json.dumps(given | {"categories": kinds}))
+        files = {"val": [str(tmp_path / f"{name}.json")]}
+        region_sets.prepare(name, "objects365", files, str(folder / "images"), prepared, workers=1)
+    assert evaluate(Detection(name="turned"), prepared, **options)["AP"] == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(UserError, match="closed list of 3 classes, and 'teal thing' is none of them"):
+        evaluate(Detection(name="other"), prepared, **options)
     found = evaluate(Detection(classes=("blue thing",)), prepared, **options)
     assert found["AP"] == pytest.approx(1.0, abs=1e-6) and found["confusion"].names == ["blue thing", "(nothing)"]
     with pytest.raises(UserError, match="needs a model that reads texts"):
         evaluate(PhraseBoxes(name="said"), prepared, **options)
+
+
+def test_what_stood_before_classes_in_training_stands_there(words, prepared, monkeypatch):
+    asked, own = [], detection.vocabulary
+    monkeypatch.setattr(detection, "vocabulary", lambda *a, prefix: asked.append(prefix) or own(*a, prefix=prefix))
+    for evaluator in (Detection(limit=1), Detection(limit=1, prefix="the"), Detection(limit=1, prefix=" ")):
+        evaluate(evaluator, prepared, objective=Glip(prefix="a big"))
+    assert asked == ["a big", "the", " "]
+
+
+def test_an_image_that_was_not_searched_for_classes_is_none_without(words, prepared, tmp_path):
+    folder = pathlib.Path(prepared).parent
+    own = {"filename": "0.png", "height": 96, "width": 64}
+    own["detection"] = {"instances": [{"bbox": [0, 0, 9, 9], "label": 0, "category": "red thing"}]}
+    said = (folder / "lines.jsonl").read_text().splitlines()[1]
+    (tmp_path / "lines.jsonl").write_text(f"{json.dumps(own)}\n{said}\n")
+    (tmp_path / "labels.json").write_text(json.dumps({"0": "red thing"}))
+    files = {"val": [str(tmp_path / "lines.jsonl"), str(tmp_path / "labels.json")]}
+    region_sets.prepare("both", "odvg", files, str(folder / "images"), prepared, workers=1)
+    with pytest.raises(UserError, match=r"has an image \(1\) whose boxes have no class: it wasn't searched"):
+        evaluate(Detection(name="both"), prepared)
 
 
 def test_chosen_classes_and_limits(words, prepared):
@@ -245,3 +284,11 @@ def test_phrases_of_boxes_alone_are_asked_by_themselves(tmp_path):
     assert [len(rows) for rows in asked.captions] == [1, 0, 1] and asked.cut == 0
     positive = asked.captions[0][0][1]
     assert positive.shape == (1, 8) and positive.any()
+
+
+def test_of_boxes_upon_one_another_the_best_is_shown():
+    box = np.array([[0, 0, 10, 10], [0, 1, 10, 10], [5, 0, 10, 10], [0, 0, 10, 10]], float)
+    image, score = np.array([0, 0, 0, 1]), np.array([0.4, 0.9, 0.5, 0.35])
+    found = Found(image, np.arange(4), box, score, np.zeros(4, bool))
+    assert uppermost(found).label.tolist() == [1, 2, 3]
+    assert len(uppermost(found.take(np.zeros(4, bool))).label) == 0

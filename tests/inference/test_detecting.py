@@ -35,7 +35,7 @@ def png(boxes, size) -> bytes:
 
 def seen(images, size):
     bucket = bucket_of(OPTIONS, size)
-    made = Seen.of(OPTIONS, Crop(OPTIONS.res, "aspect", max_side=OPTIONS.max_side, interpolation="bilinear"), bucket)
+    made = Seen(Crop(OPTIONS.res, "aspect", max_side=OPTIONS.max_side, interpolation="bilinear").in_bucket(bucket))
     rows = [made({"image": image}, Uniforms(0, 0)) for image in images]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
@@ -88,9 +88,9 @@ def test_sizes():
     assert buckets(PointingOptions(res=800, max_side=1344)) == (Bucket(800, 1344), Bucket(1344, 800))
     assert buckets(PointingOptions(res=90, max_side=96)) == (Bucket(96, 96),)
     assert bucket_of(OPTIONS, (10, 11)) == Bucket(64, 96) and bucket_of(OPTIONS, (11, 10)) == Bucket(96, 64)
-    options = PointingOptions(res=60, max_side=90)  # Longer images than the model's come to 90 pixels, not to 96.
-    crop, image = Crop(60, "aspect", max_side=96), png({"red": RED}, (100, 300))
-    row = Seen.of(options, crop, Bucket(64, 96))({"image": image}, Uniforms(0, 0))
+    # Longer images than the model's come to 90 pixels, not to 96.
+    crop, image = Crop(60, "aspect", max_side=90), png({"red": RED}, (100, 300))
+    row = Seen(crop.in_bucket(Bucket(64, 96)))({"image": image}, Uniforms(0, 0))
     assert row["image"].shape == (64, 96, 4) and row["size"].tolist() == row["whole"].tolist() == [30, 90]
     assert (row["image"][..., 3] > 0).sum() == 30 * 90
 

@@ -17,6 +17,7 @@ from capvl.inference import finding
 from capvl.inference.face import LoadedModel
 from capvl.models.glip import GlipOptions
 from capvl.models.parameters import Blueprint
+from capvl.objectives.glip import Glip
 from capvl.weights import Weights
 
 RED, BLUE = (0.0, 0.25, 0.5, 0.75), (0.5, 0.5, 1.0, 1.0)
@@ -115,14 +116,32 @@ def test_what_a_prompt_says_of_a_class(points):
     assert points.detect(picture({"blue": BLUE}), classes, prefix="a thing and").labels == ["sky"]
 
 
+def test_classes_that_the_model_can_not_know(points):
+    """Are told, and the others found."""
+    with pytest.warns(UserWarning, match="'red' and 'Red' are the same in a prompt"):
+        assert set(points.detect(picture(), ["red", "Red", "blue"]).labels) == {"red", "Red", "blue"}
+    with pytest.warns(UserWarning, match="doesn't know all words of 'mauve thing' and 1 more"):
+        assert "red" in points.detect(picture(), ["mauve thing", "red", "ochre"]).labels
+
+
+def test_what_stood_before_classes_in_training_stands_there(points, monkeypatch):
+    asked, own = [], finding.vocabulary
+    monkeypatch.setattr(finding, "vocabulary", lambda *args, prefix: asked.append(prefix) or own(*args, prefix=prefix))
+    monkeypatch.setattr(points, "objective", Glip(prefix="a big"))
+    for options in ({}, {"prefix": "the"}, {"prefix": ""}):
+        points.detect(picture(), ["red"], **options)
+    assert asked == ["a big", "the", ""]
+
+
 def test_a_closed_list(vocabulary):
-    """Labels are the classes' names, in the order of the model's."""
+    """Classes go by the model's names, in any order; and some of them may be asked for."""
     model = loaded(vocabulary, able_to_read=False, length=len(COLORS))
-    found = model.detect(picture(), ["rose", "grass", "sky"])
-    assert named(found).keys() == {"rose", "sky"}
-    assert_close(named(found)["sky"], BLUE, 1e-5)
-    with pytest.raises(UserError, match="closed list of model.classes=3 classes, and the data 2"):
-        model.detect(picture(), ["rose", "grass"])
+    for names in (["red thing", "green thing", "blue thing"], ["blue thing", "red thing"]):
+        boxes = named(model.detect(picture(), names))
+        assert boxes.keys() == {"red thing", "blue thing"}
+        assert_close(boxes["blue thing"], BLUE, 1e-5)
+    with pytest.raises(UserError, match="closed list of 3 classes, and 'red think' is none.* mean 'red thing'"):
+        model.detect(picture(), ["green thing", "red think", "blue thing"])
     with pytest.raises(UserError, match="'pointing' has a closed list of classes and reads no captions"):
         model.ground(picture(), "a red thing")
 
@@ -217,7 +236,10 @@ BAD = [
     (lambda m, p: m.detect(p, []), "The list of classes is empty; name at least one"),
     (lambda m, p: m.detect(p, ["red", "blue", "red"]), "The list of classes has 'red' twice; name each class once"),
     (lambda m, p: m.detect(p, ["red", "big " * 12]), "has more than the 10 tokens that a prompt of 12 has room for"),
-    (lambda m, p: m.detect(p, ["red"], prefix="a " * 12), "more than the 0 tokens that a prompt of 12 has room for"),
+    (
+        lambda m, p: m.detect(p, ["red"], prefix="a " * 12),
+        "A prompt of 12 tokens has no room for classes behind 'a a a",
+    ),
     (lambda m, p: m.detect(p, "red"), r"The classes should be a list such as \[\"cat\", \"dog\"\], not 'red'"),
     (lambda m, p: m.detect(p, [""]), "Nothing is left of the class ''"),
     (lambda m, p: m.detect(p, [3]), 'A class should be a name or a dict with "name", not 3'),

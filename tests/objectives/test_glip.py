@@ -12,7 +12,7 @@ from conftest import assert_close, tiny_values
 from capvl import recipes, train
 from capvl.checkpoint import Checkpointer
 from capvl.data.images.buckets import buckets_in
-from capvl.data.scenes import making
+from capvl.data.scenes import making, world
 from capvl.errors import UserError
 from capvl.models.parameters import Blueprint
 from capvl.parallel.mesh import MeshOptions, make_mesh
@@ -146,7 +146,7 @@ KINDS = {
     "to_image, without offsets, Swin": (SWIN | {"fusion": "to_image", "offsets": "none"}, {}),
     "none, prompt tuned, contrast": (
         {"fusion": "none", "offsets": "none", "prompt_table": True, "contrast": 8}, {"contrastive": 1.0}),
-    "closed list": ({"fusion": "none", "classes": 64, "length": 64, "text_positions": 64}, CLOSED),
+    "closed list": ({"fusion": "none", "classes": world.PAIRS, "length": 64, "text_positions": 64}, CLOSED),
 }  # fmt: skip
 
 
@@ -322,8 +322,8 @@ def test_a_model_and_an_objective_that_contradict(make, model, objective, said):
 
 
 def test_data_that_an_objective_can_not_take(make, data_dir):
-    with pytest.raises(UserError, match="closed list of model.classes=12 classes, and the data 64"):
-        make({"fusion": "none", "classes": 12, "length": 12}, CLOSED).transforms()
+    with pytest.raises(UserError, match="closed list of 12 classes, and 'green diamond' is none of them"):
+        make({"fusion": "none", "classes": (*world.PAIRS[:11], "cat"), "length": 12}, CLOSED).transforms()
     packed = make(objective={"texts": ("captions",), "packed": 2})
     assert packed.transforms()[""].transform.captions is not None
     evaluated = packed.objective.transform(packed.model, packed.data, train=False)
@@ -348,7 +348,8 @@ BAD_MODELS = [
     (dict(fusion="bth"), "fusion.*'bth'.*Did you mean 'both'"),
     (dict(offsets="flet"), "offsets.*'flet'.*Did you mean 'flat'"),
     (dict(contrast=-1), "model.contrast must not be negative, not -1"),
-    (dict(classes=5), "model.classes=5, a closed list, goes with model.length=5 and model.fusion='none'"),
+    (dict(classes=("a", "b")), "a closed list of 2, goes with model.length=2 and model.fusion='none'"),
+    (dict(classes=("a", "a"), length=2, fusion="none"), "should have the name of each class once"),
     (dict(length=2), "model.length=2 should be at least 3 and fit model.text_positions=32"),
     (dict(length=40), "model.length=40 should be at least 3 and fit model.text_positions=32"),
     (dict(length=1001, text_positions=1001, prompt_table=True), "has 1000 rows, fewer than model.length=1001"),

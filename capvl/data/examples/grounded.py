@@ -16,10 +16,10 @@ from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError
 from capvl.data.images.geometry import Geometry, names_sides, swap_sides_with_spans
 from capvl.data.randomness import Uniforms
-from capvl.data.reading.regions import Region, looked_for, regions
+from capvl.data.reading.regions import Region, crowds, looked_for, regions
 from capvl.data.reading.sources import Source, as_text
 from capvl.data.text import packing
-from capvl.data.text.category_prompts import NEGATIVES, SEPARATOR, Prompt, Vocabulary, sampled_prompt
+from capvl.data.text.category_prompts import NEGATIVES, SEPARATOR, Prompt, Vocabulary, clean_name, sampled_prompt
 from capvl.data.text.closed_list import ClosedList
 from capvl.data.text.spans import positive_map
 from capvl.errors import UserError, nearest
@@ -44,7 +44,8 @@ class Texts:
       packed: other captions, at most, that stand around one as negatives.
       signs: whether tokens without a letter or digit count: the start, the end, and what stands between classes. No box
         has them, so where they count they are what nothing is ("MASK_SPECIAL" of the official code leaves them out).
-      sides: what becomes of a flip where the text names a side: "skip" leaves the flip out, "swap" swaps the words.
+      sides: what becomes of a flip where the text names a side: "skip" leaves the flip out, "swap" swaps the words, but
+        for those of classes: what is mirrored is another class.
     """
 
     kinds: tuple[str, ...] = ("captions", "classes")
@@ -161,7 +162,8 @@ class GroundedText:
             return self._listed([region.category for region, _ in rows], uniforms, flip)
         labels = [label for _, label in rows]
         prompt = self._prompt(example, labels, vocabulary, uniforms)
-        return prompt.text, prompt.tokens, prompt.rows(labels), flip
+        sided = any(names_sides(clean_name(vocabulary.categories[label].name)) for label in set(labels))
+        return prompt.text, prompt.tokens, prompt.rows(labels), flip and not sided
 
     def _prompt(self, example, labels: Sequence[int], vocabulary: Vocabulary, uniforms: Uniforms) -> Prompt:
         if self.texts.order == "fixed" or not self.train:
@@ -169,7 +171,9 @@ class GroundedText:
             return prompts[uniforms.below(len(prompts)) if self.train else 0]
         lists, numbers = looked_for(example), vocabulary.numbers
         absent = None if lists is None else [numbers[name] for name in lists[0] if name in numbers]
-        how = dict(negatives=self.texts.negatives, full=self.texts.full, among=absent)
+        # Crowds are no boxes, but what they are of is there.
+        crowded = {_number(region, numbers) for region in crowds(example)} - {-1}
+        how = dict(negatives=self.texts.negatives, full=self.texts.full, among=absent, without=crowded)
         return sampled_prompt(labels, vocabulary, uniforms, **how)[0]
 
     def _phrases(self, example, rows, vocabulary, uniforms, flip):
@@ -209,12 +213,17 @@ def _named_in_captions(example, found: Sequence[Region], vocabulary) -> list[tup
 
 def _of_classes(example, found: Sequence[Region], vocabulary: Vocabulary | None) -> list[tuple[Region, int]] | None:
     """Boxes with their classes' numbers in the vocabulary. An image without boxes is one of its data set's classes, of
-    which it has none; where there is no closed list, nothing is known of it."""
+    which it has none; where there is no closed list, or where boxes have phrases alone, nothing is known of it."""
     if vocabulary is None:
         return [(region, -1) for region in found if region.category] or None
     numbers = vocabulary.numbers
-    named = ((region, region.label if region.label >= 0 else numbers.get(region.category, -1)) for region in found)
-    return [(region, number) for region, number in named if number >= 0]
+    named = ((region, _number(region, numbers)) for region in found)
+    rows = [(region, number) for region, number in named if number >= 0]
+    return rows if rows or not found else None
+
+
+def _number(region: Region, numbers: Mapping[str, int]) -> int:
+    return region.label if region.label >= 0 else numbers.get(region.category, -1)
 
 
 def _of_phrases(example, found: Sequence[Region], vocabulary) -> list[tuple[Region, int]] | None:

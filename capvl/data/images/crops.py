@@ -78,7 +78,8 @@ class Crop:
       interpolation: "fast", "bilinear" or "bicubic"; see `capvl.data.images.decode.resize`.
       fraction: kinds "center" and "squash": the image is resized to the resolution divided by this, rounded down, and
         the middle cut out (`crop_pct` of timm).
-      max_side: kind "aspect" only: the long side at most, and the side of the square that images are padded to.
+      max_side: kind "aspect" only: the long side at most, in a bucket that has room for more, too; and the side of the
+        square that images are padded to.
       frames: 0 for images; else frames of a clip, all cropped alike.
       train: frames are drawn, one of each part of the clip; else the middle of each part.
       bucket: kind "aspect" only: what images are padded to, by default the square of `max_side`.
@@ -158,9 +159,10 @@ class Crop:
     def _placed(self, size: Size, uniforms: Uniforms, flip: bool, around: Box | None) -> Geometry:
         if self.kind == "aspect":
             padded = self.bucket or square(self.max_side)
-            whole = fitted_size(size, self.res, padded)
+            room = Bucket(*(min(side, self.max_side) for side in padded))
+            whole = fitted_size(size, self.res, room)
             # Rounding may make the long side one pixel longer, which no patch would hold.
-            kept = min(whole[0], padded.height), min(whole[1], padded.width)
+            kept = min(whole[0], room.height), min(whole[1], room.width)
             return Geometry.resized_first(size, whole, (0, 0), kept, flip, padded)
         if self.kind != "random" and self.interpolation != "fast":
             whole, corner = self._middle_of_resized(size)

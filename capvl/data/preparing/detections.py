@@ -68,7 +68,7 @@ class _Category(Row):
     name: Name
     supercategory: Any = None
     frequency: Any = None
-    definition: Any = pydantic.Field(None, alias="def")
+    definition: Any = pydantic.Field(None, validation_alias=pydantic.AliasChoices("def", "cat_info"))
     synonyms: Any = None
 
 
@@ -185,6 +185,8 @@ def _categories(rows: Rows, values: _Instances, classes: Classes) -> dict[str, s
     """
     found: dict[str, _Category] = {}
     for place, row in rows.of(_Category, values.categories, "category"):
+        if row.id in found and found[row.id].name != row.name:
+            raise FormatError(f"category id {row.id} is there twice, as {found[row.id].name!r} and {row.name!r}")
         if row.id in found:
             rows.left.count("category id is there twice", place)
         else:

@@ -30,6 +30,8 @@ COUNTED = 2000
 LEAST, MOST = 360, 640
 """Pixels of a drawn picture's long side: small images are enlarged, so that names can be read."""
 COLUMNS = 4
+IGNORED = (128, 128, 128)
+"""Crowds: nothing is learned from them, and they don't count."""
 JPEG = b"\xff\xd8"
 """How these begin; of other kinds the name says PNG, and readers look at the bytes."""
 
@@ -52,19 +54,21 @@ def look(name: str, split: str, count: int, out: str, data_dir: str, seed: int =
         raise UserError(f"--count must be at least 1, not {count}.")
     if out.lower().endswith(".png"):
         raise UserError(f"--out={out} names the page, such as page.html; the sheet is written beside it as a PNG.")
-    source = sources.open_source(name, split, data_dir, features=("image", "text?", "image_id?", "key?", *FEATURES))
+    source = sources.open_source(
+        name, split, data_dir, features=("image", "text?", "image_id?", "key?", *FEATURES, *DETECTION)
+    )
     uniforms, numbers = Uniforms(seed, 0), list(range(len(source)))
     chosen = sorted(numbers.pop(uniforms.below(len(numbers))) for _ in range(min(count, len(source))))
     cards, pictures = [], []
     for number in chosen:
         record = source[number]
-        found = regions(record)
+        found, ignored = regions(record), crowds(record)
         try:
-            picture = picture_of(record, found)
+            picture = picture_of(record, found, ignored)
         except BadImageError as e:
             raise UserError(f"Record {number} of {name!r} has an image that can't be read: {e}") from e
         pictures.append(picture)
-        cards.append(_card(record, number, found, picture))
+        cards.append(_card(record, number, found, ignored, picture))
     page = storage.folder(out)
     storage.replace_text(page, _page(name, split, cards, _table(source), _left_out(source, split)))
     other = page.with_name(pathlib.PurePath(page.name).stem + ".png")
@@ -85,8 +89,8 @@ def colors(found: Sequence[Region]) -> list[tuple[int, int, int]]:
     return [COLORS[numbers[r.phrases, r.category, r.spans] % len(COLORS)] for r in found]
 
 
-def picture_of(record: dict[str, Any], found: Sequence[Region]) -> np.ndarray:
-    """(H, W, 3) uint8: the image with its regions.
+def picture_of(record: dict[str, Any], found: Sequence[Region], ignored: Sequence[Region] = ()) -> np.ndarray:
+    """(H, W, 3) uint8: the image with its regions, and crowds in grey.
 
     Raises:
       BadImageError: it can't be read.
@@ -99,7 +103,9 @@ def picture_of(record: dict[str, Any], found: Sequence[Region]) -> np.ndarray:
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     else:
         pixels = resize(pixels, height, width)
-    return draw_boxes(pixels, [r.box for r in found], [name_of(r) for r in found], colors(found))
+    names = [f"({name_of(r)})" for r in ignored] + [name_of(r) for r in found]
+    shades = [IGNORED] * len(ignored) + colors(found)
+    return draw_boxes(pixels, [r.box for r in (*ignored, *found)], names, shades)
 
 
 def _encoded(pixels: np.ndarray, kind: str) -> bytes:
@@ -122,14 +128,17 @@ def _marked(caption: str, number: int, found: Sequence[Region], shades) -> str:
     return text + html.escape(caption[last:])
 
 
-def _card(record: dict[str, Any], number: int, found: Sequence[Region], picture: np.ndarray) -> str:
+def _card(
+    record: dict[str, Any], number: int, found: Sequence[Region], ignored: Sequence[Region], picture: np.ndarray
+) -> str:
     shades, name = colors(found), as_text(record.get("image_id", "") or record.get("key", "") or number)
     data = base64.b64encode(_encoded(picture, "JPEG")).decode()
     texts = "".join(f"<li>{_marked(as_text(t), i, found, shades)}</li>" for i, t in enumerate(record.get("text", ())))
     rows = []
-    for region, shade in zip(found, shades, strict=True):
+    several = [*zip(found, shades, strict=True), *((crowd, IGNORED) for crowd in ignored)]
+    for i, (region, shade) in enumerate(several):
         said = "; ".join(region.phrases) or "–"
-        more = ", ".join(region.attributes)
+        more = ", ".join(region.attributes) if i < len(found) else "crowd"
         kind = f"{region.category} ({region.label})" if region.label >= 0 else region.category
         box = " ".join(f"{v:.3f}" for v in region.box)
         cells = "".join(f"<td>{html.escape(c)}</td>" for c in (said, kind, more, box))
@@ -137,9 +146,13 @@ def _card(record: dict[str, Any], number: int, found: Sequence[Region], picture:
     heads = "<tr><th></th><th>phrases</th><th>class</th><th>attributes</th><th>box</th></tr>"
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{html.escape(name)}"><figcaption>'
-        f"<p>{number}: {html.escape(name)}</p><ol>{texts}</ol><details><summary>{len(found)} boxes</summary>"
+        f"<p>{number}: {html.escape(name)}</p><ol>{texts}</ol><details><summary>{_counted(found, ignored)}</summary>"
         f"<table>{heads}{''.join(rows)}</table></details></figcaption></figure>"
     )
+
+
+def _counted(found: Sequence[Region], ignored: Sequence[Region]) -> str:
+    return f"{len(found)} boxes" + (f" and {len(ignored)} crowds" if ignored else "")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -152,12 +165,13 @@ def _spread(values: Sequence[float]) -> str:
 def _table(source) -> list[tuple[str, str]]:
     """Counts over the first COUNTED records."""
     many = min(len(source), COUNTED)
-    wanted = ("text?", *FEATURES)
-    boxes, phrases, words, areas, captions, kinds = [], [], [], [], [], collections.Counter()
+    wanted = ("text?", *FEATURES, *DETECTION)
+    boxes, phrases, words, areas, captions, kinds, crowded = [], [], [], [], [], collections.Counter(), 0
     for i in range(many):
         record = source.read(i, wanted) if wanted else {}
         found = regions(record)
         boxes.append(len(found))
+        crowded += len(crowds(record))
         captions.append(len(record.get("text", ())))
         for region in found:
             phrases.append(len(region.phrases))
@@ -170,6 +184,7 @@ def _table(source) -> list[tuple[str, str]]:
         ("images", f"{len(source):,}"),
         (f"boxes an image{of}", _spread(boxes)),
         ("images without a box", f"{boxes.count(0):,}"),
+        ("crowds (boxes of several, or difficult: ignored)", f"{crowded:,}"),
         ("captions an image", _spread(captions)),
         ("phrases a box", _spread(phrases)),
         ("words a phrase", _spread(words)),

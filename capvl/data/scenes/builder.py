@@ -22,7 +22,9 @@ class ScenesConfig(tfds.core.BuilderConfig):
       stated: 0 for captioned images; else of how many scenes, 1 or 2, statements are (`capvl.data.scenes.statements`).
       most, zoom, plain, words: of `world.draw_scene`.
       apart: the splits whose every image has a held-out pair of a colour and a shape (`world.APART`), while no image of
-        the others has one; () for no such rule. With it objects have pairs as their classes.
+        the others has one; () for no such rule.
+      classes: pairs of a colour and a shape; `objects` are then those of these classes, the others stand there unnamed.
+        () for objects without classes, all of them.
       counts: examples of train, val and test.
       seed: of everything.
     """
@@ -35,6 +37,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     plain: bool = False
     words: float = 1 / 3
     apart: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     counts: tuple[int, int, int] = (20_000, 1_000, 1_000)
     seed: int = 0
 
@@ -50,9 +53,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     color, size, texture, word), `questions` (kind, question, answer), `label` (shape of the
     largest shaped object, an index into `world.SHAPES`), `index`. Clips have `frames` instead
     of `image` and the `direction` of what moves. Of statements there are `image`, or `images` (a list of two), and
-    `questions` (id, kind, question, answer), whose answer is what holds. Where pairs are held out, `objects` have a
-    `label` and `category` of `world.PAIRS`; no caption of a split without such pairs names one, though questions may
-    ask after one.
+    `questions` (id, kind, question, answer), whose answer is what holds. Where there are classes, `objects` have a
+    `label` and `category` of them. Where pairs are held out, no caption of a split without such pairs names one, though
+    questions may ask after one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -68,13 +71,15 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         _config("clips", frames=8, counts=(4_000, 500, 500)),
         _config("clips_tiny", frames=4, counts=(32, 8, 8)),
         *(
-            _config(name, side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=apart, counts=counts)
-            for name, side, apart, counts in (
-                ("pairs_apart", 64, ("test",), (20_000, 500, 500)),
-                ("pairs_apart_96", 96, ("test",), (20_000, 500, 500)),
-                ("pairs_apart_tiny", 64, ("test",), (128, 32, 32)),
-                ("pairs_joined_96", 96, tuple(world.SPLITS), (2_000, 200, 500)),
+            _config(name, side=side, most=4, zoom=1.2, plain=True, words=0.0, apart=apart, classes=own, counts=counts)
+            for name, side, apart, own, counts in (
+                ("pairs_apart", 64, ("test",), world.PAIRS, (20_000, 500, 500)),
+                ("pairs_apart_96", 96, ("test",), world.PAIRS, (20_000, 500, 500)),
+                ("pairs_apart_tiny", 64, ("test",), world.PAIRS, (128, 32, 32)),
             )
+        ),
+        _config(
+            "held_out_96", side=96, words=0.0, apart=tuple(world.SPLITS), classes=world.APART, counts=(2_000, 200, 500)
         ),
         *(
             _config(f"{name}{size}", stated=scenes, most=4, zoom=1.2, plain=True, words=0.0, counts=counts)
@@ -92,8 +97,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             features |= {"images": tfds.features.Sequence(image)} if pair else {"image": image}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
         things = {name: text() for name in ("phrase", "shape", "color", "size", "texture", "word")}
-        if self.builder_config.apart:
-            things |= {"label": tfds.features.ClassLabel(names=world.PAIRS), "category": text()}
+        if self.builder_config.classes:
+            names = self.builder_config.classes
+            things |= {"label": tfds.features.ClassLabel(names=names), "category": text()}
         features = {
             "text": tfds.features.Sequence(text()),
             "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature(), **things}),
@@ -122,10 +128,15 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         # Spawned, not forked: JAX's threads may be running.
         with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 1 + count // 500)) as pool:
             for index, example in enumerate(pool.imap(make, range(count), chunksize=32)):
+                if config.classes:
+                    example["objects"] = _of_classes(example["objects"], config.classes)
                 for thing in example.get("objects", ()):
                     x0, y0, x1, y1 = thing["bbox"]
                     thing["bbox"] = tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1)
-                    if config.apart:
-                        thing["category"] = f"{thing['color']} {thing['shape']}"
-                        thing["label"] = thing["category"]
                 yield index, example
+
+
+def _of_classes(things: list[dict], classes: tuple[str, ...]) -> list[dict]:
+    """Those of these classes, with `label` and `category`."""
+    named = ((f"{thing['color']} {thing['shape']}", thing) for thing in things)
+    return [thing | {"label": name, "category": name} for name, thing in named if name in classes]

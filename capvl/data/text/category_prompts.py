@@ -12,7 +12,7 @@ Letters: L tokens, K classes of a prompt, S boxes.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +124,7 @@ class Prompt:
       spans: of each class the characters of the text that bear its label.
       positive: (K, L) bool, the tokens of each class.
       count: number of classes in the whole list.
+      alike: class -> those of the whole list that have its very tokens, itself among them, where others have.
     """
 
     text: str
@@ -132,18 +133,24 @@ class Prompt:
     spans: tuple[Span, ...]
     positive: np.ndarray
     count: int
+    alike: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def weights(self) -> np.ndarray:
         """(L, count) float32: see `capvl.data.text.spans.class_weights`; zeros for classes of other prompts."""
         return class_weights(self.positive, self.classes, self.count)
 
     def rows(self, labels: Sequence[int]) -> np.ndarray:
-        """The tokens of S boxes by their classes' numbers, bool (S, L); none for a class that isn't in the prompt."""
+        """The tokens of S boxes by their classes' numbers, bool (S, L); none for a class that isn't in the prompt.
+
+        Where two classes are said alike, as LVIS' "bow_(weapon)" and "bow_(decorative_ribbons)" are, a box has the
+        tokens of both: no text that names it is wrong of it.
+        """
         places = {label: k for k, label in enumerate(self.classes)}
         found = np.zeros((len(labels), len(self.tokens)), bool)
         for row, label in zip(found, labels, strict=True):
-            if label in places:
-                row[:] = self.positive[places[label]]
+            for same in self.alike.get(label, (label,)):
+                if same in places:
+                    row |= self.positive[places[same]]
         return found
 
 
@@ -189,6 +196,8 @@ class Vocabulary:
         ends = ends[: int(lengths(ends))]
         self._start = [*ends[:-1].tolist(), *self._tokens(self._prefix.strip(), ()).ids.tolist()]
         self._room = length - len(self._start) - 1
+        if self._room < 1:
+            raise UserError(f"A prompt of {length} tokens has no room for classes behind {prefix.strip()[:60]!r}.")
         for i in range(len(self)):
             self._check(i)
         said = [self._part(i, False, True).ids.tobytes() for i in range(len(self))]
@@ -196,6 +205,7 @@ class Vocabulary:
         for i, ids in enumerate(said):
             groups.setdefault(ids, []).append(i)
         self.alike = tuple(tuple(group) for group in groups.values() if len(group) > 1)
+        self._alike = {i: group for group in self.alike for i in group}
         unknown = {tokenizer.id_of(piece) for piece in _UNKNOWN} - {None}
         self.unknown = tuple(i for i in range(len(self)) if unknown & set(self._part(i, False, True).ids.tolist()))
 
@@ -206,6 +216,18 @@ class Vocabulary:
     def numbers(self) -> dict[str, int]:
         """Number of each class by its name."""
         return {category.name: i for i, category in enumerate(self.categories)}
+
+    def doubts(self) -> list[str]:
+        """Sentences on classes that no model can tell apart, or that it knows only as unknown words."""
+        names = [category.name for category in self.categories]
+        said = [f"{' and '.join(repr(names[i]) for i in group)} are the same in a prompt." for group in self.alike[:3]]
+        if len(self.alike) > 3:
+            said.append(f"So are {len(self.alike) - 3} more groups of classes.")
+        if self.unknown:
+            first, count = repr(names[self.unknown[0]]), len(self.unknown)
+            more = f" and {count - 1} more" if count > 1 else ""
+            said.append(f"The tokenizer doesn't know all words of {first}{more}.")
+        return said
 
     def _tokens(self, text: str, labelled: Sequence[Span]) -> _Part:
         """Tokens of a text, without start and end; one more than there could be room for."""
@@ -229,7 +251,7 @@ class Vocabulary:
             raise UserError(f"The tokenizer has no token for the class {name!r}; say it otherwise.")
         if len(part.ids) > self._room or len(self._words[i][0]) > MAX_CHARACTERS - 8:
             raise UserError(
-                f"The class {name[:60]!r} has more than the {max(0, self._room)} tokens that a prompt of {self.length} "
+                f"The class {name[:60]!r} has more than the {self._room} tokens that a prompt of {self.length} "
                 "has room for; say it shorter."
             )
 
@@ -269,7 +291,7 @@ class Vocabulary:
             ids.extend(part.ids.tolist())
         tokens = np.zeros(self.length, np.int32)
         tokens[: len(ids) + 1] = [*ids, self._tokenizer.eos]
-        return Prompt(text, tokens, tuple(classes), tuple(spans), positive, len(self))
+        return Prompt(text, tokens, tuple(classes), tuple(spans), positive, len(self), self._alike)
 
     def fitting(self, classes: Sequence[int], used: int = 0) -> tuple[list[int], int]:
         """Of classes those that there is room for in a prompt, whichever their order, one after another.
@@ -298,6 +320,7 @@ def sampled_prompt(
     negatives: int = NEGATIVES,
     full: float = FULL,
     among: Sequence[int] | None = None,
+    without: Collection[int] = (),
 ) -> tuple[Prompt, tuple[int, ...]]:
     """A training prompt of an image: its classes and others, drawn without replacement, in random order.
 
@@ -309,6 +332,7 @@ def sampled_prompt(
       full: how often there are so many; else their number is uniform in 1..negatives.
       among: classes that others are drawn from; None for all. Of federated data sets those that were looked for and
         aren't there (LVIS, OpenImages): of all others nobody knows.
+      without: classes that others are not drawn from.
 
     Returns:
       The prompt; and the positives that it had no room for.
@@ -316,11 +340,12 @@ def sampled_prompt(
     own = sorted(set(positives))
     if own and not 0 <= own[0] <= own[-1] < len(vocabulary):
         raise ValueError(f"Classes {own} of {len(vocabulary)}.")
-    pool = None if among is None else [i for i in dict.fromkeys(among) if i not in own]
-    most = min(negatives, len(vocabulary) - len(own) if pool is None else len(pool))
+    barred = sorted({*own, *without})
+    pool = None if among is None else [i for i in dict.fromkeys(among) if i not in barred]
+    most = min(negatives, len(vocabulary) - len(barred) if pool is None else len(pool))
     asked = min(most, most if uniforms() < full else 1 + uniforms.below(max(1, most)))
     kept, used = vocabulary.fitting(_shuffled(own, uniforms))
-    drawn = _others(own, len(vocabulary), asked, uniforms) if pool is None else _shuffled(pool, uniforms)[:asked]
+    drawn = _others(barred, len(vocabulary), asked, uniforms) if pool is None else _shuffled(pool, uniforms)[:asked]
     others, _ = vocabulary.fitting(drawn, used)
     dropped = tuple(sorted(set(own) - set(kept)))
     return vocabulary.prompt(_shuffled(kept + others, uniforms)), dropped
@@ -335,17 +360,17 @@ def _shuffled(values: Sequence[int], uniforms: Uniforms) -> list[int]:
     return values
 
 
-def _others(own: list[int], count: int, asked: int, uniforms: Uniforms) -> list[int]:
-    """So many of 0..count-1, none twice and none of `own` (in rising order), without listing all of them."""
+def _others(barred: list[int], count: int, asked: int, uniforms: Uniforms) -> list[int]:
+    """So many of 0..count-1, none twice and none of `barred` (in rising order), without listing all of them."""
     moved: dict[int, int] = {}
-    free, found = count - len(own), []
+    free, found = count - len(barred), []
     for n in range(asked):
         last = free - 1 - n
         i = uniforms.below(last + 1)
         found.append(moved.get(i, i))
         moved[i] = moved.get(last, last)
     for k, value in enumerate(found):
-        for class_ in own:
+        for class_ in barred:
             value += value >= class_
         found[k] = value
     return found

@@ -206,6 +206,42 @@ def test_texts_that_name_a_side(make, tokenizer, sides):
             assert words(row, tokenizer)[1] == [text]
             assert words(row, tokenizer)[0] == (f"{text} is small" if kind == "captions" else text)
         assert {boxes_of(row) != [LEFT] for row in rows} == ({False, True} if sides == "swap" else {False})
+    # A mirrored left shoe is a right one, which is another class.
+    listed = (*NAMES[:4], "left_shoe", "bus")
+    given = example((LEFT,), ("left_shoe",), listed=listed)
+    for row in rows_of(make("classes", flip=True, sides=sides, listed=listed), given):
+        assert boxes_of(row) == [LEFT] and words(row, tokenizer)[1] == ["left shoe"]
+
+
+def test_boxes_with_phrases_alone_say_nothing_of_classes(make, tokenizer):
+    """In a data set with a closed list (ODVG has both kinds of lines): all of it would be wrong."""
+    given = example(names=("", ""), captions=("a cat is far.",), phrases=[(0, "a cat", 0)])
+    assert {words(row, tokenizer)[0] for row in rows_of(make(), given)} == {"a cat is far ."}
+    with pytest.raises(BadImageError, match="no boxes by which classes could be learned"):
+        make("classes")(given, Uniforms(0, 0))
+    assert words(make("classes")(example((), ()), Uniforms(0, 0)), tokenizer)[1] == []
+
+
+def test_the_class_of_a_crowd_is_no_negative(make, tokenizer):
+    bbox, some = np.array([[0, 0, 1, 1]], np.float32), {"label": [1], "category": ["dog"]}
+    given = example((LEFT,), ("cat",), crowds={"bbox": bbox} | some)
+    texts = [words(row, tokenizer)[0] for row in rows_of(make("classes"), given)]
+    assert not any("dog" in text for text in texts) and any("bus" in text for text in texts)
+    # Where it has a box of its own, too, it is one of the image's.
+    both = example(names=("cat", "dog"), crowds={"bbox": bbox} | some)
+    assert all("dog" in words(row, tokenizer)[0] for row in rows_of(make("classes"), both))
+
+
+def test_classes_that_are_said_alike(make, tokenizer):
+    """A box has the tokens of both: the same text is not right and wrong of it."""
+    listed = ("hat_(worn)", "cat", "hat_(in_a_game)")
+    for order in ("sampled", "fixed"):
+        for names in (("hat_(worn)", "cat"), ("hat_(worn)", "hat_(in_a_game)")):
+            for row in rows_of(make("classes", listed=listed, order=order), example(names=names, listed=listed)):
+                text, own = words(row, tokenizer)
+                hats = " ".join(["hat"] * text.split().count("hat"))
+                said = [hats if name.startswith("hat") else name for name in names]
+                assert sorted(own) == sorted(said)
 
 
 def test_an_image_without_boxes_has_a_text_of_negatives(make, tokenizer):
@@ -301,14 +337,23 @@ def test_captions_of_other_images_stand_around(make, tokenizer):
 def test_a_closed_list(make, tokenizer):
     """Numbers in place of words: token k is class k."""
     transform = dataclasses.replace(
-        make("classes", order="fixed", length=len(NAMES)), tokenizer=None, vocabularies={NAMES: ClosedList(NAMES, 6)}
+        make("classes", order="fixed", length=len(NAMES)),
+        tokenizer=None,
+        vocabularies={NAMES: ClosedList(NAMES, NAMES)},
     )
     row = transform(example(names=("dog", "bus")), Uniforms(0, 0))
     assert row["text"].tolist() == [1, 2, 3, 4, 5, 6] and row["left"] == 0
     place = {box: own for box, own in zip(boxes_of(row), row["positive"].argmax(axis=1).tolist(), strict=False)}
     assert place == {LEFT: 1, RIGHT: 5} and row["positive"].sum() == 2
-    with pytest.raises(UserError, match="closed list of model.classes=5 classes, and the data 6; a model with a text"):
-        ClosedList(NAMES, 5)
+    # A data set with some of the classes, in another order.
+    some = ("bus", "dog")
+    closed = dataclasses.replace(transform, vocabularies={some: ClosedList(some, NAMES)})
+    row = closed(example(names=("dog", "bus"), listed=some), Uniforms(0, 0))
+    assert row["text"].tolist() == [6, 2, 0, 0, 0, 0] and row["counted"].tolist() == [True] * 2 + [False] * 4
+    place = {box: own for box, own in zip(boxes_of(row), row["positive"].argmax(axis=1).tolist(), strict=False)}
+    assert place == {LEFT: 1, RIGHT: 0}
+    with pytest.raises(UserError, match="closed list of 6 classes, and 'bat' is none of them; a model with a text"):
+        ClosedList(("dog", "bat"), NAMES)
 
 
 def test_rows_are_a_function_of_seed_and_index_on_any_worker(make):

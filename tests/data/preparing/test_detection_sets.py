@@ -1,15 +1,18 @@
 """What detection needs of region data sets: crowds, areas, what was looked for, images without boxes, classes' ids."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from region_files import make, picture, report
 
+from capvl.data import tokenizer
 from capvl.data.preparing import look, region_formats
 from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
 from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, looked_for, regions
+from capvl.data.text.tokenizers import SubwordTokenizer
 from capvl.errors import UserError
 
 ASKED = ("image", "image_id", "classes?", *FEATURES, *DETECTION)
@@ -104,13 +107,16 @@ def test_classes_of_two_files(tmp_path):
 def test_names_that_head_a_set(tmp_path):
     kinds = [{"id": 0, "name": "creatures", "supercategory": "none"},
              {"id": 1, "name": "fish", "supercategory": "creatures"},
-             {"id": 2, "name": "fish", "supercategory": "creatures"}, {"id": 2, "name": "x"}]  # fmt: skip
+             {"id": 2, "name": "fish", "supercategory": "creatures"}, {"id": 2, "name": "fish"}]  # fmt: skip
     value = coco((1, 2)) | {"categories": kinds}
     _, left, classes = region_formats.read("objects365", {"val": written(tmp_path, value)})
     assert list(classes) == ["fish"]
     assert {k: n for k, (n, _) in left["val"].items()} == {
         "category is the name of the whole set": 1, "category name is there twice": 1, "category id is there twice": 1,
         "category id unknown": 1}  # fmt: skip
+    other = value | {"categories": [*kinds, {"id": 1, "name": "x"}]}
+    with pytest.raises(UserError, match="category id 1 is there twice, as 'fish' and 'x'"):
+        region_formats.read("objects365", {"val": written(tmp_path, other, "other.json")})
     value["annotations"][0]["category_id"] = 0
     _, _, classes = region_formats.read("objects365", {"val": written(tmp_path, value)})
     assert list(classes) == ["creatures", "fish"]  # It has a box: it is a class.
@@ -152,3 +158,37 @@ def test_images_without_anything_as_odvg(tmp_path):
     make(tmp_path, "back", "odvg", {"val": [str(tmp_path / "o.jsonl"), str(tmp_path / "o.jsonl.labels.json")]})
     back = opened(tmp_path, "back")
     assert [len(regions(back[i])) for i in range(len(back))] == [1, 0]
+
+
+def test_a_page_shows_crowds(tmp_path):
+    """In grey, with what they are of in brackets."""
+    images(tmp_path, *(f"{i:012d}.jpg" for i in (1, 2, 3)))
+    make(tmp_path, "set", "coco", {"val": written(tmp_path, coco((1, 2)))})
+    page, sheet = look.look("set", "val", 2, str(tmp_path / "page.html"), str(tmp_path / "out"))
+    text = pathlib.Path(page).read_text()
+    assert "1 boxes and 1 crowds" in text and "0 boxes<" in text
+    assert '<td style="background:rgb(128, 128, 128)">&nbsp;</td><td>–</td><td>dog (0)</td><td>crowd</td>' in text
+    record = opened(tmp_path, "set")[0]
+    with_, without = (look.picture_of(record, regions(record), own) for own in (crowds(record), []))
+    grey = (np.abs(with_.astype(int) - 128) < 3).all(axis=2)
+    assert grey[:, 0].mean() > 0.9 and (np.abs(without.astype(int) - 128) < 3).all(axis=2)[:, 0].mean() < 0.2
+
+
+def test_a_tokenizer_of_names_of_boxes(tmp_path, capsys):
+    """Where there are no captions. Every class is a word, with boxes in this split or not, and so is what stands
+    between classes in a prompt."""
+    images(tmp_path, *(f"{i:012d}.jpg" for i in (1, 2, 3)))
+    values, out = coco((1, 2)), tmp_path / "words.txt"
+    values["categories"].append({"id": 3, "name": "hair drier"})
+    make(tmp_path, "set", "coco", {"val": written(tmp_path, values)})
+    arguments = ["--data=set", f"--data_dir={tmp_path}/out", "--vocab=200", "--kind=wordpiece", f"--out={out}"]
+    tokenizer.main([*arguments, "--split=val"])
+    assert "pieces from 2 examples" in capsys.readouterr().out
+    read = SubwordTokenizer(out)
+    assert read.decode(read("cat. dog. hair drier", 32)) == "cat. dog. hair drier"
+    assert 1 not in read("cat. dog. hair drier", 32)  # [UNK]
+    # Images without a box say nothing of it.
+    values["annotations"] = []
+    make(tmp_path, "none", "coco", {"val": written(tmp_path, values)})
+    with pytest.raises(UserError, match="'val' of 'none' has neither captions nor names of boxes to learn from"):
+        tokenizer.main([*arguments, "--split=val", "--data=none"])

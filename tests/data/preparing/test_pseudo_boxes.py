@@ -11,6 +11,7 @@ from region_files import picture
 
 from capvl import loading
 from capvl.data import teacher
+from capvl.data.images.crops import Crop
 from capvl.data.preparing import corpus, pseudo_boxes, region_sets
 from capvl.data.preparing.pseudo_boxes import Found
 from capvl.data.preparing.regional import Rules
@@ -109,7 +110,8 @@ def test_on_beam(out, tmp_path):
 class Reader:
     """Stands for a loaded model: finds the last noun phrase of each caption."""
 
-    options = types.SimpleNamespace(length=9)
+    options = types.SimpleNamespace(length=9, res=64, max_side=96, image_shape=lambda: (96, 96, 4))
+    crop = Crop(64, "aspect", max_side=96)
 
     def tokenizer(self, text, length):
         return np.pad(np.ones(len(text.split()) + 1, np.int32), (0, 3))
@@ -126,9 +128,11 @@ class Reader:
 
 def test_a_model_as_a_teacher(monkeypatch):
     monkeypatch.setattr(loading, "load", lambda path: Reader())
-    captions = ["a cat sees a red cat", "running", "a dog " * 5]
-    first, *others = teacher.load("runs/x")([b"0", b"1", b"2"], captions)
-    assert others == [[], []]  # One names nothing, one is too long.
+    # The second names nothing, the third is too long, the last ones' images are too small for the model.
+    captions = ["a cat sees a red cat", "running", "a dog " * 5, "a cat", "a cat"]
+    images = [*[picture()] * 3, picture((1, 1)), picture((10, 2000))]
+    first, *others = teacher.load("runs/x")(images, captions)
+    assert others == [[]] * 4
     (found,) = first
     assert captions[0][found.start : found.end] == "a red cat" and found.score == 2
     np.testing.assert_allclose(found.box, (0.1, 0.2, 0.5, 0.6), rtol=1e-6)

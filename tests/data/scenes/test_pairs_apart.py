@@ -7,7 +7,8 @@ import pytest
 from capvl.data.reading import sources
 from capvl.data.reading.classes import categories
 from capvl.data.reading.regions import FEATURES, regions
-from capvl.data.scenes import world
+from capvl.data.scenes import examples, world
+from capvl.data.scenes.builder import _of_classes
 
 
 def test_every_color_and_shape_is_in_one_held_out_pair():
@@ -48,3 +49,14 @@ def test_other_scenes_are_what_they_were(data_dir):
     # Scenes that have no held-out pair by chance are drawn alike; the others are not.
     assert any(same) and not all(same)
     assert all(same[i] or any(t.short in world.APART for t in drawn[2 * i].things) for i in range(60))
+
+
+def test_others_stand_unnamed_beside_the_held_out_pairs():
+    options = dict(most=4, zoom=1.2, plain=True, words=0.0, apart="always")
+    drawn = [examples.make(0, "train", 32, 0, i, **options)["objects"] for i in range(8)]
+    named = [_of_classes(things, world.APART) for things in drawn]
+    for things, own in zip(drawn, named, strict=True):
+        pairs = [f"{thing['color']} {thing['shape']}" for thing in things]
+        assert own and [thing["category"] for thing in own] == [pair for pair in pairs if pair in world.APART]
+        assert all(thing["label"] == thing["category"] and thing["bbox"] for thing in own)
+    assert sum(map(len, named)) < sum(map(len, drawn))

@@ -203,6 +203,11 @@ def test_bad_lists(tokenizer):
 def test_names_alike_stay_two_classes_and_are_told(tokenizer):
     vocabulary = Vocabulary(["star_(weapon)", "dog", "star_(ribbon)", "Dog", "zebra"], tokenizer, 32)
     assert (vocabulary.alike, vocabulary.unknown) == (((0, 2), (1, 3)), (4,))
+    assert vocabulary.doubts() == [
+        "'star_(weapon)' and 'star_(ribbon)' are the same in a prompt.",
+        "'dog' and 'Dog' are the same in a prompt.",
+        "The tokenizer doesn't know all words of 'zebra'.",
+    ]
     (prompt,) = vocabulary.prompts()
     assert prompt.text == "star. dog. star. Dog. zebra"
     assert in_tokens(prompt) == [[1], [3], [5], [7], [9]]
