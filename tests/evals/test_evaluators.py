@@ -112,7 +112,9 @@ def test_scores_by_the_tree_equal_those_one_by_one():
     options = dataclasses.replace(options, vocab=40, length=7, decoder_layers=2, encoder="w16d1h2m16/4")
     blueprint = Blueprint(options)
     rng = np.random.default_rng(0)
-    params = jax.device_put({n: 0.5 * rng.normal(size=s.shape).astype(np.float32) for n, s in blueprint.shapes.items()})
+    params = jax.device_put(
+        {n: (0.5 * rng.normal(size=s.shape)).astype(np.float32) for n, s in blueprint.shapes.items()}
+    )
     tokens = np.zeros((30, 7), np.int32)
     for row in tokens:
         length = rng.integers(1, 7)

@@ -29,7 +29,9 @@ def xvlm():
     """(options, model) with random parameters, biases and scales too."""
     options = XVlmOptions(**TINY, projection=8, dtype="float32")
     blueprint, rng = Blueprint(options), np.random.default_rng(0)
-    params = jax.device_put({n: 0.7 * rng.normal(size=s.shape).astype(np.float32) for n, s in blueprint.shapes.items()})
+    params = jax.device_put(
+        {n: (0.7 * rng.normal(size=s.shape)).astype(np.float32) for n, s in blueprint.shapes.items()}
+    )
     return options, blueprint.bind(params)
 
 

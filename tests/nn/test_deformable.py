@@ -59,7 +59,7 @@ def test_the_flat_reading_is_the_originals():
 
 
 def random(shape, seed):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return np.asarray(jax.random.normal(jax.random.key(seed), shape))
 
 
 def inputs(size=(5, 4), stride=1, width=3, out=2, batch=2, spread=2.0):

@@ -92,7 +92,7 @@ def test_parts_are_the_whole(name, number):
             objective, options, OptimizerOptions(), ScheduleOptions(warmup=0), 10, micro_batches=micro_batches
         )
         rng = np.random.default_rng(1)
-        params = {k: 0.2 * rng.normal(size=v.shape).astype(np.float32) for k, v in step.blueprint.shapes.items()}
+        params = {k: (0.2 * rng.normal(size=v.shape)).astype(np.float32) for k, v in step.blueprint.shapes.items()}
 
         @jax.jit
         def run(params, batch):
