@@ -28,8 +28,7 @@ GLIP = dict(encoder="w16d1h2m32/8", res=32, max_side=32, pad_windows=False, leve
 GLIP |= dict(
     blocks=1, groups=2, fusion_width=16, fusion_heads=2, text="w16d1h2m32", vocab=40, length=8, text_positions=8
 )
-# Without fusion, which compiles long and knows no other example; test_glip.py has parts of a batch with it.
-GLIP |= dict(dtype="float32", dropout=0.0, contrast=8, offsets="none", fusion="none")
+GLIP |= dict(dtype="float32", dropout=0.0, contrast=8, offsets="none")
 PROBE = dict(encoder="w16d2h2m32/8", res=16, classes=5, heads=2, dtype="float32")
 CASES = {
     "cappa": [(CapPa(pa=pa, average=average), TINY_MODEL) for pa in (0.0, 1.0) for average in ("example", "token")],
@@ -73,7 +72,17 @@ def batch_of(objective, options) -> dict[str, np.ndarray]:
     return batch
 
 
-@pytest.mark.parametrize("name, number", [(name, i) for name, rows in CASES.items() for i in range(len(rows))])
+LONG = ("glip",)  # In the short run test_glip.py has its losses of parts of a batch.
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [
+        pytest.param(name, i, marks=[pytest.mark.long] if name in LONG else [])
+        for name, rows in CASES.items()
+        for i in range(len(rows))
+    ],
+)
 def test_parts_are_the_whole(name, number):
     objective, values = CASES[name][number]
     options = objective.Model(**values)
