@@ -3,7 +3,7 @@
 COMMAND   python -m capvl.main --config=configs/glip_demo.py
 DATA      scenes/pairs_apart_96, 20,000 images of 96 px with 2 to 4 objects, made on first use; 8 of 64 pairs of a
           colour and a shape are in none of the training images and in all of the test images
-CHIPS     two CPU cores for 25 minutes
+CHIPS     two CPU cores for 20 minutes
 EXPECTED  docs/results.md
 """
 

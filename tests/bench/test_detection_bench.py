@@ -23,7 +23,7 @@ def test_each_class_has_tokens_of_its_own(classes):
 
 def test_what_it_needs():
     with pytest.raises(UserError, match="needs a model that reads texts"):
-        detection.prompts(GlipOptions(**TINY | dict(classes=16, fusion="none")), 3)
+        detection.prompts(GlipOptions(**TINY | dict(classes=tuple("abcdefghijklmnop"), fusion="none")), 3)
     with pytest.raises(UserError, match="should be HEIGHTxWIDTH, both multiples of 32"):
         detection._size("800x1333", GlipOptions(**TINY))
     assert detection._size("", GlipOptions(**TINY | dict(res=40, max_side=70))) == (64, 96)

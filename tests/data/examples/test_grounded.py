@@ -404,9 +404,9 @@ def test_options_that_can_not_be(options, said):
 def test_classes_in_the_form_that_a_model_reads(tokenizer):
     @dataclasses.dataclass
     class Options:
-        classes: int
+        classes: tuple[str, ...]
         length: int = LENGTH
 
-    assert isinstance(grounded.vocabulary(Options(6), None, NAMES), ClosedList)
-    listed = grounded.vocabulary(Options(0), tokenizer, NAMES, prefix="the :")
+    assert isinstance(grounded.vocabulary(Options(tuple(NAMES)), None, NAMES), ClosedList)
+    listed = grounded.vocabulary(Options(()), tokenizer, NAMES, prefix="the :")
     assert listed.prompts()[0].text.startswith("the : cat. dog")

@@ -139,7 +139,7 @@ def test_the_command_and_killed_preparations(tmp_path, monkeypatch):
     arguments = ["regions", "--name=set", "--format=coco", f"--val={','.join(files)}", f"--files={tmp_path}/images"]
     arguments += [f"--data_dir={tmp_path}/out", "--workers=1"]
     monkeypatch.setattr(region_sets, "EACH", 2)
-    monkeypatch.setattr(region_sets.leaks, "listing", lambda items: 1 / 0)
+    monkeypatch.setattr(region_sets.leaks, "listing", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare.main(arguments)
     parts = tmp_path / "out/set/incomplete"
