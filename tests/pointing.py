@@ -40,7 +40,6 @@ class PointingOptions:
     """Options of `Pointing`.
 
     Attributes:
-      blind: a colour that it doesn't see.
       able_to_read: else it has a closed list of classes, one a colour.
     """
 
@@ -49,7 +48,6 @@ class PointingOptions:
     length: int = 12
     vocab: int = len(PIECES)
     dtype: str = "float32"
-    blind: str = ""
     able_to_read: bool = True
 
     reads_start: ClassVar[bool] = True
@@ -75,6 +73,7 @@ class Pointing(nnx.Module):
     def __init__(self, options, *, rngs):
         self.options = options
         self.one = weight(rngs, (1,), (None,), weights.constant(1.0))
+        self.seen = weight(rngs, (len(COLORS),), (None,), weights.constant(1.0))  # 0 of a colour that it doesn't see.
 
     def encode(self, image_BHWC):
         return (image_BHWC * self.one[...][0],)
@@ -99,11 +98,10 @@ class Pointing(nnx.Module):
             0.0,
             jnp.zeros(x_N.shape)[None],
         )
-        for k, (name, color) in enumerate(COLORS.items()):
+        for k, color in enumerate(COLORS.values()):
             wanted = jnp.array(color, jnp.float32)[None, None, None] / 127.5 - 1
             is_BYX = (jnp.abs(image[..., :3] - wanted).sum(axis=-1) < 0.1) & (image[..., 3] > 0)
-            if name == self.options.blind:
-                is_BYX &= False
+            is_BYX &= self.seen[...][k] > 0
             (x0, x1), (y0, y1) = (self._ends(is_BYX.any(axis=axis)) for axis in (1, 2))
             box_B4 = jnp.stack([x0, y0, x1 - 1, y1 - 1], axis=1).astype(jnp.float32)
             on_BN = is_BYX[:, y_N, x_N]

@@ -51,7 +51,8 @@ def test_a_detector_finds_what_the_model_finds(tmp_path, monkeypatch):
     words = tokenizer(tmp_path)
     monkeypatch.setattr(tokenizers, "load", lambda path, start=True: words)
     options = PointingOptions(length=7)
-    weights = Weights({"one": np.ones(1, np.float32)}, options, tokenizer="words", interpolation="bilinear")
+    params = {name: np.ones(shape.shape, np.float32) for name, shape in Blueprint(options).shapes.items()}
+    weights = Weights(params, options, tokenizer="words", interpolation="bilinear")
     written = stablehlo.export(str(tmp_path / "found.stablehlo"), weights, tuple(NAMES))
     assert [pathlib.Path(file).name for file in written] == ["found.stablehlo", "found.tall.stablehlo"]
     model, rng = LoadedModel(weights, "pointing"), np.random.default_rng(0)

@@ -29,19 +29,21 @@ IDS = {"red thing": 7, "green thing": 90, "blue thing": 0}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    return make_sets(tmp_path_factory.mktemp("detected"))
+    """Of wide images alone: another shape is another program."""
+    return make_sets(tmp_path_factory.mktemp("detected"), tall=False)
 
 
-def make_sets(folder):
-    """Data sets of the same images: things, whose classes have ids with holes; some, each image of which was searched
-    for the class of its first rectangle (LVIS); said, with captions and their phrases."""
+def make_sets(folder, tall=True):
+    """Data sets of the same images, every third of them tall: things, whose classes have ids with holes; some, each
+    image of which was searched for the class of its first rectangle (LVIS); said, with captions and their phrases."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     images, rows, lines = [], [], []
     for i in range(COUNT):
-        data, boxes = scene(rng, wide=i % 3 > 0)
+        wide = not tall or i % 3 > 0
+        data, boxes = scene(rng, wide)
         (folder / f"images/{i}.png").write_bytes(data)
-        height, width = (64, 96) if i % 3 else (96, 64)
+        height, width = (64, 96) if wide else (96, 64)
         images.append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
         rows += [
             {"image_id": i, "category_id": IDS[f"{c} thing"], "bbox": box, "area": 20.0} for c, box in boxes.items()
@@ -99,7 +101,7 @@ def words(monkeypatch, tmp_path, programs):
         monkeypatch.setattr(module, "compiled", shared)
 
 
-def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, objective=None, **options):
+def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, blind="", out=None, objective=None, **options):
     options = PointingOptions(**options)
     towers = dict(encoder="w8d1h1m8/8", res=8, dtype="float32", text="w8d1h1m8", vocab=8, length=4)
     values = {"steps": 1, "batch_size": 8, "objective": {"name": "contrastive"}, "model": towers, "evals": {}}
@@ -108,6 +110,7 @@ def evaluate(evaluator, folder, *, batch=8, devices=1, value=1.0, out=None, obje
     mesh = make_mesh(MeshOptions(), jax.devices()[:devices])
     context = Context(options, data, objective, 0, batch, mesh, Blueprint(options), out)
     params = {k: jnp.full(s.shape, value, s.dtype) for k, s in context.blueprint.shapes.items()}
+    params["seen"] = jnp.asarray([name != f"{blind} thing" for name in NAMES], jnp.float32)
     with jax.set_mesh(mesh):
         return dict(evaluator.setup(context)(params))
 
@@ -116,8 +119,9 @@ def numbers(found):
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-def test_all_rectangles_are_found(words, prepared, tmp_path):
-    found = evaluate(Detection(submission=True, each=True), prepared, out=tmp_path)
+def test_all_rectangles_are_found(words, tmp_path):
+    """In images of both shapes."""
+    found = evaluate(Detection(submission=True, each=True), make_sets(tmp_path), out=tmp_path)
     for name in ("AP", "AP50", "AP75", "AR10", "AR100", "agnostic/AP", *(f"AP/{name}" for name in NAMES)):
         assert found[name] == pytest.approx(1.0, abs=1e-6), name
     assert found["images"] == COUNT and found["objects"] == 2 * COUNT and "APl" not in found
@@ -203,7 +207,7 @@ def test_what_stood_before_classes_in_training_stands_there(words, prepared, mon
 
 def test_an_image_that_was_not_searched_for_classes_is_none_without(words, prepared, tmp_path):
     folder = pathlib.Path(prepared).parent
-    own = {"filename": "0.png", "height": 96, "width": 64}
+    own = {"filename": "0.png", "height": 64, "width": 96}
     own["detection"] = {"instances": [{"bbox": [0, 0, 9, 9], "label": 0, "category": "red thing"}]}
     said = (folder / "lines.jsonl").read_text().splitlines()[1]
     (tmp_path / "lines.jsonl").write_text(f"{json.dumps(own)}\n{said}\n")

@@ -167,6 +167,7 @@ def test_many_classes_become_several_prompts(glip):
     assert_close(best.scores, whole.scores[:5], 1e-5)
 
 
+@pytest.mark.long
 def test_several_images_are_each_alone(glip, monkeypatch):
     """Wide and tall ones, larger and smaller than the model's, whatever the parts that they are looked at in."""
     images = [noise(size, seed) for seed, size in enumerate([(32, 64), (64, 40), (100, 120), (50, 20), (16, 24)])]

@@ -24,6 +24,11 @@ def fusion(theirs, **more):
     return filled(module, theirs, (glip_names.separate_fusion if more else names)("part", block), HEADS)
 
 
+def jitted(block):
+    """What a module gives, compiled as a whole: op by op it takes longer."""
+    return jax.jit(block.__call__)
+
+
 def tokens(golden, name):
     return jnp.asarray(golden[name]) > 0
 
@@ -35,12 +40,16 @@ def test_bidirectional_attention(case):
     golden = load("biattention")
     given, out = under(golden, f"in/{case}"), under(golden, f"out/{case}")
     block = fusion(renamed(under(golden, f"param/{case}"), "b_attn."))
-    inputs = jnp.asarray(given["v"]), jnp.asarray(given["l"])
-    normal = block.norm_image(inputs[0]), block.norm_text(inputs[1])
-    for name, actual in zip("vl", block.changes(*normal, tokens(given, "mask")), strict=True):
-        close(actual, out[f"delta_{name}"], name=f"delta_{name}")
-    for name, actual in zip("vl", block.fused(*inputs, tokens(given, "mask")), strict=True):
-        close(actual, out[name], name=name)
+
+    @jax.jit
+    def run(image, text, mask):
+        changes = block.changes(block.norm_image(image), block.norm_text(text), mask)
+        return changes, block.fused(image, text, mask)
+
+    changes, fused = run(given["v"], given["l"], tokens(given, "mask"))
+    for name, change, whole in zip("vl", changes, fused, strict=True):
+        close(change, out[f"delta_{name}"], name=f"delta_{name}")
+        close(whole, out[name], name=name)
 
 
 @pytest.mark.golden
@@ -51,7 +60,7 @@ def test_fusion_of_levels(case):
     levels = maps(given, "x")
     more = dict(separate=len(levels)) if case == "MHA-B-sep" else {}
     block = fusion(under(golden, f"param/{case}"), **more)
-    fused, states = block(levels, jnp.asarray(given["l"]), tokens(given, "mask"))
+    fused, states = jitted(block)(levels, given["l"], tokens(given, "mask"))
     for level, (actual, expected) in enumerate(zip(fused, maps(out, "y"), strict=True)):
         close(actual, expected, name=f"level {level}")
     close(states, out["l"])
@@ -84,7 +93,7 @@ KINDS = {"both": {}, "separate": dict(separate=3), "to_image": dict(kind=FusionT
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_of_a_text_reaches_no_map(kind):
-    block, (levels, states, mask) = small(**KINDS[kind]), small_inputs()
+    block, (levels, states, mask) = jitted(small(**KINDS[kind])), small_inputs()
     fused, _ = block(levels, states, mask)
     other, _ = block(levels, states.at[1, 2:].multiply(-3.0), mask)
     seen, _ = block(levels, states.at[1, 1].multiply(-3.0), mask)
@@ -97,19 +106,20 @@ def test_levels_share_one_softmax_only_where_they_are_fused_together():
     levels, states, mask = small_inputs()
     changed = [levels[0], levels[1] * -1.0, levels[2]]
     for kind in KINDS:
-        block = small(**KINDS[kind])
+        block = jitted(small(**KINDS[kind]))
         (first, *_), text = block(levels, states, mask)
         (other, *_), other_text = block(changed, states, mask)
         np.testing.assert_array_equal(first, other)
         assert (np.abs(text - other_text).max() > 1e-3) == (kind != "to_image")
-    _, alone = small()(levels[:1], states, mask)
-    _, twice = small()([levels[0], levels[0]], states, mask)
+    block = jitted(small())
+    _, alone = block(levels[:1], states, mask)
+    _, twice = block([levels[0], levels[0]], states, mask)
     close(twice, alone, 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_is_of_training(kind):
-    block, inputs = small(dropout=0.5, **KINDS[kind]), small_inputs()
+    block, inputs = jitted(small(dropout=0.5, **KINDS[kind])), small_inputs()
     whole, again, other = block(*inputs), block(*inputs, jax.random.key(0)), block(*inputs, jax.random.key(1))
     same = block(*inputs, jax.random.key(0))
     for a, b, c, d in zip(*(jax.tree.leaves(x[0]) for x in (whole, again, other, same)), strict=True):

@@ -233,9 +233,12 @@ def test_other_levels_are_refused():
 def test_in_bfloat16():
     """Activations keep their dtype all the way."""
     inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), levels_of(64, 96))
-    fpn = FpnOptions((16, 32, 64), 8, 0.3).make(nnx.Rngs(0))
-    simple = SimplePyramid(8, 16, 8, rngs=nnx.Rngs(0))
-    found = fpn(inputs, key=jax.random.key(0)) + simple(inputs[1:2])
+
+    def run(inputs, key):
+        fpn = FpnOptions((16, 32, 64), 8, 0.3).make(nnx.Rngs(0))
+        return fpn(inputs, key=key) + SimplePyramid(8, 16, 8, rngs=nnx.Rngs(0))(inputs[1:2])
+
+    found = jax.eval_shape(run, inputs, jax.random.key(0))
     assert {n.tokens_BND.dtype for n in found} == {jnp.dtype(jnp.bfloat16)}
 
 

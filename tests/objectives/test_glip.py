@@ -28,6 +28,7 @@ MODEL = {
     "width": 16,
     "blocks": 1,
     "groups": 2,
+    "offsets": "none",
     "fusion_width": 16,
     "fusion_heads": 2,
     "text": "w16d1h2m32",
@@ -142,10 +143,11 @@ def test_the_loss_is_its_parts(whole, make, batch):
 
 KINDS = {
     "both": ({}, {}),
+    "both, with offsets": ({"offsets": "flat"}, {}),
     "separate, clean": ({"fusion": "separate", "offsets": "clean"}, {}),
-    "to_image, without offsets, Swin": (SWIN | {"fusion": "to_image", "offsets": "none"}, {}),
+    "to_image, Swin": (SWIN | {"fusion": "to_image"}, {}),
     "none, prompt tuned, contrast": (
-        {"fusion": "none", "offsets": "none", "prompt_table": True, "contrast": 8}, {"contrastive": 1.0}),
+        {"fusion": "none", "prompt_table": True, "contrast": 8}, {"contrastive": 1.0}),
     "closed list": ({"fusion": "none", "classes": world.PAIRS, "length": 64, "text_positions": 64}, CLOSED),
 }  # fmt: skip
 
@@ -202,7 +204,7 @@ def test_parts_of_a_batch_are_the_whole(make, batch):
     r = make({"dropout": 0.0})
     params, model = random_params(r.model), Blueprint(r.model)
     few = batch | {"slots": batch["slots"] & (np.arange(BATCH) % 3 > 0)[:, None]}
-    ready = r.objective.prepare(few, train=True)
+    ready = jax.device_get(jax.jit(lambda rows: r.objective.prepare(rows, train=True))(few))
 
     @jax.jit
     def loss(params, ready):
