@@ -62,7 +62,8 @@ def evaluate(
             params, at = Checkpointer(workdir).read_params(training.param_shapes(), step=step, say=terminal.say)
         params = {k: jax.device_put(v, shardings[k]) for k, v in params.items()}
         rows, shown = evals.run(evaluators, params)
-        reporting.save_evaluation(path, at, rows, shown, untrained=untrained, overrides=list(overrides))
+        by = {"config": spec} if spec else {}
+        reporting.save_evaluation(path, at, rows, shown, untrained=untrained, overrides=list(overrides), **by)
     return rows
 
 

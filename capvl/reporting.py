@@ -105,10 +105,11 @@ def save_evaluation(workdir: epath.Path, step: int, rows: dict[str, float], show
       workdir: of the run.
       step: of the checkpoint.
       rows, shown: of `capvl.evals.run`.
-      facts: more to be written beside the numbers into `evaluations.jsonl`.
+      facts: more to be written beside the numbers into `evaluations.jsonl`; `config` and `overrides` say what is not
+        the run's own.
     """
     save_shown(workdir / "evaluate", step, shown)
-    terminal.print_results(step, rows)
+    terminal.print_results(step, rows, _changes(facts))
     if jax.process_index() == 0:
         lines = storage.Lines(workdir / "evaluations.jsonl")
         lines.append(json.dumps({"step": step} | facts | rows))
@@ -213,10 +214,16 @@ def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:
 
 def _evaluated(line: dict) -> tuple[str, list[tuple[str, str]]]:
     """(of which step and with which changes, (evaluation, value)) of an evaluation after training."""
-    changes = " ".join(f"{key}={value}" for key, value in line.get("overrides", ()))
+    changes = _changes(line)
     what = "untrained" if line.get("untrained") else f"step {line['step']}"
     values = [(k, f"{v:.4f}") for k, v in line.items() if "/" in k and isinstance(v, float | int)]
     return f"{what} {changes}".strip(), values
+
+
+def _changes(facts: dict) -> str:
+    """How an evaluation differs from the run's own: another config's data and evaluators, and other keys."""
+    config = [f"by {facts['config']}"] if facts.get("config") else []
+    return " ".join([*config, *(f"{key}={value}" for key, value in facts.get("overrides", ()))])
 
 
 def _times(workdirs: list[epath.Path]) -> list[tuple[str, list[str]]]:

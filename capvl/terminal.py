@@ -21,9 +21,12 @@ def console() -> Console:
     return Console(file=out, width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
-def print_results(step: int, rows: dict[str, float]) -> None:
-    """Evaluation results as a table."""
-    table = Table("evaluation", "value", title=f"after step {step}", title_justify="left")
+def print_results(step: int, rows: dict[str, float], changes: str = "") -> None:
+    """Evaluation results as a table. `changes`: how the evaluation differs from the run's own."""
+    console().print(
+        f"after step {step} {changes}".strip(), style="italic", markup=False, highlight=False, soft_wrap=True
+    )
+    table = Table("evaluation", "value")
     for name, value in rows.items():
         table.add_row(name, f"{value:.4f}")
     console().print(table)

@@ -246,11 +246,13 @@ def _run(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(boxes, scores, labels) of each image, of scores above `least`; `asked` gives prompts and states for images by
     their numbers."""
-    try:
-        places = [bucket_of(self.options, image_size(image)) for image in data]
-        small = [number for number, image in enumerate(data) if too_small(self, image)]
-    except BadImageError as e:
-        raise UserError(f"An image can't be used: {e}") from e
+    places, small = [], []
+    for number, image in enumerate(data):
+        try:
+            places.append(bucket_of(self.options, image_size(image)))
+            small += [number] * too_small(self, image)
+        except BadImageError as e:
+            raise UserError(f"Image {number} can't be used: {e}") from e
     if small:
         height, width = image_size(data[small[0]])
         raise UserError(

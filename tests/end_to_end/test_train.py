@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from capvl import config, evaluation, recipes, report, train
+from capvl import config, evaluation, metrics, recipes, report, reporting, train
 from capvl.checkpoint import Checkpointer
 from capvl.errors import UserError
 from capvl.parallel.mesh import make_mesh
@@ -117,6 +117,13 @@ def test_evaluating_again_gives_the_same_numbers(finished, data_dir, tmp_path):
     assert untrained["perplexity/cap/nll_per_token"] > rows["perplexity/cap/nll_per_token"]
     changed = evaluation.evaluate(str(workdir), [("evals.perplexity.split", "test")], only=["perplexity"])
     assert changed["perplexity/cap/nll"] != rows["perplexity/cap/nll"]
+
+
+def test_evaluations_by_another_config_are_told_apart(tmp_path, capsys):
+    reporting.save_evaluation(tmp_path, 3, {"x/y": 1.0}, {}, overrides=[("a", "b")], config="other.py")
+    (line,) = metrics.read_evaluations(tmp_path)
+    assert reporting._evaluated(line) == ("step 3 by other.py a=b", [("x/y", "1.0000")])
+    assert "after step 3 by other.py a=b" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ BAD = [
     (lambda m, p: m.detect(p, NAMES, most=0), "most should be"),
     (lambda m, p: m.detect([], NAMES), "There are no images"),
     (lambda m, p: m.detect("none.jpg", NAMES), "'none.jpg' does not exist"),
-    (lambda m, p: m.detect(b"nothing", NAMES), "An image can't be used"),
+    (lambda m, p: m.detect(b"nothing", NAMES), "Image 0 can't be used"),
     (lambda m, p: m.detect([p, Image.new("RGB", (20, 7))], NAMES), "Image 1 of 20x7 pixels has a side .* the 8 pixels"),
     (lambda m, p: m.detect(Image.new("RGB", (20, 900)), NAMES), "Image 0 of 20x900 pixels has a side .* the 8 pixels"),
     (lambda m, p: m.ground(p, "running quickly"), "has no noun phrase that could be looked for; give phrases="),

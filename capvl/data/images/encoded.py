@@ -26,7 +26,9 @@ def encoded(image: Any) -> bytes:
     if isinstance(image, str | os.PathLike):
         file = pathlib.Path(image)
         if not file.is_file():
-            raise UserError(f"Image {str(image)!r} does not exist.")
+            if "://" in str(image):
+                raise UserError(f"Image {str(image)!r} is an address; download it, and give its path or its bytes.")
+            raise UserError(f"Image {str(image)!r} {'is no file' if file.exists() else 'does not exist'}.")
         return file.read_bytes()
     if isinstance(image, np.ndarray | jax.Array):
         array = np.asarray(image)

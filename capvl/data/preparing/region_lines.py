@@ -164,16 +164,8 @@ def _instances(rows: Rows, values: list[Any], place: str, numbers: dict[int, str
             rows.left.count("category id unknown", own)
         elif numbers.setdefault(row.label, row.category) != row.category:
             rows.left.count("label with the name of another class", own)
-        elif _pixels(row.bbox, own, rows.left):
+        else:
             yield Entity((row.bbox,), category=row.category)
-
-
-def _pixels(box, place: str, left: Rejected) -> bool:
-    """Whether a box may be in pixels: some write fractions."""
-    if min(box) >= 0 and 0 < max(box) <= 1 and not all(float(side).is_integer() for side in box):
-        left.count("box is in fractions, and ODVG has pixels", place)
-        return False
-    return True
 
 
 _BOX = pydantic.TypeAdapter(Four)
@@ -191,7 +183,6 @@ def _grounded(rows: Rows, grounding: _Grounding, sentence: int, place: str) -> I
         except pydantic.ValidationError:
             rows.left.count("bbox should be four numbers, or a list of such", own)
             continue
-        boxes = [box for box in boxes if _pixels(box, own, rows.left)]
         phrases = []
         spans = _told(row.tokens_positive)
         for said in rows.texts(row.phrase, own, "phrase"):

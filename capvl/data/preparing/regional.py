@@ -285,6 +285,9 @@ def _boxes(
         if not (box[0] < box[2] and box[1] < box[3]):
             left.count("box of no area", place)
             continue
+        if not fractions and min(box) >= 0 and max(box) <= 1 and not all(float(side).is_integer() for side in box):
+            left.count("box is in fractions, where pixels are due", place)
+            continue
         whole = turn_boxes(np.asarray([box], np.float64) / scale[None], orientation)[0]
         cut = np.clip(whole, 0.0, 1.0)
         # As it is stored: a box that is thinner than a float32 is none.

@@ -247,13 +247,14 @@ class Vocabulary:
 
     def _check(self, i: int) -> None:
         name, part = self.categories[i].name, self._part(i, not self._prefix, True)
-        if not part.labelled.any():
-            raise UserError(f"The tokenizer has no token for the class {name!r}; say it otherwise.")
+        # First: of a name that is cut no token is labelled.
         if len(part.ids) > self._room or len(self._words[i][0]) > MAX_CHARACTERS - 8:
             raise UserError(
                 f"The class {name[:60]!r} has more than the {self._room} tokens that a prompt of {self.length} "
                 "has room for; say it shorter."
             )
+        if not part.labelled.any():
+            raise UserError(f"The tokenizer has no token for the class {name!r}; say it otherwise.")
 
     def prompts(self, most: int = 0) -> list[Prompt]:
         """All classes in their order, in as few prompts as hold them.

@@ -123,11 +123,11 @@ CASES = {
          'rubbish\n{"filename": "a.jpg", "height": 31, "width": 40, "grounding": {"caption": "x", "regions": []}}\n'
          '{"filename": "b.jpg", "height": 31, "width": 40}\n'],
         [("val", Annotated("a.jpg", "a", "", (30, 40), ("A man and a dog and a dog",), (
-            Entity(((1, 2, 4, 6),), category="cat"), Entity(((0, 0, 1, 1),), category="dog"),
-            Entity(((1, 2, 4, 6),), (Phrase("A man", 0, 0, 5),)),
+            Entity(((1, 2, 4, 6),), category="cat"), Entity(((0.1, 0.2, 0.4, 0.6),), category="dog"),
+            Entity(((0, 0, 1, 1),), category="dog"), Entity(((1, 2, 4, 6),), (Phrase("A man", 0, 0, 5),)),
             Entity(((0, 0, 4, 6), (9, 9, 12, 12)), (Phrase("a dog"),)),
             Entity(((2, 2, 3, 3),), (Phrase("dog", 0, 12, 15),)))))],
-        {"label with the name of another class": 1, "box is in fractions, and ODVG has pixels": 1, "is not JSON": 1,
+        {"label with the name of another class": 1, "is not JSON": 1,
          "phrase not in its caption": 1, "image has several sizes": 1, "should have either detection or grounding": 1,
          "bbox should be four numbers, or a list of such": 1},
     ),

@@ -33,6 +33,7 @@ WHOLE = (0, 0, 40, 30)
 FAULTS = {
     "box of no area": [entity((5, 5, 5, 9)), entity((9, 9, 5, 12))],
     "box outside of the image": [entity((40, 0, 50, 10)), entity((-9, -9, 0, 5))],
+    "box is in fractions, where pixels are due": [entity((0.1, 0.2, 0.4, 0.6)), entity((0, 0, 1, 0.5))],
     "box is not of numbers": [entity((0, 0, float("nan"), 3))],
     "box that is there twice": [entity((1, 1, 5, 5), (1, 1, 5, 5), phrases=("x",))],
     "region that is there twice": [entity(WHOLE), entity(WHOLE)],
@@ -49,7 +50,7 @@ FAULTS = {
 def test_what_is_left_out_of_an_image(reason):
     item = Annotated("a.jpg", "7", size=SIZE, text=("one thing",), entities=(entity(WHOLE), *FAULTS[reason]))
     record, left, changed = example(item)
-    wanted = sum(len(e.boxes) for e in FAULTS[reason]) if reason.startswith("box of") else None
+    wanted = sum(len(e.boxes) for e in FAULTS[reason]) if reason.startswith(("box of", "box is in")) else None
     assert reason in left and (wanted is None or left[reason] == wanted)
     assert boxes_of(record)[0] == (0, 0, 1, 1) and not changed
     said = {(p["phrase"], p["sentence"]) for p in record["phrases"]}
