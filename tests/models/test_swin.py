@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import straight_line
 from conftest import assert_close, drawn, load_golden
 from test_step import SMOOTH, run
 
@@ -91,31 +92,13 @@ def test_golden_masks(golden):
 
 @functools.cache
 def graded(**changes):
-    """((loss, tokens of the last level), gradients)."""
-    blueprint, params = build(window=2, **changes)
-
-    def loss(params):
-        out = blueprint.bind(params).encoder.levels(images(32))
-        return sum((level.tokens_BND**2).sum() for level in out), out[-1].tokens_BND
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return straight_line.graded(*build(window=2, **changes), images(32))
 
 
-RECOMPUTED = [
-    pytest.param(how, marks=pytest.mark.long) for how in (dict(remat="named"), dict(unroll=True, remat="full"))
-]
-
-
-@pytest.mark.parametrize("changes", [{}, *RECOMPUTED], ids=str)
+@pytest.mark.parametrize("changes", straight_line.WAYS, ids=str)
 def test_a_loop_is_straight_line_code(changes):
     """Pairs of blocks, with one left over; gradients, and those of what is computed again, are the same."""
-    (expected, tokens), gradient = graded(unroll=True)
-    assert all(np.abs(np.asarray(g)).max() > 0 for g in gradient.values())
-    (value, found), other = graded(**changes)
-    assert_close(found, tokens, 1e-5)
-    assert_close(value, expected, 1e-5)
-    for name in gradient:
-        assert_close(other[name], gradient[name], 1e-4, name)
+    straight_line.same(graded(**changes), graded(unroll=True))
 
 
 def test_one_window_is_plain_attention_with_a_bias():
