@@ -52,7 +52,10 @@ def assert_params_close(found, expected):
         assert_close(found[name], value, 1e-4, name)
 
 
-@pytest.mark.parametrize("shape, draw", [((2, 4, 1), "example"), ((2, 2, 2), "example"), ((2, 2, 2), "stratified")])
+STRATIFIED = pytest.param((2, 2, 2), "stratified", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("shape, draw", [((2, 4, 1), "example"), ((2, 2, 2), "example"), STRATIFIED])
 def test_sharded_equals_one_device(tiny_recipe, shape, draw, one_device_runs):
     pa = 0.75 if draw == "example" else 0.5
     recipe = tiny_recipe(optimizer=SMOOTH, objective__draw=draw, objective__pa=pa, objective__chunk=16)

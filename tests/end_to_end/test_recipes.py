@@ -83,9 +83,7 @@ EVALS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("git", "probe") else pytest.param(n, marks=pytest.mark.long) for n in RECIPES]
-)
+@pytest.mark.parametrize("name", [n if n == "probe" else pytest.param(n, marks=pytest.mark.long) for n in RECIPES])
 def test_recipe(name, tiny, captioner, tmp_path):
     """It runs, the encoder begins as the captioner's was, only what should train does, and what is locked is kept in
     the activations' dtype without optimizer state."""
