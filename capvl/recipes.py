@@ -164,6 +164,7 @@ class Recipe:
                 batch=kind.count(self.batch_size, name),
                 seed=self.seed + 1_000_003 * i,
                 position=kind.count(position, name) if position else 0,
+                examples=self.steps * kind.count(self.batch_size, name),
             )
             for i, (name, kind) in enumerate(kinds.items())
         }

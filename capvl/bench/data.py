@@ -28,7 +28,7 @@ from capvl.data.images.decode import crop_and_resize, decode
 from capvl.data.options import DataOptions
 from capvl.data.preparing import corpus
 from capvl.data.randomness import Uniforms
-from capvl.data.reading import patterns, sources, streams
+from capvl.data.reading import patterns, samples, sources
 from capvl.data.reading.batches import stack
 from capvl.data.reading.loader import Host, Order, TrainBatch, TrainLoader
 from capvl.data.scenes import making
@@ -44,7 +44,7 @@ def upscale(pattern: str, short_side: int, count: int, folder: pathlib.Path) -> 
     written = 0
     with tarfile.open(out, "w") as archive:
         for path in patterns.expand(pattern):
-            for sample in streams.tar_samples(path):
+            for sample in samples.tar_samples(path):
                 if "jpg" not in sample or written == count:
                     continue
                 with Image.open(io.BytesIO(sample["jpg"])) as image:

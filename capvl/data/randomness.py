@@ -40,8 +40,7 @@ def replacement(seed: int, index: int, attempt: int, size: int) -> int:
 
 
 def permutation(size: int, *numbers: int) -> np.ndarray:
-    """A permutation (size,) int64 of 0 … size - 1 that depends on nothing but some integers: the same for ever, whatever
-    the version of NumPy."""
+    """A permutation (size,) of 0 … size - 1 that depends on nothing but some integers, in any NumPy."""
     state = 0
     for number in numbers:
         state = _mix((state * _GAMMA + _mix(number & _MASK)) & _MASK)

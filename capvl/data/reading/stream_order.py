@@ -1,12 +1,14 @@
 """The order of a stream: example n -> (epoch, lane, block, record), computed from numbers of records alone.
 
-The N records of a stream are numbered file after file and cut into pieces. In each epoch the pieces are permuted, and the
-row of records that this gives is cut into L contiguous stretches, one for each lane. Position p of the epoch belongs to
-lane p mod L and is number p div L of it. A lane's stretch is cut into blocks of window / L records, and the records of a
-block are permuted. Lanes don't end their blocks at the same time: the first block of lane l is cut to about (l + 1) / L
-of the others' size. Everything is a function of (seed, position); to go on anywhere, one block of each lane is needed.
+The N records of a stream are numbered file after file and cut into pieces. In each epoch the pieces are permuted, and
+the row of records that this gives is cut into L contiguous stretches, one for each lane. Position p of the epoch
+belongs to lane p mod L and is number p div L of it. A lane's stretch is cut into blocks of window / L records, and the
+records of a block are permuted. Lanes don't end their blocks at the same time: the first block of lane l is cut to
+about (l + 1) / L of the others' size. Everything is a function of (seed, position); to go on anywhere, one block of
+each lane is needed.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,6 +68,7 @@ class StreamOrder:
         self._begins = np.cumsum(self._lengths) - self._lengths
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: dict[Block, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, numbers: np.ndarray) -> Places:
         """Places of some examples.
@@ -87,11 +90,12 @@ class StreamOrder:
 
     def records(self, block: Block) -> np.ndarray:
         """Records (n,) of a block in their order."""
-        if block not in self._blocks:
-            while len(self._blocks) >= max(_HELD, 4 * self.lanes):
-                self._blocks.pop(next(iter(self._blocks)))
-            self._blocks[block] = self._records(block)
-        return self._blocks[block]
+        with self._lock:
+            if block not in self._blocks:
+                while len(self._blocks) >= max(_HELD, 4 * self.lanes):
+                    self._blocks.pop(next(iter(self._blocks)))
+                self._blocks[block] = self._records(block)
+            return self._blocks[block]
 
     def last(self, block: Block) -> int:
         """The number of a block's last example."""
