@@ -20,7 +20,7 @@ from capvl.data.reading.stream_order import Block, Shares
 from capvl.data.reading.streams import Row, Stream
 
 AHEAD = 2048
-"""Examples of all hosts that are read before they are needed; `data.prefetch` batches where that is more."""
+"""Examples of all hosts that are read before they are needed, or a window; `data.prefetch` batches where that is more."""
 READERS = 16
 """Threads that read."""
 PLANNED = 4096
@@ -73,7 +73,7 @@ class MixedBatches:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         threads, prefetch = self._options.threads, self._options.prefetch
-        ahead = max(AHEAD, prefetch * self._batch)
+        ahead = max(min(AHEAD, self._options.window), prefetch * self._batch)
         pool = concurrent.futures.ThreadPoolExecutor(threads, "capvl-make")
         readers = concurrent.futures.ThreadPoolExecutor(READERS, "capvl-read")
         coming: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -103,7 +103,7 @@ class MixedBatches:
 
     def _plan(self) -> None:
         """Computes the places of some more batches, and what this host needs of each block."""
-        count = -(-PLANNED // self._batch)
+        count = -(-min(PLANNED, self._options.window) // self._batch)
         begin, n = self._next, self._next + np.arange(count * self._batch)
         self._next += len(n)
         part, number = self._shares(n) if len(self._parts) > 1 else (np.zeros_like(n), n)

@@ -69,15 +69,18 @@ class Entry:
         return [self.records] if self.kind == shard_files.COMPRESSED else pieces(self.records)
 
 
-def folder_of(pattern: str, root: str, alone: bool) -> str:
+def folder_of(pattern: str, chosen: str, data_dir: str, *, alone: bool) -> str:
     """Where a stream's index is.
 
     Args:
       pattern: of the stream.
-      root: a folder that was named for it, or the one of all indexes.
-      alone: whether it was named for this stream alone.
+      chosen: the folder that `data.index` names; "" for one in the data directory.
+      data_dir: the data directory.
+      alone: whether the chosen one is that of this stream, and not of several.
     """
-    return root if alone else f"{root.rstrip('/')}/{_digest(pattern)}"
+    if chosen and alone:
+        return os.path.expanduser(chosen)
+    return f"{os.path.expanduser(chosen).rstrip('/') or data_dir + '/stream_index'}/{_digest(pattern)}"
 
 
 class Index:
@@ -149,6 +152,7 @@ def open_index(
     scan: bool = False,
     workers: int = 0,
     spread: Spread | None = None,
+    must_keep: bool = False,
 ) -> Index:
     """The index of a stream, made or brought up to date.
 
@@ -159,6 +163,7 @@ def open_index(
       scan: read each file, also where something beside it says how many records it has, and whether or not it changed.
       workers: processes, where many files are to be read; 0 for one a core.
       spread: calls a function for each of some jobs somewhere else.
+      must_keep: that the index can't be kept is an error.
 
     Raises:
       UserError: the folder holds something else, or the index of other files.
@@ -193,7 +198,7 @@ def open_index(
         _say(*(f"{path!r} {what}." for path in which[:TOLD]))
         if len(which) > TOLD:
             _say(f"… and {len(which) - TOLD:,} more files: {what}.")
-    keeps = _makes_folder(folder) if wanted else True
+    keeps = _makes_folder(folder, must_keep) if wanted else True
     made = _make(pattern, wanted, folder if keeps else "", scan=scan, workers=workers, spread=spread)
     found = [made.get(name) or entries[name] for name in names]
     if keeps and (wanted or len(old) != len(names)):
@@ -327,11 +332,14 @@ def _entry(value: dict[str, Any]) -> Entry:
     return entry
 
 
-def _makes_folder(folder: str) -> bool:
+def _makes_folder(folder: str, must: bool) -> bool:
     """Whether an index can be kept; says so where it can't."""
     try:
-        storage.make_folder(storage.folder(folder))
+        storage.make_folder(storage.folder(folder) / "parts")
+        storage.replace_text(storage.folder(folder) / "parts" / "begun", "")
     except UserError as e:
+        if must:
+            raise
         _say(f"The index of the stream is not kept and will be made at each start: {e}")
         return False
     return True

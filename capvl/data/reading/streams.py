@@ -92,9 +92,9 @@ class Stream:
           UserError: no files, no records, or the index of other files.
         """
         self.pattern, self.name, self.features, self.empty_images = pattern, PREFIX + pattern, features, empty_images
-        root = options.index or f"{options.directory()}/stream_index"
-        folder = stream_index.folder_of(pattern, root, alone=bool(options.index) and alone)
+        folder = stream_index.folder_of(pattern, options.index, options.directory(), alone=alone)
         self.index = stream_index.open_index(pattern, expand(pattern), folder)
+        self._lock, self.bad = threading.Lock(), collections.Counter()
         self._told: dict[str, set[str]] = collections.defaultdict(set)
         errors = [(entry.error, path) for entry, path in zip(self.index.entries, self.index.files, strict=True)]
         for error, path in errors:
@@ -108,7 +108,6 @@ class Stream:
         fields = options.fields() if names.image or names.text else None
         self._examples, self._held = Examples(names, features, fields), shard_files.Held(2 * self.order.lanes, names)
         self._waited: dict[tuple[int, int], _Waited] = {}
-        self._lock, self.bad = threading.Lock(), collections.Counter()
 
     def __len__(self) -> int:
         return self.order.size

@@ -286,13 +286,13 @@ def test_stream_epoch_has_every_record_once_but_bad_ones(data_dir, tars):
 def test_real_photos(tmp_path):
     pattern = real_data("flickr8k", "val") + "/*.tar"
     folder = corpus.prepare("photos", {"val": pattern}, str(tmp_path))
-    samples = [s for path in patterns.expand(pattern) for s in samples.tar_samples(path)]
+    members = [s for path in patterns.expand(pattern) for s in samples.tar_samples(path)]
     report = json.loads((folder / "report.json").read_text())["val"]
-    assert report == {"examples": len(samples), "rejected": {}}
+    assert report == {"examples": len(members), "rejected": {}}
     source = sources.open_source("photos", "val", str(tmp_path))
     for i in (0, len(source) - 1):
-        assert source[i]["image"] == samples[i]["jpg"]
-        assert [t.decode() for t in source[i]["text"]] == json.loads(samples[i]["json"])["captions"]
+        assert source[i]["image"] == members[i]["jpg"]
+        assert [t.decode() for t in source[i]["text"]] == json.loads(members[i]["json"])["captions"]
 
 
 def test_a_preparation_does_not_go_on_with_other_contents(tmp_path, monkeypatch):
