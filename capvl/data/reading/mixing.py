@@ -20,7 +20,7 @@ from capvl.data.reading.stream_order import Block, Shares
 from capvl.data.reading.streams import Row, Stream
 
 AHEAD = 2048
-"""Examples of all hosts that are read before they are needed, or a window; `data.prefetch` batches where that is more."""
+"""Examples of all hosts that are read ahead of need; a window where that is less, `data.prefetch` batches if more."""
 READERS = 16
 """Threads that read."""
 PLANNED = 4096

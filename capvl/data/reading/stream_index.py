@@ -226,7 +226,7 @@ def _make(pattern: str, wanted: list[tuple[str, Entry]], folder: str, *, scan, w
         if seconds > SLOW:
             _say(
                 f"Of {pattern!r} {len(jobs):,} files ({total / 1e9:,.1f} GB) are read once for their index in "
-                f"{processes} processes, for about {max(1, round(seconds / 60)):,} minutes; it is kept in {folder!r}."
+                f"{processes} processes, for about {max(1, round(seconds / 60)):,} min; it is kept in {folder!r}."
             )
             spawn = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:

@@ -218,9 +218,7 @@ def test_where_it_cant_be_kept(folder, tmp_path, capsys):
 def test_in_processes(folder, monkeypatch, capsys):
     monkeypatch.setattr(stream_index, "SLOW", -1.0)
     assert counts(index(folder, workers=2)) == [3, 5]
-    assert (
-        "2 files (0.0 GB) are read once for their index in 2 processes, for about 1 minutes" in capsys.readouterr().out
-    )
+    assert "2 files (0.0 GB) are read once for their index in 2 processes, for about 1 min" in capsys.readouterr().out
 
 
 def test_the_command(folder, tmp_path, capsys):
