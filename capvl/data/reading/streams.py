@@ -30,7 +30,7 @@ from capvl.errors import UserError
 PREFIX = "stream:"
 ATTEMPTS = 10
 """Records of a block that are tried in the place of a bad one."""
-BLOCKS = 4
+BLOCKS = 19
 """Further blocks where all of these are bad."""
 CHECKED = 1000
 CHANGED = "no longer what its index says, and its records count as bad"

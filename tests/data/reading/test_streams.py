@@ -1,6 +1,7 @@
 """Streams: what is read from shards, what is left out and counted, and that a resumed run passes it as well."""
 
 import dataclasses
+import gzip
 import io
 import json
 import struct
@@ -279,3 +280,64 @@ def test_a_transform_gets_what_it_reads(options, tmp_path):
     batch = next(TrainLoader(chosen, transform, FEATURES, batch=2, seed=0, host=Host()))
     assert batch["image"].shape == (2, 16, 16, 3)
     assert (batch["text"] == transform.tokenizer("a red circle", 12)).all()
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Four whole tars of ten."""
+    (tmp_path / "four").mkdir()
+    for i in range(4):
+        rows = [(f"{i}-{j}", {"jpg": picture(i * 10 + j), "txt": f"text {i} {j}".encode()}) for j in range(10)]
+        write_tar(tmp_path / f"four/{i}.tar", rows)
+    return tmp_path / "four"
+
+
+def test_a_file_that_is_gone_is_replaced_by_others_and_counted(options, four, capsys):
+    chosen = options(four / "{0..3}.tar", readers=2)
+    whole = texts(loader(chosen, batch=40), 1)
+    (four / "1.tar").unlink()
+    made = loader(chosen, batch=8)
+    found = texts(made, 5)
+    assert set(found) == {text for text in whole if not text.startswith("text 1")}
+    assert made.bad == 10, "each once, whatever was tried in its place"
+    said = capsys.readouterr().out
+    assert "1.tar' is missing: its records count as bad" in said
+    assert said.count("no longer what its index says, and its records count as bad: it is gone") == 1
+    parts = [loader(chosen, batch=8, host=Host(h, 4)) for h in range(4)]
+    assert found == [text for _ in range(5) for part in parts for text in texts(part, 1)]
+    by_ones = texts(loader(chosen, batch=1), 40)
+    assert sorted(by_ones) == sorted(found)
+    with pytest.raises(UserError, match=r"most of all .*1.tar \(\d+\)"):
+        texts(loader(options(four / "{0..3}.tar", max_bad=0.1)), 100)
+
+
+def test_a_file_that_changes_while_it_is_read(options, four, capsys):
+    """Cut, longer, of other records: never records of something else."""
+    made = loader(options(four / "*.tar", prefetch=1, threads=1))
+    next(made)
+    data = (four / "2.tar").read_bytes()
+    (four / "0.tar").write_bytes(data[:5000])
+    (four / "1.tar").write_bytes(data + bytes(512))
+    (four / "2.tar").write_bytes(data[512:1024] + data[:-512])
+    later = texts(made, 40)[40:]
+    assert {text for text in later if text} <= {f"text 3 {j}" for j in range(10)}
+    said = capsys.readouterr().out
+    for words in ("0.tar: no longer", "1.tar: no longer", "2.tar: no longer", "doesn't begin where it should"):
+        assert words in said
+
+
+def test_all_records_are_bad(options, four):
+    made = loader(options(four / "*.tar"))
+    for i in range(4):
+        (four / f"{i}.tar").unlink()
+    with pytest.raises(UserError, match="200 examples in a row of 'stream:.* are bad; the last: it is gone"):
+        texts(made, 200)
+
+
+def test_compressed_tars(options, four):
+    whole = texts(loader(options(four / "*.tar"), batch=40), 1)
+    for i in range(4):
+        data = (four / f"{i}.tar").read_bytes()
+        (four / f"{i}.tar.gz").write_bytes(gzip.compress(data))
+    found = texts(loader(options(four / "*.tar.gz", index=f"{four}/gz"), batch=40), 1)
+    assert sorted(found) == sorted(whole)
