@@ -15,7 +15,7 @@ FEATURES = ("image", "text")
 
 
 def measure(pattern: str, positions: list[int], args) -> list[dict[str, Any]]:
-    """Seconds to open a stream, to its first batch, and of an image after that, at each position.
+    """Seconds to the first batch of a stream, with opening it, and of an image after that, at each position.
 
     Args:
       pattern: of the files.
@@ -38,14 +38,16 @@ def measure(pattern: str, positions: list[int], args) -> list[dict[str, Any]]:
 
 
 def _once(options: DataOptions, transform, position: int, args) -> dict[str, float]:
-    begin, read = time.perf_counter(), _read()
+    begin, read, cpu = time.perf_counter(), _read(), time.process_time()
     loader = TrainLoader(options, transform, FEATURES, batch=args.batch, seed=0, position=position)
     next(loader)
     first = time.perf_counter()
-    times = {"first": first - begin, "bytes": _read() - read}
+    times = {"first": first - begin, "cpu": time.process_time() - cpu, "bytes": _read() - read}
+    cpu = time.process_time()
     for _ in range(args.batches):
         next(loader)
-    return times | {"image": (time.perf_counter() - first) / args.batches / args.batch}
+    count = args.batches * args.batch
+    return times | {"image": (time.perf_counter() - first) / count, "image_cpu": (time.process_time() - cpu) / count}
 
 
 def _read() -> int:
@@ -59,6 +61,7 @@ def print_numbers(found: list[dict[str, Any]]) -> None:
     print(f"index made in {found[0]['index']:.1f} s, or compared with the files")
     for row in found:
         print(
-            f"position {row['position']:>12,}   first batch after {row['first']:7.2f} s, "
-            f"{row['bytes'] / 1e6:8.1f} MB read until then   then {1 / row['image']:6.0f} images/s"
+            f"position {row['position']:>12,}   first batch after {row['first']:7.2f} s "
+            f"({row['cpu']:.2f} s CPU, {row['bytes'] / 1e6:.1f} MB read)   then {1 / row['image']:.0f} images/s, "
+            f"{1e3 * row['image_cpu']:.3f} ms CPU an image"
         )

@@ -202,6 +202,10 @@ class TrainLoader:
         if len(opened) > 1 or self._streams:
             self._say_shares(opened, weights, examples)
 
+    def records(self) -> str:
+        """Numbers of records that the order depends on, of each part."""
+        return repr([[stream.name, stream.order.size, stream.index.digest()] for stream in self._streams])
+
     def _open(self, transform, features: tuple[str, ...], seed: int) -> list:
         """The sources of the parts."""
         options, opened = self.options, []
@@ -270,6 +274,10 @@ class KindsLoader:
     def bad(self) -> int:
         """Examples that were replaced."""
         return sum(loader.bad for loader in self.loaders.values())
+
+    def records(self) -> str:
+        """See `TrainLoader.records`."""
+        return "".join(loader.records() for loader in self.loaders.values())
 
     def __iter__(self) -> Iterator[dict[str, dict[str, np.ndarray]]]:
         return self

@@ -102,6 +102,10 @@ class Index:
         """Sizes of the pieces of all files."""
         return [size for entry in self.entries for size in entry.pieces()]
 
+    def digest(self) -> str:
+        """Of all that an order is computed from."""
+        return hashlib.blake2b(np.array(self.pieces(), np.int64).tobytes(), digest_size=10).hexdigest()
+
     def place(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(file, number in it) of records, counted over all files."""
         file = np.searchsorted(self._starts, records, side="right") - 1
