@@ -10,8 +10,8 @@ from capvl.data.reading import sources
 from capvl.decoding.generate import GREEDY, Decoding, planned_length
 from capvl.decoding.names import Names
 from capvl.errors import UserError
-from capvl.evals import Context, Samples, caption_metrics, submissions, to_host
-from capvl.evals.encode import image_batches
+from capvl.evals import Context, Samples, caption_metrics, submissions
+from capvl.evals.encode import image_transform, over_batches
 from capvl.evals.perplexity import opened_pairs
 from capvl.inference.compiled import compiled
 from capvl.inference.writing import prompt, write
@@ -60,14 +60,21 @@ class Captions(Decoding):
 
         def evaluate(params):
             images, written, references, kept = [], [], [], []
-            for batch in image_batches(context, source, f"captions of {source.name}"):
-                mask = to_host(batch["mask"])
-                if len(images) < self.shown:
-                    images += list(to_host(batch["image"])[mask])
-                written += [decode(t) for t in to_host(writer(params, batch["image"]))[mask]]
-                index = to_host(batch["index"])[mask]
-                references += [captions_of(source, i) for i in index]
-                kept += list(index)
+
+            def write_some(batch):
+                tokens = writer(params, batch["image"])
+                some = {"image": batch["image"]} if len(images) < self.shown else {}
+                return {"tokens": tokens, "mask": batch["mask"], "index": batch["index"]} | some
+
+            def read_some(found) -> None:
+                mask = found["mask"]
+                images.extend(found["image"][mask] if "image" in found else [])
+                written.extend(decode(t) for t in found["tokens"][mask])
+                references.extend(captions_of(source, i) for i in found["index"][mask])
+                kept.extend(found["index"][mask])
+
+            transform, what = image_transform(context), f"captions of {source.name}"
+            over_batches(context, source, transform, write_some, what, after=read_some)
             if self.submission:
                 rows = [submissions.Written(names[i], "", text) for i, text in zip(kept, written, strict=True)]
                 submissions.write(context.folder, f"{source.name}_{self.split}", self.submission, rows)
