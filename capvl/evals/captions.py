@@ -1,6 +1,7 @@
 """Captions that the model writes for held-out images: for the report, and measured against people's."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,12 @@ class Captions(Decoding):
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
         writer, decode = compile_writer(context, self, "caption")
-        names = [sources.name_of(source, i) for i in range(len(source))] if self.submission else []
+        names = sources.names(source) if self.submission else []
         if names:
             submissions.check_unique(self.submission, [submissions.Written(n, "", "") for n in names])
 
         def evaluate(params):
-            images, written, references, kept = [], [], [], []
+            images, written, kept = [], [], []
 
             def write_some(batch):
                 tokens = writer(params, batch["image"])
@@ -70,7 +71,6 @@ class Captions(Decoding):
                 mask = found["mask"]
                 images.extend(found["image"][mask] if "image" in found else [])
                 written.extend(decode(t) for t in found["tokens"][mask])
-                references.extend(captions_of(source, i) for i in found["index"][mask])
                 kept.extend(found["index"][mask])
 
             transform, what = image_transform(context), f"captions of {source.name}"
@@ -79,6 +79,9 @@ class Captions(Decoding):
                 rows = [submissions.Written(names[i], "", text) for i, text in zip(kept, written, strict=True)]
                 submissions.write(context.folder, f"{source.name}_{self.split}", self.submission, rows)
             yield "distinct", len(set(written)) / max(len(written), 1)
+            if self.metrics or self.shown:
+                every = list(captions_of_all(source))
+                references = [every[i] for i in kept]
             if self.metrics:
                 keys = [str(i) for i in range(len(written)) if references[i]]
                 corpus, _ = caption_metrics.scores(
@@ -96,6 +99,11 @@ class Captions(Decoding):
 def captions_of(source, index: int) -> list[str]:
     """What people wrote for an image."""
     return [sources.as_text(t) for t in source.read(int(index), ("text",))["text"]]
+
+
+def captions_of_all(source) -> Iterator[list[str]]:
+    """The same of all images, in order."""
+    return ([sources.as_text(t) for t in record["text"]] for record in source.annotations(("text",)))
 
 
 def compile_writer(

@@ -78,8 +78,7 @@ def read_truth(source: sources.Source, split: str, chosen: Sequence[str] = (), l
     labels = {category.name: label for label, category in enumerate(kept)}
     count = min(limit or len(source), len(source))
     sizes, rows, lists = np.zeros((count, 2), int), [], []
-    for i in range(count):
-        record = source.read(i, (*FEATURES, *DETECTION, "height?", "width?"))
+    for i, record in enumerate(source.annotations((*FEATURES, *DETECTION, "height?", "width?"), range(count))):
         sizes[i] = _size(source, i, record)
         every = regions(record), crowds(record)
         if any(every) and not any(region.category or region.label >= 0 for found in every for region in found):

@@ -100,7 +100,8 @@ class Grounding:
         given, what = None, f"{name!r}, split {split!r}"
         if found is not None:
             images = sorted({row.image for row in rows})
-            names = [lookup.names_of(source, i) for i in images]
+            records = source.annotations(lookup.NAMED_BY, images)
+            names = [lookup.names_in(record, i) for i, record in zip(images, records, strict=True)]
             given = dict(zip(images, detections.of_images(found, file, names, what), strict=True))
         tokens = tokenize(context, [row.phrase for row in rows])
         crop = whole(Crop.of_model(context.data, context.model, train=False))
@@ -133,9 +134,10 @@ def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged
       merged: several boxes of a phrase become the one around them.
     """
     rows, empty = [], 0
-    for i in range(min(images or len(source), len(source))):
+    chosen = range(min(images or len(source), len(source)))
+    for i, record in enumerate(source.annotations(FEATURES, chosen, likely=limit)):
         said: dict[tuple, list] = {}
-        for region in regions(source.read(i, FEATURES)):
+        for region in regions(record):
             x0, y0, x1, y1 = region.box
             if x0 < x1 and y0 < y1:
                 for place, phrase in enumerate(region.phrases):

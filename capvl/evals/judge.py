@@ -90,8 +90,8 @@ def read_statements(source, model_options, limit: int = 0) -> Iterator[Stated]:
       UserError: a label is no class of the model's, or an example has another number of images.
     """
     left = limit
-    for i in range(len(source)):
-        asked = [q for q in questions(source.read(i, ("questions",))["questions"]) if q.answers]
+    for i, record in enumerate(source.annotations(("questions",), likely=limit)):
+        asked = [q for q in questions(record["questions"]) if q.answers]
         asked = asked[:left] if limit else asked
         statements = [Statement(q.question, class_of(q.answers[0], model_options.classes), q.kind, q.id) for q in asked]
         if statements:

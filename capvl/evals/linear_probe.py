@@ -8,8 +8,8 @@ import numpy as np
 import scipy.optimize
 
 from capvl.errors import UserError
-from capvl.evals import Context
-from capvl.evals.encode import over_images
+from capvl.evals import Context, cached
+from capvl.evals.cached import image_features
 from capvl.evals.labels import chance, open_labelled, untrained
 from capvl.inference.compiled import compiled
 from capvl.inference.matching import features
@@ -29,6 +29,7 @@ class LinearProbe:
       l2: strengths to choose from, of the mean loss.
       pool: "encoder": the encoder's own pooled feature, or "mean" of its tokens.
       steps: at most so many of L-BFGS for each strength.
+      cache: where features are kept for the next time (`capvl.evals.cached`): "" nowhere, "memory", or a folder.
     """
 
     name: str = "cifar10"
@@ -37,10 +38,12 @@ class LinearProbe:
     l2: tuple[float, ...] = tuple(10.0**i for i in range(-6, 2))
     pool: str = "encoder"
     steps: int = 500
+    cache: str = ""
 
     def __post_init__(self):
         if self.pool not in ("encoder", "mean"):
             raise UserError(f"linear_probe: pool={self.pool!r} should be 'encoder' or 'mean'.")
+        cached.check(self.cache, "linear_probe")
         if not self.l2 or min(self.l2) < 0 or self.steps < 1:
             raise UserError("linear_probe: l2 should name strengths that are not negative, and steps be at least 1.")
 
@@ -53,9 +56,11 @@ class LinearProbe:
         embed = compiled(context.blueprint, function)
 
         def evaluate(params):
-            x, rest = over_images(context, train, embed, params, f"images of {self.name}")
-            x_test, rest_test = over_images(context, test, embed, params, f"images of {self.name}")
-            yield from probe(x, rest["label"], x_test, rest_test["label"], self.l2, self.steps)
+            (x, y), (x_test, y_test) = (
+                image_features(context, source, embed, params, f"images of {self.name}", cache=self.cache)
+                for source in (train, test)
+            )
+            yield from probe(x, y, x_test, y_test, self.l2, self.steps)
 
         return evaluate
 

@@ -89,8 +89,8 @@ def unigram(context: Context) -> np.ndarray:
     tokenizer = context.tokenizer()
     for name, _ in data.parts():
         source = sources.open_source(name, data.split, data.directory(), features=("text",), fields=data.fields())
-        for i in range(min(len(source), UNIGRAM_EXAMPLES)):
-            for text in source[i]["text"]:
+        for record in source.annotations(("text",), range(min(len(source), UNIGRAM_EXAMPLES))):
+            for text in record["text"]:
                 tokens = tokenizer(text, context.model.length)
                 counts += np.bincount(tokens[real(tokens)], minlength=len(counts))
     return np.log(counts / counts.sum())

@@ -175,8 +175,8 @@ class Row(NamedTuple):
 def read_rows(source, feature: str, limit: int = 0) -> list[Row]:
     """All questions (or class names) of a source, at most `limit` where it isn't 0."""
     rows: list[Row] = []
-    for i in range(len(source)):
-        record, image = source.read(i, (feature,)), sources.name_of(source, i)
+    for i, record in enumerate(source.annotations((feature, *sources.NAMED_BY), likely=limit)):
+        image = sources.name_in(record, i)
         if feature == "questions":
             rows += [Row(i, image, q.id, q.question, q.kind, q.answers) for q in questions(record[feature])]
         elif len(record[feature]):
