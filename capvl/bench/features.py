@@ -94,22 +94,24 @@ def calls(context: Context, source, function, params) -> dict:
     return {"decode": decode, "model": model, "plain": plain, "whole": whole}
 
 
-def measure(context: Context, source, function, params, rounds: int) -> dict[str, float]:
-    """Images/s of each of `calls` in its fastest round of so many.
+def measure(context: Context, source, function, params, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """(images/s of each of `calls` in its fastest round of so many, CPU seconds of this process for an image).
 
     Raises:
       UserError: an image can't be decoded.
     """
-    own, best = calls(context, source, function, params), {}
+    own, best, cpu = calls(context, source, function, params), {}, {}
     outputs = [own[name]() for name in ("model", "plain", "whole")]  # The first one compiles.
     if not all(np.array_equal(outputs[0], found) for found in outputs[1:]):
         raise UserError("The features of the plain loop are others; that should not be.")
     for _ in range(rounds):
         for name, call in own.items():
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             call()
             best[name] = min(best.get(name, float("inf")), time.perf_counter() - begin)
-    return {name: len(source) / seconds for name, seconds in best.items()}
+            cpu[name] = min(cpu.get(name, float("inf")), time.process_time() - used)
+    rates = {name: len(source) / seconds for name, seconds in best.items()}
+    return rates, {name: seconds / len(source) for name, seconds in cpu.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,24 +142,24 @@ def main(argv: list[str] | None = None) -> None:
         params = jax.device_put(drawn(blueprint), blueprint.shardings(mesh))
         function = waiting(args.wait) if args.wait else compiled(blueprint, features)
         context = recipe.context(mesh, blueprint, None)
-        numbers = measure(context, source, function, params, args.rounds)
+        numbers, cpu = measure(context, source, function, params, args.rounds)
     shares = {"slower": min(numbers["decode"], numbers["model"])}
     if not args.wait and jax.default_backend() == "cpu":
         shares["shared"] = 1 / (1 / numbers["decode"] + 1 / numbers["model"])
-    print_numbers(numbers, shares, context)
+    print_numbers(numbers, cpu, shares, context)
     if args.json:
-        told = numbers | shares | dataclasses.asdict(recipe.data)
+        told = numbers | shares | {"cpu_seconds": cpu} | dataclasses.asdict(recipe.data)
         pathlib.Path(args.json).write_text(json.dumps(told, indent=1))
 
 
-def print_numbers(numbers: dict[str, float], shares: dict[str, float], context: Context) -> None:
+def print_numbers(numbers: dict[str, float], cpu: dict[str, float], shares: dict[str, float], context: Context) -> None:
     """The rates, and both loops' shares of what is possible."""
     data = context.data
     made = f"{data.workers} worker processes" if data.workers else f"{data.threads} threads"
     what = {"decode": f"read and decode, {data.threads} threads", "model": "model, batches there"}
     what |= {"plain": "plain loop", "whole": f"evaluators, {made}"}
     for name, rate in numbers.items():
-        print(f"{what[name]:30s} {rate:9.0f} images/s")
+        print(f"{what[name]:30s} {rate:9.0f} images/s   {1e3 * cpu[name]:7.3f} ms CPU an image")
     said = {"slower": "the slower half", "shared": "halves that share the cores"}
     for name, most in shares.items():
         both = f"plain loop {numbers['plain'] / most:.3f}, evaluators {numbers['whole'] / most:.3f}"
