@@ -209,14 +209,14 @@ def _results(runs: list[dict]) -> list[tuple[str, list[str]]]:
     """(evaluation, last value in each run)."""
     last = [{k: v for line in run["lines"] for k, v in line.items() if "/" in k} for run in runs]
     names = sorted({k for values in last for k in values})
-    return [(n, [f"{v[n]:.4f}" if isinstance(v.get(n), float | int) else "–" for v in last]) for n in names]
+    return [(n, [terminal.result(v[n]) if isinstance(v.get(n), float | int) else "–" for v in last]) for n in names]
 
 
 def _evaluated(line: dict) -> tuple[str, list[tuple[str, str]]]:
     """(of which step and with which changes, (evaluation, value)) of an evaluation after training."""
     changes = _changes(line)
     what = "untrained" if line.get("untrained") else f"step {line['step']}"
-    values = [(k, f"{v:.4f}") for k, v in line.items() if "/" in k and isinstance(v, float | int)]
+    values = [(k, terminal.result(v)) for k, v in line.items() if "/" in k and isinstance(v, float | int)]
     return f"{what} {changes}".strip(), values
 
 

@@ -28,8 +28,13 @@ def print_results(step: int, rows: dict[str, float], changes: str = "") -> None:
     )
     table = Table("evaluation", "value")
     for name, value in rows.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, result(value))
     console().print(table)
+
+
+def result(value: float) -> str:
+    """A result of an evaluation: four digits behind the point, and none where it is a count."""
+    return f"{value:.0f}" if value > 1 and float(value).is_integer() else f"{value:.4f}"
 
 
 def progress_line(step: int, total: int, values: dict[str, float]) -> str:

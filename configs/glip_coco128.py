@@ -15,7 +15,7 @@ import glip_demo
 
 def get_config():
     config = glip_demo.get_config()
-    config.steps = 1000
+    config.steps = 500
     config.objective.update(negatives=30, slots=40, sizes=((192, 256), (256, 192)))
     config.model.update(res=192, max_side=256, vocab=300, length=128, text_positions=128)
     config.data = dict(name="coco128", tokenizer="{data_dir}/coco128/wordpiece.txt", flip=True)

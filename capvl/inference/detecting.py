@@ -103,7 +103,9 @@ def states_of(model, tokens_RPL) -> jax.Array:
     return states_BLD.reshape(rows, texts, length, -1)
 
 
-def detect(model, rows: dict[str, Any], prompts: Prompts, states_RPLD=None, *, how: How = How()) -> Detections:
+def detect(
+    model, rows: dict[str, Any], prompts: Prompts, states_RPLD=None, *, how: How = How(), threshold=None
+) -> Detections:
     """What texts name, in images, best first: boxes (B, M, 4) in fractions of the upright images, and labels that
     `prompts` gives. Scores of an image for which the model gives NaN or infinity are NaN.
 
@@ -113,13 +115,15 @@ def detect(model, rows: dict[str, Any], prompts: Prompts, states_RPLD=None, *, h
       prompts: what images are asked for.
       states_RPLD: of `states_of`; None: they are computed here.
       how: see `How`.
+      threshold: instead of `how.threshold`; may be an array, so that each value needs no compilation of its own.
     """
     image, size_B2 = rows["image"], rows["size"]
     batch, padded = len(image), image.shape[1:3]
     if states_RPLD is None:
         states_RPLD = states_of(model, prompts.tokens_RPL)
     maps = model.encode(image)
-    numbers = dict(threshold=how.threshold, per_level=how.per_level, overlap=how.overlap, most=how.most)
+    least = how.threshold if threshold is None else threshold
+    numbers = dict(threshold=least, per_level=how.per_level, overlap=how.overlap, most=how.most)
 
     def of_text(part) -> tuple[Detections, jax.Array]:
         tokens_BL, weights_BLK, label_BK, states_BLD = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in part)

@@ -31,6 +31,8 @@ TOGETHER = 8
 """Images that are looked at together at most."""
 SURE = 0.3
 """The least score of a box, where none is given."""
+LEAST_SLOTS = 128
+"""Boxes of an image that are looked for at least, of which the best `most` are given."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -118,7 +120,7 @@ def detect(
         none, named twice or too long.
     """
     self.need(Ability.DETECTS)
-    how = _how(threshold, most, across)
+    _check(threshold, most, across)
     tokenizer = None if self.options.classes else self.tokenizer
     prefix = getattr(self.objective, "prefix", "") if prefix is None else prefix
     listed = vocabulary(self.options, tokenizer, classes, prefix=prefix)
@@ -129,7 +131,7 @@ def detect(
     encode = self.compiled("text states", states_of)
     states = encode(self.params, asked.tokens_RPL)
     data = _encoded(images)
-    found = _run(self, data, how, threshold, lambda chosen: (asked, states))
+    found = _run(self, data, threshold, most, lambda chosen: (asked, states), across)
     return _given(images, data, found, [names] * len(data))
 
 
@@ -161,6 +163,7 @@ def ground_captions(
     self.need(Ability.DETECTS)
     if self.options.classes:
         raise UserError(f"The model {self.name!r} has a closed list of classes and reads no captions.")
+    _check(threshold, most)
     texts, data, length = as_list(captions), _encoded(images), self.options.length
     if len(texts) != len(data):
         raise UserError(f"There are {len(texts)} captions for {len(data)} images; give one for each image.")
@@ -184,18 +187,16 @@ def ground_captions(
     def of_images(chosen):
         return jax.tree.map(lambda x: x[chosen], asked), None
 
-    rows = _run(self, data, _how(threshold, most, 0.0), threshold, of_images)
+    rows = _run(self, data, threshold, most, of_images)
     names = [[text[first:end] for first, end in own] for text, own in zip(texts, spans, strict=True)]
     return _given(images, data, rows, names, spans)
 
 
-def _how(threshold: float, most: int, across: float) -> How:
+def _check(threshold: float, most: int, across: float = 0.0) -> None:
     for name, value in (("threshold", threshold), ("across", across)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise UserError(f"{name} should be a number from 0 to 1, not {value!r}.")
     check_whole_number("most", most, 1)
-    # A score is the root of a class score times centerness, which is below 1.
-    return How(threshold=float(threshold) ** 2, most=int(most), kept=int(most), across=float(across))
 
 
 def _encoded(images: Images) -> list[bytes]:
@@ -242,10 +243,15 @@ def _span(caption: str, phrase: Any) -> tuple[int, int]:
 
 
 def _run(
-    self: Loaded, data: list[bytes], how: How, least: float, asked: Callable[[np.ndarray], tuple[Any, Any]]
+    self: Loaded,
+    data: list[bytes],
+    threshold: float,
+    most: int,
+    asked: Callable[[np.ndarray], tuple[Any, Any]],
+    across: float = 0.0,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(boxes, scores, labels) of each image, of scores above `least`; `asked` gives prompts and states for images by
-    their numbers."""
+    """(boxes, scores, labels) of each image, `most` of scores above `threshold`; `asked` gives prompts and states for
+    images by their numbers."""
     places, small = [], []
     for number, image in enumerate(data):
         try:
@@ -261,8 +267,15 @@ def _run(
         )
     found: list[Any] = [None] * len(data)
 
+    # What users try one after another is compiled once: the threshold is an argument, and of `most` the next of few.
+    slots = max(LEAST_SLOTS, 1 << (int(most) - 1).bit_length())
+    how = How(most=slots, kept=slots, across=float(across))
+    # A score is the root of a class score times centerness, which is below 1.
+    least = np.float32(float(threshold) ** 2)
+
     def function(model, rows):
-        return detecting.detect(model, *rows, how=how)
+        *given, threshold = rows
+        return detecting.detect(model, *given, how=how, threshold=threshold)
 
     call = self.compiled(("detect", how), function)
     for bucket in buckets(self.options):
@@ -273,9 +286,9 @@ def _run(
             size = 1 << (len(own) - 1).bit_length()
             chosen = np.array(own + own[-1:] * (size - len(own)))
             rows = _stacked(seen, data, own, size)
-            result = jax.device_get(call(self.params, (rows, *asked(chosen))))
+            result = jax.device_get(call(self.params, (rows, *asked(chosen), least)))
             for row, number in enumerate(own):
-                there = result.valid_BM[row] & (result.score_BM[row] > least)
+                there = np.flatnonzero(result.valid_BM[row] & (result.score_BM[row] > threshold))[:most]
                 values = result.box_BM4[row][there], result.score_BM[row][there], result.label_BM[row][there]
                 if not np.isfinite(result.score_BM[row]).all():
                     raise UserError(f"The model {self.name!r} gives values that are not finite for image {number}.")

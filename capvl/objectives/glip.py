@@ -126,9 +126,8 @@ class Glip:
             names: grounded.vocabulary(model_options, tokenizer, names, prefix=self.prefix) for names in _lists(data)
         }
         if (self.order == "fixed" or model_options.classes) and not lists:
-            raise UserError(
-                "objective.order='fixed', or model.classes, needs a data set with a closed list of classes."
-            )
+            option = f"objective.order={self.order!r}" if self.order == "fixed" else "model.classes"
+            raise UserError(f"{option} needs data with a closed list of classes, and {data.name!r} has none.")
         captions, length = self._captions(data) if train else None, model_options.length
         made = GroundedText(crop, tokenizer, length, self.slots, data.flip, train, self._texts, lists, captions)
         return Bucketed(made, self.buckets(model_options)) if train else made

@@ -109,6 +109,18 @@ def test_options_of_what_is_found(points):
     assert len(points.detect(picture({"red": RED}), twice, across=0.5)) == 1
 
 
+def test_other_options_compile_nothing_new(points):
+    """As people try thresholds one after another."""
+    found = points.detect(picture(), ["red thing", "blue thing"], threshold=0.1)
+    calls = points._compiled.values()
+    compilations = sum(call._cache_size() for call in calls)
+    between = float(found.scores.mean())
+    assert len(found) == 2
+    assert len(points.detect(picture(), ["red thing", "blue thing"], threshold=between)) == 1
+    assert len(points.detect(picture(), ["red thing", "blue thing"], threshold=0.2, most=1)) == 1
+    assert sum(call._cache_size() for call in calls) == compilations
+
+
 def test_what_a_prompt_says_of_a_class(points):
     """The label is of its name, not of what stands around."""
     classes = [{"name": "mug", "said": "red", "description": "a big blue thing"}, {"name": "sky", "said": "blue"}]

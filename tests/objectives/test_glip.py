@@ -336,7 +336,7 @@ def test_a_fixed_order_needs_a_closed_list(tiny_recipe, data_dir):
     making.scenes_tokenizer(data_dir, "wordpiece")
     tokenizer = "{data_dir}/scenes/wordpiece.txt"
     r = tiny_recipe(model=MODEL, objective=OBJECTIVE | {"order": "fixed"}, data__tokenizer=tokenizer)
-    with pytest.raises(UserError, match="order='fixed', or model.classes, needs a data set with a closed list"):
+    with pytest.raises(UserError, match="order='fixed' needs data with a closed list of classes, and 'scenes/"):
         r.transforms()
 
 

@@ -330,10 +330,10 @@ def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluatio
                 total[key] = total.get(key, 0) + value
     for split, rows in made.items():
         if not any(shard.examples for shard in rows):
-            rejected = ", ".join(f"{n} x {reason}" for reason, (n, _) in left[split].items()) or "nothing"
-            storage.folder(jobs[0][1].part).parent.rmtree()  # Another start would find the same.
-            hint = " Are the images in --files?" if "file missing" in rejected else ""
-            raise UserError(f"Split {split!r} of {name!r} has no example; left out: {rejected}.{hint}")
+            hint = " Are the images in --files?" if "file missing" in left[split] else ""
+            _nothing_in(f"Split {split!r} of {name!r} has no example", left[split], jobs, hint)
+    if not any(report[split]["boxes"] for split in made):
+        _nothing_in(f"No image of {name!r} has a box", left["train"] if "train" in left else Rejected(), jobs)
     for split, rejected in left.items():
         if split in report or rejected:
             own = report.setdefault(split, {"examples": 0, "changed": Rejected()})
@@ -353,6 +353,13 @@ def _finish(folder: epath.Path, name: str, jobs, left, items, classes, evaluatio
         files[CLASSES] = json.dumps(rows, ensure_ascii=False, indent=1)
     schema = regional.features(list(classes), listed)
     publish(folder, name, schema, made, f"Regions of {format}, prepared by capvl.", files)
+
+
+def _nothing_in(what: str, rejected: Rejected, jobs, hint: str = "") -> None:
+    """Raises UserError; the parts go, as another start would find the same."""
+    storage.folder(jobs[0][1].part).parent.rmtree()
+    reasons = ", ".join(f"{n} x {reason}" for reason, (n, _) in rejected.items()) or "nothing"
+    raise UserError(f"{what}; left out: {reasons}.{hint}")
 
 
 def _shown(rejected: Rejected) -> dict[str, dict[str, Any]]:

@@ -188,7 +188,7 @@ def test_a_tokenizer_of_names_of_boxes(tmp_path, capsys):
     assert read.decode(read("cat. dog. hair drier", 32)) == "cat. dog. hair drier"
     assert 1 not in read("cat. dog. hair drier", 32)  # [UNK]
     # Images without a box say nothing of it.
-    values["annotations"] = []
-    make(tmp_path, "none", "coco", {"val": written(tmp_path, values)})
+    boxes = written(tmp_path, values, "boxes.json")
+    make(tmp_path, "none", "coco", {"val": written(tmp_path, values | {"annotations": []}), "dev": boxes})
     with pytest.raises(UserError, match="'val' of 'none' has neither captions nor names of boxes to learn from"):
         tokenizer.main([*arguments, "--split=val", "--data=none"])

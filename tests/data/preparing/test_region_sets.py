@@ -171,6 +171,10 @@ def test_errors(tmp_path):
         values = {"name": "set", "format": "coco", "splits": {"val": files}} | changes
         with pytest.raises(UserError, match=words):
             make(tmp_path, **values)
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(json.loads((tmp_path / "instances.json").read_text()) | {"annotations": []}))
+    with pytest.raises(UserError, match="No image of 'set' has a box"):
+        make(tmp_path, "set", "coco", {"val": [str(bare)]})
     for file in (tmp_path / "images").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="Split 'val' of 'set' has no example; left out: 6 x file missing.*--files"):
