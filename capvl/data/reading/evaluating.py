@@ -72,20 +72,24 @@ class EvalRows:
         numbers = [number * self.batch + row for row in rows]
         examples = [self.example(n) if n < self.size else None for n in numbers]
         there = np.array([example is not None for example in examples])
-        return there, stack([example for example in examples if example]) if there.any() else {}
+        return there, _stacked([e for e in examples if e], np.array(numbers)[there]) if there.any() else {}
 
     def example(self, n: int) -> dict[str, Any] | None:
         """Example n; None where its image is bad."""
         with contextlib.suppress(BadImageError):
-            return self.transform(self.source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
+            return self.transform(self.source[n], Uniforms(0, n))
         return None
 
     def blank(self) -> dict[str, np.ndarray]:
         """One example, stacked, for what a row of padding looks like."""
         for n in range(len(self.source)):
             if example := self.example(n):
-                return stack([example])
+                return _stacked([example], np.array([n]))
         raise NoImageError(f"Data set {self.source.name!r} has no image that can be decoded.")
+
+
+def _stacked(examples: list[dict[str, Any]], numbers: np.ndarray) -> dict[str, np.ndarray]:
+    return stack(examples) | {"mask": np.ones(len(examples), bool), "index": numbers.astype(np.int32)}
 
 
 def eval_batches(
