@@ -22,6 +22,7 @@ setuptools.setup(
         "absl-py",
         "array_record",
         "av>=14",
+        "cloudpickle",
         "etils[epath]",
         "flatbuffers",
         "flax>=0.12.8,<0.14",

@@ -35,6 +35,7 @@ EVALUATORS = {
     "entailment": "capvl.evals.entailment:Entailment",
     "judge": "capvl.evals.judge:Judged",
     "probe": "capvl.evals.probe:ProbeAccuracy",
+    "knn": "capvl.evals.knn:Knn",
     "linear_probe": "capvl.evals.linear_probe:LinearProbe",
     "hallucination": "capvl.evals.hallucination:Hallucination",
     "vqa": "capvl.evals.vqa:Vqa",

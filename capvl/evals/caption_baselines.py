@@ -6,7 +6,7 @@ import numpy as np
 
 from capvl.data.reading import sources
 from capvl.evals import Context, caption_metrics
-from capvl.evals.captions import captions_of
+from capvl.evals.captions import captions_of, captions_of_all
 from capvl.evals.encode import over_images
 from capvl.evals.perplexity import opened_pairs
 from capvl.inference.compiled import compiled
@@ -42,7 +42,7 @@ class CaptionBaselines:
         embed = compiled(context.blueprint, features)
 
         def evaluate(params):
-            references = {str(i): captions_of(test, i) for i in range(len(test))}
+            references = {str(i): texts for i, texts in enumerate(captions_of_all(test))}
             constant = best_constant(train)
             theirs, _ = over_images(context, train, embed, params, f"images of {train.name}")
             mine, _ = over_images(context, test, embed, params, f"images of {test.name}")

@@ -1,6 +1,7 @@
 """Captions that the model writes for held-out images: for the report, and measured against people's."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from capvl.data.reading import sources
 from capvl.decoding.generate import GREEDY, Decoding, planned_length
 from capvl.decoding.names import Names
 from capvl.errors import UserError
-from capvl.evals import Context, Samples, caption_metrics, submissions, to_host
-from capvl.evals.encode import image_batches
+from capvl.evals import Context, Samples, caption_metrics, submissions
+from capvl.evals.encode import image_transform, over_batches
 from capvl.evals.perplexity import opened_pairs
 from capvl.inference.compiled import compiled
 from capvl.inference.writing import prompt, write
@@ -54,24 +55,33 @@ class Captions(Decoding):
         if self.count:
             source = sources.Subset(source, np.arange(min(self.count, len(source))))
         writer, decode = compile_writer(context, self, "caption")
-        names = [sources.name_of(source, i) for i in range(len(source))] if self.submission else []
+        names = sources.names(source) if self.submission else []
         if names:
             submissions.check_unique(self.submission, [submissions.Written(n, "", "") for n in names])
 
         def evaluate(params):
-            images, written, references, kept = [], [], [], []
-            for batch in image_batches(context, source, f"captions of {source.name}"):
-                mask = to_host(batch["mask"])
-                if len(images) < self.shown:
-                    images += list(to_host(batch["image"])[mask])
-                written += [decode(t) for t in to_host(writer(params, batch["image"]))[mask]]
-                index = to_host(batch["index"])[mask]
-                references += [captions_of(source, i) for i in index]
-                kept += list(index)
+            images, written, kept = [], [], []
+
+            def write_some(batch):
+                tokens = writer(params, batch["image"])
+                some = {"image": batch["image"]} if len(images) < self.shown else {}
+                return {"tokens": tokens, "mask": batch["mask"], "index": batch["index"]} | some
+
+            def read_some(found) -> None:
+                mask = found["mask"]
+                images.extend(found["image"][mask] if "image" in found else [])
+                written.extend(decode(t) for t in found["tokens"][mask])
+                kept.extend(found["index"][mask])
+
+            transform, what = image_transform(context), f"captions of {source.name}"
+            over_batches(context, source, transform, write_some, what, after=read_some)
             if self.submission:
                 rows = [submissions.Written(names[i], "", text) for i, text in zip(kept, written, strict=True)]
                 submissions.write(context.folder, f"{source.name}_{self.split}", self.submission, rows)
             yield "distinct", len(set(written)) / max(len(written), 1)
+            if self.metrics or self.shown:
+                every = list(captions_of_all(source))
+                references = [every[i] for i in kept]
             if self.metrics:
                 keys = [str(i) for i in range(len(written)) if references[i]]
                 corpus, _ = caption_metrics.scores(
@@ -89,6 +99,11 @@ class Captions(Decoding):
 def captions_of(source, index: int) -> list[str]:
     """What people wrote for an image."""
     return [sources.as_text(t) for t in source.read(int(index), ("text",))["text"]]
+
+
+def captions_of_all(source) -> Iterator[list[str]]:
+    """The same of all images, in order."""
+    return ([sources.as_text(t) for t in record["text"]] for record in source.annotations(("text",)))
 
 
 def compile_writer(

@@ -18,7 +18,7 @@ from capvl.data.reading import lookup
 from capvl.data.reading.rejected import Rejected
 from capvl.errors import UserError, nearest
 from capvl.evals import Context, check_limits, foils
-from capvl.evals.encode import grey_image, image_transform, over_rows, tokenize
+from capvl.evals.encode import grey_image, image_transform, over_made, over_rows, tokenize
 from capvl.inference.compiled import compiled
 from capvl.inference.matching import cosines, matches
 from capvl.inference.scoring import likelihoods
@@ -237,33 +237,43 @@ class PairScorer:
             for name, captions in grouped.items()
             for i in range(0, len(captions), self.TEXTS)
         ]
-        size, bad = context.batch, {}
-        for first in range(0, len(rows), size):
-            pixels = {name: self._pixels(name, images, bad) for name, _ in rows[first : first + size]}
-            part = [(name, captions) for name, captions in rows[first : first + size] if pixels[name] is not None]
-            if not part:
-                continue
-            text = np.zeros((len(part), self.TEXTS, context.model.length), np.int32)
-            for i, (_, captions) in enumerate(part):
-                for k in range(self.TEXTS):  # What is left over repeats the first, so that no row is empty.
-                    text[i, k] = tokens[captions[k] if k < len(captions) else captions[0]]
-            image = np.stack([pixels[name] for name, _ in part])
-            out = over_rows(context, (image, text), self._score, params, "captions and images")
-            for (name, captions), row in zip(part, out, strict=True):
-                scores |= {(name, c): float(s) for c, s in zip(captions, row, strict=False)}
-        if bad:
-            name, reason = next(iter(bad.items()))
-            say(f"{len(bad)} images can't be used and are left out; the first is {name!r}: {reason}.")
+        scores |= self._of_images(params, rows, tokens, images)
         if self._mean and self.by == "likelihood":
             counts = {c: int(lengths(t)) for c, t in tokens.items()}
             scores = {(name, c): s / counts[c] for (name, c), s in scores.items()}
         return scores
 
-    def _pixels(self, name: str, images, bad: dict[str, str]) -> np.ndarray | None:
-        """None where the image can't be used; `bad` is told why."""
-        transform = image_transform(self._context)
-        try:
-            return transform.crop({"image": images[name]()}, Uniforms(0, 0))
-        except (BadImageError, OSError) as e:
-            bad[name] = str(e)
-            return None
+    def _of_images(self, params, rows, tokens: dict[str, np.ndarray], images) -> dict[tuple[str, str], float]:
+        """Scores of rows of an image's name and at most TEXTS captions."""
+        crop = image_transform(self._context).crop
+
+        @functools.lru_cache(maxsize=64)  # Rows of one image stand beside each other.
+        def pixels(name: str) -> np.ndarray:
+            try:
+                return crop({"image": images[name]()}, Uniforms(0, 0))
+            except OSError as e:
+                raise BadImageError(str(e)) from e
+
+        def make(n: int) -> dict[str, np.ndarray]:
+            name, captions = rows[n]
+            # What is left over repeats the first, so that no row is empty.
+            texts = [*captions, *captions[:1] * (self.TEXTS - len(captions))]
+            return {"image": pixels(name), "text": np.stack([tokens[c] for c in texts])}
+
+        def scored(batch):
+            return self._score(params, (batch["image"], batch["text"]))
+
+        if not rows:
+            return {}
+        out, bad = over_made(self._context, make, len(rows), scored, "captions and images")
+        if bad:
+            names = dict.fromkeys(rows[n][0] for n in bad)
+            first = f"{next(iter(names))!r}: {next(iter(bad.values()))}"
+            say(f"{len(names)} images can't be used and are left out; the first is {first}.")
+        kept = [row for n, row in enumerate(rows) if n not in bad]
+        found = out if kept else []
+        return {
+            (name, caption): float(score)
+            for (name, captions), row in zip(kept, found, strict=True)
+            for caption, score in zip(captions, row, strict=False)
+        }

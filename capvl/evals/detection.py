@@ -198,7 +198,7 @@ def dump(context: Context, truth: Truth, found: Found, split: str) -> None:
     ids = [category.id for category in truth.categories]
     if not all(ids):
         raise UserError(f"A submission names classes by their ids, and data set {truth.source.name!r} has none.")
-    images = [sources.name_of(truth.source, i) for i in range(len(truth.sizes))]
+    images = sources.names(truth.source, len(truth.sizes))
     rows = zip(found.image.tolist(), found.label.tolist(), found.box.tolist(), found.score.tolist(), strict=True)
     boxes = [submissions.FoundBox(images[i], ids[label], tuple(box), score) for i, label, box, score in rows]
     submissions.write_boxes(context.folder, f"{truth.source.name}_{split}", boxes)

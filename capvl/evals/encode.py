@@ -1,5 +1,6 @@
 """Running a function of the model over all images of a data set, or over many texts."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 
 from capvl.data.examples.labels import ImageLabel
 from capvl.data.images.crops import Crop
+from capvl.data.images.decode import BadImageError
 from capvl.data.reading import loader
+from capvl.data.reading.evaluating import NoImageError, Numbers, eval_batches
 from capvl.data.text.tokenizers import too_long
 from capvl.errors import UserError
 from capvl.evals import Context, finite, to_host
@@ -34,21 +37,45 @@ def grey_out(image: np.ndarray) -> None:
     image[..., :3] = 127
 
 
-def image_batches(context: Context, source, what: str, *, blind: bool = False) -> Iterator[dict[str, jax.Array]]:
-    """Every image of a data set once, in order, on the devices: `image`, `label`, `index`, and `mask`, which is False
-    for rows of padding and of images that can't be decoded.
+def over_batches(
+    context: Context, source, transform, function, what: str, *, after=None, limit: int = 0, blind: bool = False
+) -> list:
+    """What a function gives for every example of a source, batch by batch, on the host.
+
+    All evaluators that look at images come here. Batches are made ahead (`capvl.data.reading.evaluating`), a batch is
+    on its way to the devices while they compute the one before, and what is computed is fetched a batch late, so that
+    the devices don't wait for the host.
 
     Args:
       context: of the run.
-      source: the opened data set.
+      source: of examples: it has a length, and a name for messages.
+      transform: the evaluation form of a transform.
+      function: batch on the devices -> device arrays, one or several in a tuple or dict. Beside the transform's arrays
+        a batch has `index`, and `mask`, which is False for rows of padding and of images that can't be decoded.
       what: for the progress bar.
+      after: makes what is kept of a batch of its arrays, now NumPy arrays; None to keep these.
+      limit: the first so many examples; 0 for all.
       blind: the images are grey.
     """
-    batches = loader.eval_batches(source, image_transform(context), context.batch)
-    for host_batch in progress(batches, -(-len(source) // context.batch), what):
-        if blind:
-            grey_out(host_batch["image"])
-        yield loader.to_device(host_batch, batch_sharding(context.mesh))
+    data, sharding, kept, waiting = context.data, batch_sharding(context.mesh), [], None
+    how = {"threads": data.threads, "workers": data.workers, "prefetch": data.prefetch}
+    host_batches = eval_batches(source, transform, context.batch, limit=limit, **how)
+
+    def fetch(arrays) -> None:
+        found = jax.tree.map(to_host, arrays)
+        kept.append(after(found) if after else found)
+
+    with contextlib.closing(host_batches):
+        count = min(len(source), limit or len(source))
+        for host_batch in progress(host_batches, -(-count // context.batch), what):
+            if blind:
+                grey_out(host_batch["image"])
+            late, waiting = waiting, function(loader.to_device(host_batch, sharding))
+            if late is not None:
+                fetch(late)
+        if waiting is not None:
+            fetch(waiting)
+    return kept
 
 
 def row_batches(context: Context, rows: Any, what: str) -> Iterator[tuple[Any, int]]:
@@ -69,23 +96,70 @@ def row_batches(context: Context, rows: Any, what: str) -> Iterator[tuple[Any, i
         yield jax.tree.unflatten(structure, [batch[str(i)] for i in range(len(leaves))]), min(size, count - first)
 
 
+def over_made(context: Context, make, count: int, function, what: str, *, blind: bool = False) -> tuple[Any, dict]:
+    """What a function gives for rows that are made one by one, each with an image.
+
+    Args:
+      context: of the run.
+      make: number of a row -> its arrays; it raises BadImageError where its image can't be used.
+      count: of the rows.
+      function: batch on the devices -> device array.
+      what: they are, for messages and the progress bar.
+      blind: the images are grey.
+
+    Returns:
+      the outputs of the rows whose images can be used, None where there are none; and number -> why of the others,
+      which is told of the first only.
+
+    Raises:
+      NotFiniteError: an output is NaN or infinite.
+    """
+
+    def outputs(batch):
+        index, mask = batch.pop("index"), batch.pop("mask")
+        return function(batch), index, mask
+
+    def real(found):
+        output, index, mask = found
+        return output[mask], index[mask]
+
+    rows = Numbers(what, count)
+    try:
+        kept = over_batches(context, rows, lambda n, _: make(n), outputs, what, after=real, blind=blind)
+    except NoImageError:
+        kept = []
+    numbers = np.concatenate([index for _, index in kept]) if kept else np.zeros(0, int)
+    bad = dict.fromkeys(np.setdiff1d(np.arange(count), numbers).tolist(), "")
+    for n in list(bad)[:1]:
+        try:
+            make(n)
+        except BadImageError as e:
+            bad[n] = str(e)
+    return (finite(np.concatenate([output for output, _ in kept]), what) if kept else None), bad
+
+
 def over_images(
     context: Context, source, function, params, what: str, *, blind: bool = False
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Outputs of a compiled function for every image, and the `label` and `index` of each; see `image_batches`.
+    """Outputs of a compiled function for every image, and the `label` and `index` of each; see `over_batches`.
 
     Raises:
       UserError: an image can't be decoded.
       NotFiniteError: an output is NaN or infinite.
     """
-    outputs, rest = [], {"label": [], "index": []}
-    for batch in image_batches(context, source, what, blind=blind):
-        mask = to_host(batch["mask"])
-        outputs.append(to_host(function(params, batch["image"]))[mask])
-        for key, values in rest.items():
-            values.append(to_host(batch[key])[mask])
-    check_decoded(source, sum(map(len, outputs)))
-    return finite(np.concatenate(outputs), what), {k: np.concatenate(v) for k, v in rest.items()}
+
+    def outputs(batch):
+        return function(params, batch["image"]), {key: batch[key] for key in ("label", "index", "mask")}
+
+    def real(found):
+        output, rest = found
+        mask = rest.pop("mask")
+        return output[mask], {key: values[mask] for key, values in rest.items()}
+
+    kept = over_batches(context, source, image_transform(context), outputs, what, after=real, blind=blind)
+    found, rest = zip(*kept, strict=True)
+    check_decoded(source, sum(map(len, found)))
+    return finite(np.concatenate(found), what), {k: np.concatenate([part[k] for part in rest]) for k in rest[0]}
 
 
 def check_decoded(source, count: int) -> None:
@@ -100,7 +174,12 @@ def over_rows(context: Context, rows: Any, function, params, what: str) -> np.nd
     Raises:
       NotFiniteError: an output is NaN or infinite.
     """
-    outputs = [to_host(function(params, batch))[:count] for batch, count in row_batches(context, rows, what)]
+    outputs, waiting = [], None
+    for batch, count in row_batches(context, rows, what):
+        late, waiting = waiting, (function(params, batch), count)
+        if late is not None:  # One batch behind, as in `over_batches`.
+            outputs.append(to_host(late[0])[: late[1]])
+    outputs.append(to_host(waiting[0])[: waiting[1]])
     return finite(np.concatenate(outputs), what)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from capvl.data.reading.sources import Subset
 from capvl.errors import UserError
-from capvl.evals import Context
-from capvl.evals.encode import over_images
+from capvl.evals import Context, cached
+from capvl.evals.cached import image_features
 from capvl.evals.labels import chance, open_labelled, untrained
 from capvl.inference.compiled import compiled
 from capvl.inference.matching import features
@@ -31,6 +31,7 @@ class FewShot:
       seeds: draws of the shots.
       l2: strengths to choose from.
       features: "encoder" (the pooled feature) or "pixels" (a baseline: the image itself, 16 x 16).
+      cache: where features are kept for the next time (`capvl.evals.cached`): "" nowhere, "memory", or a folder.
     """
 
     name: str = "scenes/64"
@@ -40,10 +41,12 @@ class FewShot:
     seeds: tuple[int, ...] = (0, 1, 2)
     l2: tuple[float, ...] = tuple(2.0**i for i in (-10, -5, 0, 5, 10))
     features: str = "encoder"
+    cache: str = ""
 
     def __post_init__(self):
         if self.features not in ("encoder", "pixels"):
             raise UserError(f"fewshot features={self.features!r} should be 'encoder' or 'pixels'.")
+        cached.check(self.cache, "fewshot")
         if (
             not self.shots
             or min(self.shots) < 1
@@ -71,13 +74,11 @@ class FewShot:
         train = Subset(train, used)
         embed = compiled(context.blueprint, _pixels if self.features == "pixels" else features)
 
-        def collect(params, source):
-            x, rest = over_images(context, source, embed, params, f"images of {self.name}")
-            return x, rest["label"]
-
         def evaluate(params):
-            x, y = collect(params, train)
-            x_test, y_test = collect(params, test)
+            (x, y), (x_test, y_test) = (
+                image_features(context, source, embed, params, f"images of {self.name}", cache=self.cache)
+                for source in (train, test)
+            )
             yield from untrained(y_test, classes)
             yield "chance", chance(y_test)
             y = np.searchsorted(classes, y)

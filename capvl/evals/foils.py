@@ -157,8 +157,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
     dataset, _, split = name.partition(":")
     source = sources.open_source(dataset, split, data_dir, features=("text",))
     questions = []
-    for i in range(len(source)):
-        record = source[i]
+    for i, record in enumerate(source.annotations(("text", *lookup.NAMED_BY))):
         words = sources.as_text(record["text"][0]).lower().rstrip(" .!?").split() if record["text"] else []
         if len(set(words)) < 2:
             continue
@@ -170,7 +169,7 @@ def of_captions(name: str, data_dir: str, seed: int) -> list[Foil]:
         shuffled = list(words)
         while shuffled == words:
             shuffled = [words[j] for j in rng.permutation(len(words))]
-        image = lookup.names_of(source, i)[0]
+        image = lookup.names_in(record, i)[0]
         for group, foil in (("shuffled", shuffled), ("swapped", swapped)):
             questions.append(Foil(group, (image,), (" ".join(words), " ".join(foil))))
     return questions
@@ -196,8 +195,8 @@ def of_scenes(name: str, data_dir: str, seed: int) -> list[Foil]:
     dataset, _, split = name.partition(":")
     source = sources.open_source(dataset, split, data_dir, features=("objects?",))
     questions = []
-    for i in range(len(source)):
-        rows, rng = source[i].get("objects", {}), np.random.default_rng([seed, i])
+    for i, record in enumerate(source.annotations(("objects?", *lookup.NAMED_BY))):
+        rows, rng = record.get("objects", {}), np.random.default_rng([seed, i])
         if "color" not in rows or "shape" not in rows:
             raise UserError(f"The format 'scenes' needs an embedded data set, such as scenes/demo, not {dataset!r}.")
         things = [
@@ -207,7 +206,7 @@ def of_scenes(name: str, data_dir: str, seed: int) -> list[Foil]:
         ]
         if len(things) < 2:
             continue
-        image, there = lookup.names_of(source, i)[0], {thing[:2] for thing in things}
+        image, there = lookup.names_in(record, i)[0], {thing[:2] for thing in things}
         first, second = (things[k] for k in rng.permutation(len(things))[:2])
         a, b = (language.a(f"{color} {shape}") for color, shape, *_ in (first, second))
         where = language.relation(*(Place(*thing[2:]) for thing in (first, second)))

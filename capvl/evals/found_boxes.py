@@ -13,15 +13,14 @@ import numpy as np
 from capvl.data.images.crops import Crop
 from capvl.data.images.decode import image_size
 from capvl.data.randomness import Uniforms
-from capvl.data.reading import loader, sources
+from capvl.data.reading import sources
 from capvl.data.reading.classes import Category, categories
 from capvl.data.reading.regions import DETECTION, FEATURES, Region, crowds, looked_for, regions
 from capvl.errors import UserError, nearest
-from capvl.evals import Context, finite, to_host
+from capvl.evals import Context, finite
 from capvl.evals.average_precision import Federated, Found, Objects
+from capvl.evals.encode import over_batches
 from capvl.inference.detecting import Seen, bucket_of, buckets
-from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,7 @@ def read_truth(source: sources.Source, split: str, chosen: Sequence[str] = (), l
     labels = {category.name: label for label, category in enumerate(kept)}
     count = min(limit or len(source), len(source))
     sizes, rows, lists = np.zeros((count, 2), int), [], []
-    for i in range(count):
-        record = source.read(i, (*FEATURES, *DETECTION, "height?", "width?"))
+    for i, record in enumerate(source.annotations((*FEATURES, *DETECTION, "height?", "width?"), range(count))):
         sizes[i] = _size(source, i, record)
         every = regions(record), crowds(record)
         if any(every) and not any(region.category or region.label >= 0 for found in every for region in found):
@@ -127,7 +125,7 @@ def _federated(kept: Sequence[Category], labels: dict[str, int], lists: list) ->
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Some images of a source with what they are asked for: a source for `loader.eval_batches`, and its transform.
+    """Some images of a source with what they are asked for: a source for `over_batches`, and its transform.
 
     Attributes:
       name: for messages.
@@ -174,22 +172,28 @@ def run(context: Context, source: sources.Source, sizes: np.ndarray, find, what:
     crop = Crop.of_model(context.data, context.model, train=False)
     of_image = [bucket_of(context.model, tuple(size)) for size in sizes.tolist()]
     rows, seen = [], np.zeros(len(sizes), bool)
+
+    def found(batch):
+        mask, number = batch.pop("mask"), batch.pop("number")
+        batch.pop("index")
+        return find(batch), mask, number
+
+    def real(arrays):
+        detections, mask, number = arrays
+        score, valid = detections.score_BM, detections.valid_BM & mask[:, None]
+        finite(score[mask], f"scores of {what}")
+        columns = np.broadcast_to(number[:, None], score.shape), detections.label_BM, detections.box_BM4, score
+        return [column[valid] for column in columns], number[mask]
+
     for bucket in buckets(context.model):
         numbers = np.flatnonzero([own == bucket for own in of_image])
         if not len(numbers):
             continue
         images = Images(what, source, numbers, Seen(crop.in_bucket(bucket)), asked)
-        batches = loader.eval_batches(images, images.transform, context.batch)
-        for host_batch in progress(batches, -(-len(images) // context.batch), f"images of {what}, {bucket}"):
-            batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-            mask, number = to_host(batch.pop("mask")), to_host(batch.pop("number"))[:, None]
-            batch.pop("index")
-            found = find(batch)
-            score, valid = to_host(found.score_BM), to_host(found.valid_BM) & mask[:, None]
-            finite(score[mask], f"scores of {what}")
-            columns = np.broadcast_to(number, score.shape), to_host(found.label_BM), to_host(found.box_BM4), score
-            rows.append([column[valid] for column in columns])
-            seen[number[mask, 0]] = True
+        title = f"images of {what}, {bucket}"
+        for columns, there in over_batches(context, images, images.transform, found, title, after=real):
+            rows.append(columns)
+            seen[there] = True
     if not seen.all():
         raise UserError(f"Data set {what} has images that can't be decoded; prepare it again.")
     return _collected(rows, sizes)

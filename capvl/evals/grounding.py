@@ -12,15 +12,14 @@ import numpy as np
 from capvl.data.images.crops import Crop
 from capvl.data.images.decode import decode, image_size
 from capvl.data.randomness import Uniforms
-from capvl.data.reading import loader, lookup, sources
+from capvl.data.reading import lookup, sources
 from capvl.data.reading.regions import FEATURES, regions
 from capvl.errors import UserError
-from capvl.evals import Context, Pictures, boxes, check_limits, detections, finite, to_host
-from capvl.evals.encode import tokenize
+from capvl.evals import Context, Pictures, boxes, check_limits, detections, finite
+from capvl.evals.encode import over_batches, tokenize
 from capvl.inference.compiled import compiled
 from capvl.inference.grounding import candidates, locator, method_of, picture, whole
-from capvl.parallel.rules import batch_sharding
-from capvl.terminal import progress, say
+from capvl.terminal import say
 
 PHRASES = 4
 """Phrases that an image is encoded for at once."""
@@ -101,7 +100,8 @@ class Grounding:
         given, what = None, f"{name!r}, split {split!r}"
         if found is not None:
             images = sorted({row.image for row in rows})
-            names = [lookup.names_of(source, i) for i in images]
+            records = source.annotations(lookup.NAMED_BY, images)
+            names = [lookup.names_in(record, i) for i, record in zip(images, records, strict=True)]
             given = dict(zip(images, detections.of_images(found, file, names, what), strict=True))
         tokens = tokenize(context, [row.phrase for row in rows])
         crop = whole(Crop.of_model(context.data, context.model, train=False))
@@ -134,9 +134,10 @@ def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged
       merged: several boxes of a phrase become the one around them.
     """
     rows, empty = [], 0
-    for i in range(min(images or len(source), len(source))):
+    chosen = range(min(images or len(source), len(source)))
+    for i, record in enumerate(source.annotations(FEATURES, chosen, likely=limit)):
         said: dict[tuple, list] = {}
-        for region in regions(source.read(i, FEATURES)):
+        for region in regions(record):
             x0, y0, x1, y1 = region.box
             if x0 < x1 and y0 < y1:
                 for place, phrase in enumerate(region.phrases):
@@ -159,7 +160,7 @@ def read_rows(source: sources.Source, images: int = 0, *, limit: int = 0, merged
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """Images with PHRASES of their phrases each: a source for `loader.eval_batches`, and its transform.
+    """Images with PHRASES of their phrases each: a source for `over_batches`, and its transform.
 
     Attributes:
       name: for messages.
@@ -224,19 +225,24 @@ def run(context: Context, asked: Asked, find, params) -> tuple[np.ndarray, list[
     """
     box_N4, size_N2 = np.full((len(asked.rows), 4), np.nan), np.zeros((len(asked.rows), 2))
     heats, seen = [], np.zeros(len(asked.rows), bool)
-    batches = loader.eval_batches(asked, asked.transform, context.batch)
-    for host_batch in progress(batches, -(-len(asked) // context.batch), f"phrases of {asked.name}"):
-        batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-        row_BS, mask = to_host(batch.pop("row")), to_host(batch.pop("mask"))
-        size = to_host(batch.pop("size"))
+
+    def ask(batch):
+        own = {key: batch.pop(key) for key in ("row", "mask", "size")}
         batch.pop("index")
         found = find(params, batch)
-        there = (row_BS >= 0) & mask[:, None]
-        rows = row_BS[there]
-        box_N4[rows], seen[rows] = to_host(found["box"])[there], True
-        size_N2[rows] = np.repeat(size[:, None], PHRASES, axis=1)[there]
-        if "heat" in found and len(heats) < SHOWN:
-            heats += list(to_host(found["heat"])[there])
+        if len(heats) >= SHOWN:
+            found.pop("heat", None)
+        return found | own
+
+    def keep(found) -> None:
+        there = (found["row"] >= 0) & found["mask"][:, None]
+        rows = found["row"][there]
+        box_N4[rows], seen[rows] = found["box"][there], True
+        size_N2[rows] = np.repeat(found["size"][:, None], PHRASES, axis=1)[there]
+        if "heat" in found:
+            heats.extend(found["heat"][there])
+
+    over_batches(context, asked, asked.transform, ask, f"phrases of {asked.name}", after=keep)
     if not seen.all():
         raise UserError(f"Data set {asked.name} has images that can't be decoded; prepare it again.")
     return finite(box_N4, f"boxes of {asked.name}"), heats[:SHOWN], size_N2

@@ -49,7 +49,7 @@ class Hallucination(Decoding):
         source = sources.open_source(name, self.split, data.directory(), features=(context.visual,))
         if self.limit:
             source = sources.Subset(source, np.arange(min(self.limit, len(source))))
-        scenes = [things(source.read(i, ("objects",))["objects"]) for i in range(len(source))]
+        scenes = [things(record["objects"]) for record in source.annotations(("objects",))]
         writer, decode = compile_writer(context, self, "caption")
 
         def written(params, blind: bool) -> list[str]:

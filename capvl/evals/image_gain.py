@@ -3,10 +3,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from capvl.data.reading import loader
-from capvl.evals import Context, check_limits, finite, to_host
+from capvl.evals import Context, check_limits, finite
 from capvl.evals.perplexity import compile_scores, open_pairs, require_modes
 from capvl.nn.padding import lengths
 from capvl.parallel.rules import batch_sharding
@@ -39,24 +39,27 @@ class ImageGain:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         require_modes(context, "image_gain", self.modes)
-        _, batches = open_pairs(context, self.name, self.split, self.limit)
-        take = jax.jit(lambda image, index: image[index], out_shardings=batch_sharding(context.mesh))
+        _, over_pairs = open_pairs(context, self.name, self.split, self.limit)
+        swap = jax.jit(lambda image, mask: image[next_real(mask)], out_shardings=batch_sharding(context.mesh))
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
 
         def evaluate(params):
             gains = {mode: [] for mode in self.modes}
-            for host_batch in batches():
-                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-                mask, text = to_host(batch["mask"]), to_host(batch["text"])
-                count = int(mask.sum())
-                if count < 2:
+
+            def scored(batch):
+                other = swap(batch["image"], batch["mask"])
+                pairs = {
+                    mode: [score[mode](params, (image, batch["text"])) for image in (batch["image"], other)]
+                    for mode in self.modes
+                }
+                return batch["mask"], batch["text"], pairs
+
+            for mask, text, pairs in over_pairs(scored):
+                if mask.sum() < 2:
                     continue
-                other = take(batch["image"], next_real(mask))
-                tokens = lengths(text)[mask]
-                for mode in self.modes:
-                    own = to_host(score[mode](params, (batch["image"], batch["text"])))[mask]
-                    swapped = to_host(score[mode](params, (other, batch["text"])))[mask]
-                    gains[mode].append(finite((own - swapped) / tokens, "likelihoods"))
+                for mode, (own, swapped) in pairs.items():
+                    gain = (own[mask] - swapped[mask]) / lengths(text)[mask]
+                    gains[mode].append(finite(gain, "likelihoods"))
             for mode in self.modes:
                 gain = np.concatenate(gains[mode])
                 half = Z_95 * gain.std(ddof=1) / np.sqrt(len(gain))
@@ -67,9 +70,10 @@ class ImageGain:
         return evaluate
 
 
-def next_real(mask: np.ndarray) -> np.ndarray:
-    """For each real row the index of the next real one, around the end; padded rows keep their own."""
-    index = np.arange(len(mask), dtype=np.int32)
-    real = np.flatnonzero(mask)
-    index[real] = np.roll(real, -1)
-    return index
+def next_real(mask: jax.Array) -> jax.Array:
+    """For each real row (B,) the index of the next real one, around the end; padded rows keep their own."""
+    index = jnp.arange(len(mask))
+    # Twice around: behind the last real row comes the first.
+    real = jnp.where(jnp.tile(mask, 2), jnp.arange(2 * len(mask)), 2 * len(mask))
+    following = jax.lax.cummin(real, reverse=True)[1 : len(mask) + 1]
+    return jnp.where(mask, following % len(mask), index)

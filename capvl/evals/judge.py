@@ -21,7 +21,7 @@ from capvl.data.reading import sources
 from capvl.data.reading.texts import questions
 from capvl.errors import UserError
 from capvl.evals import Confusion, Context, check_limits
-from capvl.evals.encode import grey_out, image_transform, over_rows, tokenize
+from capvl.evals.encode import image_transform, over_made, tokenize
 from capvl.evals.labels import chance
 from capvl.inference.compiled import compiled
 from capvl.models.abilities import Ability
@@ -90,8 +90,8 @@ def read_statements(source, model_options, limit: int = 0) -> Iterator[Stated]:
       UserError: a label is no class of the model's, or an example has another number of images.
     """
     left = limit
-    for i in range(len(source)):
-        asked = [q for q in questions(source.read(i, ("questions",))["questions"]) if q.answers]
+    for i, record in enumerate(source.annotations(("questions",), likely=limit)):
+        asked = [q for q in questions(record["questions"]) if q.answers]
         asked = asked[:left] if limit else asked
         statements = [Statement(q.question, class_of(q.answers[0], model_options.classes), q.kind, q.id) for q in asked]
         if statements:
@@ -124,7 +124,7 @@ class Scorer:
           examples: at least one.
           blind: the images are grey.
         """
-        context, length = self._context, self._context.model.length
+        context = self._context
         texts = list(dict.fromkeys(s.text for e in examples for s in e.statements))
         tokens = dict(zip(texts, tokenize(context, texts), strict=True))
         rows = [
@@ -132,35 +132,32 @@ class Scorer:
             for example in examples
             for i in range(0, len(example.statements), self.TEXTS)
         ]
-        judged, scores, bad = [], [], []
-        for first in range(0, len(rows), context.batch):
-            part = []
-            for read, statements in rows[first : first + context.batch]:
-                try:
-                    part.append((self._pixels(read), statements))
-                except (BadImageError, OSError) as e:
-                    bad.append(str(e))
-            if not part:
-                continue
-            image = np.stack([pixels for pixels, _ in part])
-            if blind:
-                grey_out(image)
-            text = np.zeros((len(part), self.TEXTS, length), np.int32)
-            for i, (_, statements) in enumerate(part):
-                for k in range(self.TEXTS):  # What is left over repeats the first, so that no text is empty.
-                    text[i, k] = tokens[statements[k if k < len(statements) else 0].text]
-            out = over_rows(context, (image, text), self._judge, params, "statements")
-            for row, (_, statements) in zip(out, part, strict=True):
-                judged += statements
-                scores.append(row[: len(statements)])
+
+        def make(n: int) -> dict[str, np.ndarray]:
+            read, statements = rows[n]
+            # What is left over repeats the first, so that no text is empty.
+            texts = [*statements, *statements[:1] * (self.TEXTS - len(statements))]
+            return {"image": self._pixels(read), "text": np.stack([tokens[s.text] for s in texts])}
+
+        def scored(batch):
+            return self._judge(params, (batch["image"], batch["text"]))
+
+        out, bad = over_made(context, make, len(rows), scored, "statements", blind=blind)
         if bad:
-            say(f"{len(bad)} rows of statements have images that can't be used and are left out; the first: {bad[0]}.")
-        if not judged:
+            first = next(iter(bad.values()))
+            say(f"{len(bad)} rows of statements have images that can't be used and are left out; the first: {first}.")
+        if out is None:
             raise UserError("None of the images of the statements can be used.")
-        return judged, np.concatenate(scores)
+        kept = [statements for n, (_, statements) in enumerate(rows) if n not in bad]
+        scores = [row[: len(statements)] for row, statements in zip(out, kept, strict=True)]
+        return [s for statements in kept for s in statements], np.concatenate(scores)
 
     def _pixels(self, read: Callable[[], list[bytes]]) -> np.ndarray:
-        return np.stack([self._crop({"image": data}, Uniforms(0, 0)) for data in read()])
+        try:
+            encoded = read()
+        except OSError as e:
+            raise BadImageError(str(e)) from e
+        return np.stack([self._crop({"image": data}, Uniforms(0, 0)) for data in encoded])
 
 
 def results(statements: Sequence[Statement], scores: np.ndarray, blind: np.ndarray, classes: Sequence[str]):

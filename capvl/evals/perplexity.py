@@ -1,19 +1,20 @@
 """Negative log-likelihood of held-out captions, autoregressive (Cap) and in parallel (Pa)."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from capvl.data.examples.image_text import ImageText
 from capvl.data.images.crops import Crop
-from capvl.data.reading import loader, sources
+from capvl.data.reading import sources
 from capvl.errors import UserError, nearest
-from capvl.evals import Context, check_limits, finite, to_host
+from capvl.evals import Context, check_limits, finite
+from capvl.evals.encode import over_batches
 from capvl.inference.compiled import compiled
 from capvl.inference.scoring import pair_likelihoods, parallel_likelihoods
 from capvl.models.abilities import Ability
 from capvl.nn.padding import real
-from capvl.parallel.rules import batch_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Perplexity:
     def setup(self, context: Context):
         """See `capvl.evals`."""
         require_modes(context, "perplexity", self.modes)
-        source, batches = open_pairs(context, self.name, self.split, self.limit)
+        source, over_pairs = open_pairs(context, self.name, self.split, self.limit)
         score = {mode: compile_scores(context, parallel=mode == "pa") for mode in self.modes}
         log_frequency = unigram(context)
 
@@ -48,17 +49,18 @@ class Perplexity:
             unigram_total = 0.0
             totals = dict.fromkeys(self.modes, 0.0)
             examples = tokens = 0
-            for host_batch in batches():
-                batch = loader.to_device(host_batch, batch_sharding(context.mesh))
-                mask = to_host(batch["mask"])
+
+            def scored(batch):
+                scores = {mode: score[mode](params, (batch["image"], batch["text"])) for mode in self.modes}
+                return batch["mask"], batch["text"], scores
+
+            for mask, text, scores in over_pairs(scored):
                 examples += int(mask.sum())
-                text = to_host(batch["text"])[mask]
-                there = real(text)
+                there = real(text[mask])
                 tokens += int(there.sum())
-                unigram_total -= float(log_frequency[text[there]].sum())
+                unigram_total -= float(log_frequency[text[mask][there]].sum())
                 for mode in self.modes:
-                    scores = to_host(score[mode](params, (batch["image"], batch["text"])))[mask]
-                    totals[mode] -= float(finite(scores, f"likelihoods of {source.name}").sum())
+                    totals[mode] -= float(finite(scores[mode][mask], f"likelihoods of {source.name}").sum())
             for mode, total in totals.items():
                 yield f"{mode}/nll", total / examples
                 yield f"{mode}/nll_per_token", total / tokens
@@ -88,19 +90,20 @@ def unigram(context: Context) -> np.ndarray:
     tokenizer = context.tokenizer()
     for name in prepared:
         source = sources.open_source(name, data.split, data.directory(), features=("text",), fields=data.fields())
-        for i in range(min(len(source), UNIGRAM_EXAMPLES)):
-            for text in source[i]["text"]:
+        for record in source.annotations(("text",), range(min(len(source), UNIGRAM_EXAMPLES))):
+            for text in record["text"]:
                 tokens = tokenizer(text, context.model.length)
                 counts += np.bincount(tokens[real(tokens)], minlength=len(counts))
     return np.log(counts / counts.sum())
 
 
 def open_pairs(context: Context, name: str, split: str, limit: int):
-    """The source, and a function that gives its evaluation batches, for the run's model and tokenizer."""
+    """The source, and a function that runs another one over its batches of images and tokens (`over_batches`)."""
     crop = Crop.of_model(context.data, context.model, train=False)
     transform = ImageText(crop, context.model.length, context.tokenizer(), flip=False, train=False)
     source = opened_pairs(context, name, split)
-    return source, lambda: loader.eval_batches(source, transform, context.batch, limit=limit)
+    run = functools.partial(over_batches, context, source, transform, what=f"captions of {source.name}", limit=limit)
+    return source, run
 
 
 def opened_pairs(context: Context, name: str, split: str):

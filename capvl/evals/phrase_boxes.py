@@ -176,8 +176,7 @@ def read(source: sources.Source, split: str, tokenizer, length: int, limit: int 
     what, count = f"{source.name!r}, split {split!r}", min(limit or len(source), len(source))
     sizes, spoken, cut = np.zeros((count, 2), int), [], 0
     captions: list[list[tuple[np.ndarray, np.ndarray]]] = []
-    for i in range(count):
-        record = source.read(i, READ)
+    for i, record in enumerate(source.annotations(READ, range(count))):
         size = int(record.get("height", 0)), int(record.get("width", 0))
         sizes[i] = size if all(size) else image_size(source.read(i, ("image",))["image"])
         named, of_kinds, own = _named(record), {span: own for (_, span), own in kinds(record).items()}, []

@@ -8,7 +8,7 @@ import numpy as np
 
 from capvl.data.reading import sources
 from capvl.evals import Context, check_limits
-from capvl.evals.captions import captions_of
+from capvl.evals.captions import captions_of_all
 from capvl.evals.encode import tokenize
 from capvl.evals.perplexity import opened_pairs
 from capvl.evals.rerank import pair_scorer, ranks_of_scores, recall, rerank
@@ -60,8 +60,8 @@ class Retrieval:
 
         def evaluate(params):
             owners, texts = [], []
-            for i in range(len(source)):
-                own = [t for t in captions_of(source, i) if t.strip()][: self.captions or None]
+            for i, every in enumerate(captions_of_all(source)):
+                own = [t for t in every if t.strip()][: self.captions or None]
                 owners += [i] * len(own)
                 texts += own
             tokens = tokenize(context, texts)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from capvl.evals import Context, NotFiniteError, to_host
-from capvl.evals.encode import check_decoded, image_batches, row_batches
+from capvl.evals.encode import check_decoded, image_transform, over_batches, row_batches
 from capvl.parallel.rules import RULES
 
 AXES = RULES["batch"]
@@ -83,11 +83,14 @@ def shard_images(context: Context, source, function, params, what: str) -> Shard
       UserError: an image can't be decoded.
       NotFiniteError: an output is NaN or infinite.
     """
-    outputs, decoded = [], 0
-    for batch in image_batches(context, source, what):
+    outputs: list[Any] = []
+
+    def keep(batch) -> jax.Array:
         outputs.append(function(params, batch["image"]))
-        decoded += int(to_host(batch["mask"]).sum())
-    check_decoded(source, decoded)
+        return batch["mask"]
+
+    masks = over_batches(context, source, image_transform(context), keep, what)
+    check_decoded(source, int(np.concatenate(masks).sum()))
     found = ShardedRows.of_batches(context.mesh, outputs, len(source))
     found.check_finite(what)
     return found

@@ -16,7 +16,7 @@ from capvl.decoding.ranking import rank
 from capvl.errors import UserError, nearest
 from capvl.evals import Confusion, Context, answer_metrics, check_limits, submissions
 from capvl.evals.captions import compile_writer
-from capvl.evals.encode import grey_out, image_transform, over_rows
+from capvl.evals.encode import check_decoded, image_transform, over_made
 from capvl.evals.labels import class_names
 from capvl.inference.compiled import compiled
 from capvl.inference.writing import begin, prompts
@@ -100,17 +100,16 @@ class Vqa(Decoding):
         writer, decode = self._writer(context, self._names(context, source, tokenizer), prompt_NP.shape[1])
 
         def written(params, blind: bool) -> list[str]:
-            texts, size = [], context.batch
-            for first in range(0, len(rows), size):
-                part = rows[first : first + size]
-                image = np.stack([transform(source[r.index], Uniforms(0, 0))["image"] for r in part])
-                if blind:
-                    grey_out(image)
-                out = over_rows(
-                    context, (image, prompt_NP[first : first + size]), writer, params, f"questions of {name}"
-                )
-                texts += [decode(t) for t in out]
-            return texts
+            def make(n: int) -> dict[str, np.ndarray]:
+                image = transform(source[rows[n].index], Uniforms(0, 0))["image"]
+                return {"image": image, "prompt": prompt_NP[n]}
+
+            def answer(batch):
+                return writer(params, (batch["image"], batch["prompt"]))
+
+            tokens, bad = over_made(context, make, len(rows), answer, f"questions of {name}", blind=blind)
+            check_decoded(source, len(source) - len(bad))
+            return [decode(t) for t in tokens]
 
         def evaluate(params):
             texts = written(params, blind=False)
@@ -176,8 +175,8 @@ class Row(NamedTuple):
 def read_rows(source, feature: str, limit: int = 0) -> list[Row]:
     """All questions (or class names) of a source, at most `limit` where it isn't 0."""
     rows: list[Row] = []
-    for i in range(len(source)):
-        record, image = source.read(i, (feature,)), sources.name_of(source, i)
+    for i, record in enumerate(source.annotations((feature, *sources.NAMED_BY), likely=limit)):
+        image = sources.name_in(record, i)
         if feature == "questions":
             rows += [Row(i, image, q.id, q.question, q.kind, q.answers) for q in questions(record[feature])]
         elif len(record[feature]):

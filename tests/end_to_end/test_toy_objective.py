@@ -20,6 +20,7 @@ from capvl.data.images.buckets import Bucket, Bucketed
 from capvl.data.images.crops import Crop
 from capvl.data.images.geometry import WHOLE
 from capvl.data.reading import loader, sources
+from capvl.data.reading.evaluating import eval_batches
 from capvl.data.reading.regions import Region, regions
 from capvl.data.text import tokenizers
 from capvl.inference.compiled import compiled
@@ -124,7 +125,7 @@ class Grounding:
 
         def evaluate(params):
             right = []
-            for batch in loader.eval_batches(source, transform, context.batch):
+            for batch in eval_batches(source, transform, context.batch):
                 cosine, there = map(np.asarray, call(params, loader.to_device(batch, batch_sharding(context.mesh))))
                 right += list(cosine[there][:, there].argmax(axis=0) == np.arange(there.sum()))
             yield "accuracy", float(np.mean(right))

@@ -273,10 +273,10 @@ class Drawn:
     def __len__(self):
         return 3
 
-    def read(self, i, features):
-        sides = {"height": 8, "width": 8}
+    def annotations(self, features, indices):
         named = {"text": ["a green thing"], "boxes": self.boxes, "phrases": self.phrases}
-        return sides | (named if i == 2 else {"objects": self.objects[i]} if i == 0 else {})
+        for i in indices:
+            yield {"height": 8, "width": 8} | (named if i == 2 else {"objects": self.objects[i]} if i == 0 else {})
 
 
 def test_phrases_of_boxes_alone_are_asked_by_themselves(tmp_path):

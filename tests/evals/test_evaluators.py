@@ -271,6 +271,16 @@ def test_logistic_regression_is_at_the_minimum():
     assert np.abs(linear_probe.logistic_regression(x, y, 3, 5.0, 500)[:-1]).max() < np.abs(weights[:-1]).max()
 
 
+def test_logistic_regression_over_all_devices(mesh, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(43, 4)).astype(np.float32), rng.integers(3, size=43)
+    alone = linear_probe.logistic_regression(x, y, 3, 0.01, 500, mesh=mesh)
+    monkeypatch.setattr(linear_probe, "DIVIDED", 0)
+    rows = linear_probe._divided(x, y, mesh)
+    assert len(rows[0].sharding.device_set) == 8 and rows[0].addressable_shards[0].data.shape == (6, 4)
+    assert_close(linear_probe.logistic_regression(x, y, 3, 0.01, 500, mesh=mesh), alone, 1e-3)
+
+
 def test_linear_probe_on_the_hand_made_encoder(by_word, colors, mesh):
     found = run(linear_probe.LinearProbe(name="colors"), two_towers, colors, mesh)
     assert found["accuracy"] == 1.0

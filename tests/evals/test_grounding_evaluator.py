@@ -133,12 +133,12 @@ def test_phrases_of_several_boxes():
         def __len__(self):
             return 1
 
-        def read(self, i, features):
+        def annotations(self, features, indices, likely):
             bbox = np.array([[0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1], [0.3, 0.3, 0.3, 0.4], [0.1, 0.1, 0.2, 0.2]])
             chain = [b"1", b"1", b"2", b"3"]
             phrases = {"chain": [b"1", b"1", b"2", b"3", b"3", b"3"], "sentence": [0, 0, 0, 0, -1, -1]}
             phrases["phrase"] = [b"two dogs", b"dogs", b"cat", b"dogs", b"small dogs", b"small dogs"]
-            return {"boxes": {"bbox": bbox, "chain": chain}, "phrases": phrases}
+            yield {"boxes": {"bbox": bbox, "chain": chain}, "phrases": phrases}
 
     rows = grounding.read_rows(Source())
     # The cat has no area, other dogs go by "dogs" too, and two people said "small dogs".

@@ -74,6 +74,11 @@ class Decoder:
         if self._rest:
             self._decoder = tfds.features.FeaturesDict({path[0]: known[path[0]] for path in self._rest.values()})
 
+    @property
+    def features(self) -> set[str]:
+        """The data set's features that Examples are made of."""
+        return {path[0] for path in self._paths.values()}
+
     def __call__(self, record: bytes) -> dict[str, Any]:
         """The Example of a record.
 

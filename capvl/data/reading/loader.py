@@ -6,7 +6,6 @@ that order, and host h of H reads its H-th part. So a run resumed at any n, on a
 hosts and with any batch size, sees exactly the examples that the uninterrupted run would.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -293,9 +292,7 @@ def _prefetched(make, options) -> Iterator[dict[str, np.ndarray]]:
     """Batches 0, 1, 2 … made ahead in threads, or in worker processes."""
     dataset = grain.MapDataset.range(2**62).map(make)
     if options.workers:
-        # Worker processes read absl's flags.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS(["capvl"])
+        parse_flags()
         each = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         options_mp = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
         return iter(dataset.to_iter_dataset(each).mp_prefetch(options_mp))
@@ -303,47 +300,10 @@ def _prefetched(make, options) -> Iterator[dict[str, np.ndarray]]:
     return iter(dataset.to_iter_dataset(read))
 
 
-def eval_batches(source, transform, batch: int, host: Host | None = None, limit: int = 0) -> Iterator[dict]:
-    """Every example once, in order, padded with `mask` False; every host has as many batches.
-
-    A bad image becomes a padded row (mask False), so it counts nowhere.
-
-    Args:
-      source: what `open_source` returned.
-      transform: the evaluation form of a transform.
-      batch: global batch size.
-      host: this host, by default.
-      limit: only so many examples; 0 for all.
-    """
-    host = host or Host.this()
-    size = min(len(source), limit or len(source))
-    rows = host.rows(batch)
-    blank = None
-    for first in range(0, size, batch):
-        examples = []
-        for row in rows:
-            n = first + row
-            example = None
-            if n < size:
-                with contextlib.suppress(BadImageError):
-                    example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
-            examples.append(example)
-        blank = blank or _blank(next((e for e in examples if e), None), source, transform)
-        yield stack([e or blank for e in examples])
-
-
-def _blank(example: dict | None, source, transform) -> dict:
-    """A row of zeros shaped like an example."""
-    for n in range(len(source)):
-        if example:
-            break
-        try:
-            example = transform(source[n], Uniforms(0, n)) | {"mask": np.bool_(True), "index": np.int32(n)}
-        except BadImageError:
-            continue
-    if not example:
-        raise UserError(f"Data set {source.name!r} has no image that can be decoded.")
-    return {k: np.zeros_like(v) for k, v in example.items()} | {"index": np.int32(-1)}
+def parse_flags() -> None:
+    """Worker processes read absl's flags."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["capvl"])
 
 
 def to_device(batch: dict[str, np.ndarray], sharding) -> dict[str, jax.Array]:

@@ -118,8 +118,8 @@ def open_images(where: str, data_dir: str = "") -> Names:
         splits = split.split("+") if split else sources.splits(name, data_dir)
         for part in splits:
             opened = sources.open_source(name, part, data_dir, features=("image",))
-            for i in range(len(opened)):
-                for alias in names_of(opened, i):
+            for i, record in enumerate(opened.annotations(NAMED_BY)):
+                for alias in names_in(record, i):
                     found.add(alias, lambda i=i, opened=opened: opened[i]["image"])
     except UserError as e:
         raise UserError(f"The images {where!r} are neither a folder nor a prepared data set: {e}") from e
@@ -133,7 +133,12 @@ def files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
 
 def names_of(opened: Any, index: int) -> list[str]:
     """Different names of a record of an opened data set; its number where it has none."""
-    return [n for n in dict.fromkeys(names(opened.read(index, NAMED_BY))) if n] or [str(index)]
+    return names_in(opened.read(index, NAMED_BY), index)
+
+
+def names_in(record: dict, index: int) -> list[str]:
+    """Different names that a record of NAMED_BY goes by; its number where it has none."""
+    return [n for n in dict.fromkeys(names(record)) if n] or [str(index)]
 
 
 def names(record: dict) -> list[str]:

@@ -45,7 +45,7 @@ def few_shot(source: sources.Source, shots: int, seed: int) -> sources.Subset:
       UserError: it has no classes.
     """
     asked = ("objects?", "boxes?", "label?", "image_id?")
-    rows = [source.read(i, asked) for i in range(len(source))]
+    rows = list(source.annotations(asked))
     ids = [sources.as_text(row.get("image_id", "")) for row in rows]
     order = range(len(rows))
     if all(ids):

@@ -14,12 +14,13 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from capvl import storage
+from capvl.data.reading import annotations
 from capvl.data.reading.decoders import Decoder, Fields
 from capvl.data.scenes import making
 from capvl.errors import UserError, nearest
@@ -49,6 +50,7 @@ FIELDS = {
     "places365_small": Fields(label="label"),
     "mnist": Fields(label="label"),
 }
+NAMED_BY = ("image_id?", "key?")
 _TEXT_NAMES = ("text", "captions", "caption")
 
 
@@ -68,7 +70,7 @@ class Source:
         self._readers: dict[tuple[str, ...], Source] = {}
         self.name = name
         builder = _builder(directory)
-        self.info = builder.info
+        self.info, self._builder = builder.info, builder
         self._decoder = Decoder(builder.info.features, fields, features, name)
         self._data = _open_split(builder, split, name)
 
@@ -89,6 +91,54 @@ class Source:
             self._readers[features] = Source(directory, split, fields, features, name)
         return self._readers[features][index]
 
+    def annotations(
+        self, features: tuple[str, ...], indices: Sequence[int] | np.ndarray | None = None, *, likely: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Examples without images, in order: only some features, which need not be among those asked for.
+
+        They come from a file beside the data, which is made the first time that more than a few of a split's records
+        are asked for (`capvl.data.reading.annotations`); "height?" and "width?" come from there also where the data
+        set has no such features: 0 where they are unknown.
+
+        Args:
+          features: as of `open_source`; no image is among them.
+          indices: of the Examples; None for all.
+          likely: the reader stops after about so many; 0: after all.
+        """
+        indices = range(len(self)) if indices is None else indices
+        directory, _, fields, _, name = self._arguments
+        decode = Decoder(self.info.features, fields, features, name)
+        parts = self._annotated(min(likely or len(indices), len(indices)), decode.features)
+        if parts is None:
+            yield from (self.read(int(i), features) for i in indices)
+            return
+        sized = [k for k in ("height", "width") if f"{k}?" in features and k not in decode.features]
+        yield from annotations.examples(parts, indices, decode, fields.image, sized)
+
+    def _annotated(self, count: int, features: set[str]):
+        """`capvl.data.reading.annotations.of_split`, where so many records' features are asked for."""
+        builder, split, name = self._builder, self._arguments[1], self.name
+        if any(annotations.is_large(self.info.features[key]) for key in features):
+            return None
+
+        def open_(whole: str):
+            return _open_split(builder, whole, name)
+
+        return annotations.of_split(builder, split, count, name, default_data_dir(), open_)
+
+    def identity(self) -> tuple[Any, Any]:
+        """(which Examples these are, what their files are now), as plain values."""
+        directory, split, fields, features, _ = self._arguments
+        return [directory, split, dataclasses.asdict(fields), features], annotations.files_of(self._builder, split)
+
+    def labels(self) -> np.ndarray:
+        """Labels (N,) of all Examples, which have one."""
+        path = self._arguments[2].label or "label"
+        parts = self._annotated(len(self), {path}) if path in self.info.features else None
+        if parts and all(path in own.columns for own, _ in parts):
+            return np.concatenate([own.columns[path][numbers.start : numbers.stop] for own, numbers in parts])
+        return np.array([example["label"] for example in self.annotations(("label",))], np.int64)
+
     def label_names(self) -> list[str] | None:
         """Names of the classes, where the data set has them."""
         if self._arguments[2].names:
@@ -98,7 +148,17 @@ class Source:
 
 def name_of(source: Source, index: int) -> str:
     """What a record is called: its `image_id`, else its `key`, else its number."""
-    record = source.read(int(index), ("image_id?", "key?"))
+    return name_in(source.read(int(index), NAMED_BY), int(index))
+
+
+def names(source: Source, count: int = 0) -> list[str]:
+    """What the first so many records are called (`name_of`); 0 for all."""
+    records = source.annotations(NAMED_BY, range(min(count or len(source), len(source))))
+    return [name_in(record, i) for i, record in enumerate(records)]
+
+
+def name_in(record: dict[str, Any], index: int) -> str:
+    """The name of a record that was read with NAMED_BY."""
     return as_text(record.get("image_id", "") or record.get("key", "") or index)
 
 
@@ -123,6 +183,16 @@ class Subset:
         """See `Source.read`."""
         return self._source.read(int(self._indices[index]), features)
 
+    def identity(self) -> tuple[Any, Any]:
+        """See `Source.identity`."""
+        about, files = self._source.identity()
+        return [about, np.asarray(self._indices).tolist()], files
+
+    def annotations(self, features: tuple[str, ...], indices=None, *, likely: int = 0) -> Iterator[dict[str, Any]]:
+        """See `Source.annotations`."""
+        chosen = self._indices if indices is None else self._indices[np.asarray(indices, int)]
+        return self._source.annotations(features, chosen, likely=likely)
+
     def label_names(self):
         """See `Source.label_names`."""
         return self._source.label_names()
@@ -134,8 +204,7 @@ def labels(name: str, split: str, data_dir: str) -> np.ndarray:
     Raises:
       UserError: see `open_source`.
     """
-    source = open_source(name, split, data_dir, features=("label",))
-    return np.array([source[i]["label"] for i in range(len(source))])
+    return open_source(name, split, data_dir, features=("label",)).labels()
 
 
 def _open_split(builder, split: str, name: str):

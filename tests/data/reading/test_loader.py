@@ -16,7 +16,8 @@ from capvl.data.images.crops import Crop
 from capvl.data.images.decode import BadImageError
 from capvl.data.options import DataOptions
 from capvl.data.reading import loader, sources
-from capvl.data.reading.loader import Host, TrainLoader, eval_batches
+from capvl.data.reading.evaluating import eval_batches
+from capvl.data.reading.loader import Host, TrainLoader
 from capvl.errors import UserError
 
 FEATURES = ("image", "text")
