@@ -164,6 +164,7 @@ class Recipe:
                 batch=kind.count(self.batch_size, name),
                 seed=self.seed + 1_000_003 * i,
                 position=kind.count(position, name) if position else 0,
+                examples=self.steps * kind.count(self.batch_size, name),
             )
             for i, (name, kind) in enumerate(kinds.items())
         }
@@ -217,7 +218,7 @@ def _targets(value: Any) -> tuple:
 # user's declared right (another batch size sees the same examples).
 WITHOUT_EFFECT = (
     r"micro_batches|log_every|hang_timeout|profile|max_skipped|wandb|(mesh|checkpoint)(\..*)?|model\.(remat|unroll)"
-    r"|objective\.chunk|data\.(data_dir|threads|workers|prefetch|max_bad)"
+    r"|objective\.chunk|data\.(data_dir|index|threads|workers|prefetch|max_bad)"
 )
 RESUMABLE = WITHOUT_EFFECT + r"|batch_size|eval_every|init_from|init_only|evals(\..*)?|watch\.test"
 
@@ -345,6 +346,8 @@ def check_same(old: dict, new: dict, workdir: str, moved: Collection[str] = (), 
       UserError: they differ in what makes the run, or the results.
     """
     old, new, free = config.flatten(old), config.flatten(new), WITHOUT_EFFECT if finished else RESUMABLE
+    if "stream:" not in str(new.get("data.name")):
+        free += r"|data\.(readers|window)"
     fixed = [k for k in sorted(old.keys() | new.keys()) if k not in moved and not re.fullmatch(free, k)]
     if new.get("watch.metric"):  # Training goes by what this evaluator says, so it makes the run too.
         evaluator = f"evals.{new['watch.metric'].partition('/')[0]}."

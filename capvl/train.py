@@ -309,6 +309,7 @@ def set_up(
     else:
         state, position = initial_state(recipe, step, mesh), 0
     data = recipe.train_loader(transforms, position)
+    distributed.check_same(records_of_the_streams=data.records())
     print_overview(recipe, step, mesh, path)
     writer = metrics.MetricWriter(path, int(jax.device_get(state.step)), recipe.wandb, recipe.source)
     ledger.write(int(jax.device_get(state.step)))

@@ -168,6 +168,15 @@ def test_resuming_another_recipe_is_refused(tiny_recipe):
             recipes.check_same(old, tiny_recipe(**changes).source, "w")
 
 
+def test_how_streams_are_read_is_no_other_recipe_where_there_are_none(tiny_recipe):
+    old = tiny_recipe(data__readers=1, data__index="here").source
+    recipes.check_same(old, tiny_recipe(data__readers=32, data__window=7).source, "w")
+    old = tiny_recipe(data__name="stream:/x/*.tar", data__readers=1, data__index="here").source
+    recipes.check_same(old, tiny_recipe(data__name="stream:/x/*.tar", data__readers=1).source, "w")
+    with pytest.raises(UserError, match="another recipe .data.readers: 1 there, 32 here"):
+        recipes.check_same(old, tiny_recipe(data__name="stream:/x/*.tar").source, "w")
+
+
 @pytest.mark.parametrize(
     "overrides, words",
     [

@@ -139,9 +139,9 @@ def moody(monkeypatch, slept):
 
 
 def test_a_stream_loses_and_repeats_nothing(tar, moody):
-    options = type("Options", (), {"readers": 1, "window": 1, "image": "", "text": ""})()
-    stream = streams.Stream(str(tar), options, None, seed=0, host=type("Host", (), {"count": 1, "index": 0})())
-    assert [e["text"][0] for e in stream._read(str(tar))] == [b"a %d" % i for i in range(5)]
+    options = DataOptions(name=f"stream:{tar}", index=f"{tar}.index")
+    stream = streams.Stream(str(tar), options, ("text",), seed=0)
+    assert [stream.read(i)["text"][0] for i in range(5)] == [b"a %d" % i for i in range(5)]
     assert len(moody) == 2
 
 

@@ -2,9 +2,11 @@
 
     python -m capvl.bench data --tars='…/train/*.tar' --res=96
     python -m capvl.bench data --tars='…/train/*.tar' --res=224 --upscale=640 --config=configs/cappa_l16.py
+    python -m capvl.bench data --stream='…/train/*.tar' --positions=0,6400,64000,256000
 
 CPU seconds are this process' own, all its threads included. With recipes it also says how many
-cores a host of each TPU needs to keep its chips fed; with --workers how the loader scales.
+cores a host of each TPU needs to keep its chips fed; with --workers how the loader scales; with
+--stream how long a run takes to its first batch after it was resumed at a position.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from PIL import Image
 from rich.table import Table
 
 from capvl import recipes
+from capvl.bench import resume
 from capvl.chips import CHIPS, Chip
 from capvl.data.examples.image_text import ImageText
 from capvl.data.images.crops import random_crop
@@ -28,7 +31,7 @@ from capvl.data.images.decode import crop_and_resize, decode
 from capvl.data.options import DataOptions
 from capvl.data.preparing import corpus
 from capvl.data.randomness import Uniforms
-from capvl.data.reading import patterns, sources, streams
+from capvl.data.reading import patterns, samples, sources
 from capvl.data.reading.batches import stack
 from capvl.data.reading.loader import Host, Order, TrainBatch, TrainLoader
 from capvl.data.scenes import making
@@ -44,7 +47,7 @@ def upscale(pattern: str, short_side: int, count: int, folder: pathlib.Path) -> 
     written = 0
     with tarfile.open(out, "w") as archive:
         for path in patterns.expand(pattern):
-            for sample in streams.tar_samples(path):
+            for sample in samples.tar_samples(path):
                 if "jpg" not in sample or written == count:
                     continue
                 with Image.open(io.BytesIO(sample["jpg"])) as image:
@@ -135,7 +138,11 @@ def scaling(options: DataOptions, transform, batch: int, batches: int, most: int
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m capvl.bench data", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--tars", required=True, help="pattern of WebDataset tars with JPEGs")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tars", help="pattern of WebDataset tars with JPEGs")
+    what.add_argument("--stream", help="pattern of files that are streamed")
+    parser.add_argument("--positions", default="0", help="of a stream, at which it is resumed, with commas between")
+    parser.add_argument("--index", default="", help="folder of the stream's index; default: one that is made anew")
     parser.add_argument("--res", type=int, default=96, help="pixels of the training images")
     parser.add_argument("--upscale", type=int, default=0, help="enlarge the sources to this short side first")
     parser.add_argument("--images", type=int, default=400, help="how many sources to enlarge")
@@ -147,6 +154,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="also measure up to so many worker processes")
     parser.add_argument("--json", default="", help="also write the numbers to this file")
     args = parser.parse_args(argv)
+    if args.stream:
+        found = resume.measure(args.stream, [int(p) for p in args.positions.split(",")], args)
+        resume.print_numbers(found)
+        if args.json:
+            pathlib.Path(args.json).write_text(json.dumps(found, indent=1))
+        return
     wanted = {spec: recipes.load(spec) for spec in args.config}
     with tempfile.TemporaryDirectory() as folder:
         pattern = args.tars

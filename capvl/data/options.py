@@ -26,7 +26,9 @@ class DataOptions:
     Attributes:
       name: a data set (`capvl.data.reading.sources.open_source`), a mixture with weights such as
         "flickr8k*0.7 + scenes/64*0.3", or "stream:FILES" for tar, parquet, TFRecord or ArrayRecord shards
-        ("stream:gs://bucket/{00000..00099}.tar"). Where an objective takes several kinds of batch, each has its own:
+        ("stream:gs://bucket/{00000..00099}.tar"), also as parts of a mixture: "stream:FILES*0.7 + scenes/64*0.3", with
+        blanks around each +. A stream that is a mixture's part has a weight where its text ends in *NUMBER. Where an
+        objective takes several kinds of batch, each has its own:
         "pairs=stream:FILES + regions=visual_genome*0.5 + coco".
       split: of every data set.
       data_dir: where prepared data sets are; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -49,7 +51,10 @@ class DataOptions:
       max_bad: share of examples that may be bad, or without a text or label that is needed, before the run stops.
       shots: train on so many images of each class (`capvl.data.reading.shots`); 0 for all of them.
       shots_seed: which ones; 0 for the first by their ids.
-      readers, window: streams only: parallel readers and their shuffle window in records.
+      readers, window: streams only: how many places of their files are read at once, and how many records are shuffled
+        among one another, over all of these (`capvl.data.reading.stream_order`).
+      index: streams only: folder of the index of their files; "" for one in the data directory. Of several streams it
+        holds a folder each.
     """
 
     name: str = "scenes/64"
@@ -73,8 +78,9 @@ class DataOptions:
     max_bad: float = 0.05
     shots: int = 0
     shots_seed: int = 0
-    readers: int = 1
+    readers: int = 32
     window: int = 10_000
+    index: str = ""
 
     def __post_init__(self):
         known_values = {
@@ -151,23 +157,47 @@ class DataOptions:
         return next(iter(self.kinds().values()))
 
     def parts(self) -> list[tuple[str, float]]:
-        """(data set, weight) of the mixture, of the first kind of batch."""
-        parts = []
-        for part in self.first().name.split("+"):
-            match = re.fullmatch(r"\s*([^*\s]+)\s*(?:\*\s*([0-9.eE-]+)\s*)?", part)
-            if not match or (match[2] and not 0 < float(match[2]) < float("inf")):
-                raise UserError(f"data.name={self.name!r} should read NAME or NAME*WEIGHT + NAME*WEIGHT.")
-            parts.append((match[1], float(match[2] or 1)))
-        return parts
+        """(data set or "stream:FILES", weight) of the mixture, of the first kind of batch.
+
+        Raises:
+          UserError: it is none.
+        """
+        name = self.first().name.strip()
+        if "stream:" not in name:
+            return [self._prepared(part) for part in name.split("+")]
+        texts = re.split(r"\s\+\s", name)
+        if len(texts) == 1 or _is_file(name):
+            if not name.startswith("stream:"):
+                raise UserError(f"data.name={self.name!r} should have blanks around each + where streams are mixed.")
+            return [(name, 1.0)]
+        return [self._streamed(t.strip()) if t.strip().startswith("stream:") else self._prepared(t) for t in texts]
+
+    def _prepared(self, part: str) -> tuple[str, float]:
+        match = re.fullmatch(r"\s*([^*\s]+)\s*(?:\*\s*([0-9.eE-]+)\s*)?", part)
+        return (match[1], self._weight(match[2] or "1")) if match else ("", self._weight(""))
+
+    def _streamed(self, part: str) -> tuple[str, float]:
+        """In a mixture a number behind the last * is a weight, whatever files a glob would find."""
+        match = re.fullmatch(r"(.*\S)\s*\*\s*([0-9.]+(?:[eE]-?[0-9]+)?)", part)
+        return (match[1], self._weight(match[2])) if match else (part, 1.0)
+
+    def _weight(self, text: str) -> float:
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf"):
+            raise UserError(f"data.name={self.name!r} should read NAME or NAME*WEIGHT + NAME*WEIGHT.")
+        return weight
 
     def check_prepared(self) -> None:
         """Raises UserError where a data set is unknown or not prepared; makes the embedded one."""
         for options in self.kinds().values():
-            if options.name.startswith("stream:"):
-                expand(options.name[len("stream:") :])
-                continue
             for name, _ in options.parts():
-                sources.find(name, self.directory())
+                if name.startswith("stream:"):
+                    expand(name.removeprefix("stream:"))
+                else:
+                    sources.find(name, self.directory())
 
     def tokenizer_path(self) -> str:
         """Path of the SentencePiece model."""
@@ -176,7 +206,7 @@ class DataOptions:
                 if self.tokenizer == f"{{data_dir}}/scenes/{making.TOKENIZERS[kind]}":
                     return making.scenes_tokenizer(self.directory(), kind)
             return os.path.expanduser(self.tokenizer.replace("{data_dir}", self.directory()))
-        if self.first().name.startswith("stream:"):
+        if self.parts()[0][0].startswith("stream:"):
             raise UserError("data.tokenizer is not set, and a stream has none of its own; set data.tokenizer=FILE.")
         if self.parts()[0][0].split("/")[0] == "scenes":
             return making.scenes_tokenizer(self.directory())
@@ -185,3 +215,14 @@ class DataOptions:
             f"`python -m capvl.data.tokenizer --data={self.parts()[0][0]} --vocab=N --out=FILE` and "
             "set data.tokenizer=FILE."
         )
+
+
+def _is_file(name: str) -> bool:
+    """Whether the text of one stream, which looks like a mixture, is that of local files with + in their names."""
+    pattern = name.removeprefix("stream:")
+    if not name.startswith("stream:") or "://" in pattern or re.search(r"\s\+\s+stream:", pattern):
+        return False
+    try:
+        return bool(expand(pattern))
+    except UserError:
+        return False

@@ -9,10 +9,12 @@ python -m capvl.data.prepare regions --name=vg --format=visual_genome --train=im
     --files=vg/ --exclude=refs_unc.json,dataset_coco.json
 python -m capvl.data.prepare look --data=vg --out=vg.html
 python -m capvl.data.prepare odvg --data=vg --out=vg.jsonl
+python -m capvl.data.prepare index --stream='gs://…/{00000..00999}.tar' --out=gs://…/index
 python -m capvl.data.prepare tfds --name=coco_captions
 """
 
 import argparse
+import functools
 import pathlib
 import shlex
 
@@ -33,8 +35,9 @@ from capvl.data.preparing import (
     region_sets,
     regional,
 )
-from capvl.data.reading import sources
+from capvl.data.reading import patterns, sources, stream_index
 from capvl.data.reading.samples import Names
+from capvl.data.reading.streams import PREFIX
 from capvl.data.scenes import making
 from capvl.errors import UserError
 from capvl.lines import read_lines
@@ -141,12 +144,40 @@ def _filters(args: argparse.Namespace) -> filters.Filters:
     )
 
 
+def _index_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--stream", required=True, action="append", help="pattern of the files; may be given again")
+    sub.add_argument("--out", default="", help="folder, for data.index; default: one in the data directory")
+    sub.add_argument("--scan", action="store_true", help="read each file, whatever stands beside it")
+    sub.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
+    sub.add_argument("--beam", help="options of Apache Beam, to run there, such as '--runner=DirectRunner'")
+
+
+def _index(args: argparse.Namespace, data_dir: str) -> None:
+    spread = None
+    if args.beam is not None:
+        # Optional.
+        from capvl.data.preparing.beam import map_on_beam
+
+        spread = functools.partial(map_on_beam, options=shlex.split(args.beam))
+    for stream in args.stream:
+        pattern = stream.removeprefix(PREFIX)
+        folder = stream_index.folder_of(pattern, args.out, data_dir, alone=len(args.stream) == 1)
+        files = patterns.expand(pattern)
+        made = stream_index.open_index(
+            pattern, files, folder, scan=args.scan, workers=args.workers, spread=spread, must_keep=True
+        )
+        for path, entry in zip(made.files, made.entries, strict=True):
+            if entry.error:
+                print(f"{path}: {entry.error}")
+        print(f"{folder}: {made.records:,} records of {len(files):,} files")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m capvl.data.prepare", description="Prepare a data set for capvl.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("scenes", "tars", "annotated", "regions", "look", "odvg", "tfds"):
+    for command in ("scenes", "tars", "annotated", "regions", "look", "odvg", "index", "tfds"):
         sub = commands.add_parser(command, allow_abbrev=False)
         sub.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
         if command == "scenes":
@@ -161,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
             if command == "look":
                 sub.add_argument("--count", type=int, default=24, help="pictures")
                 sub.add_argument("--seed", type=int, default=0, help="of which ones")
+            continue
+        if command == "index":
+            _index_arguments(sub)
             continue
         sub.add_argument("--name", required=True)
         if command == "tars":
@@ -194,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
         print_report(annotated.prepare(args.name, args.format, _files(args), args.files, *how))
     elif args.command == "regions":
         _regions(args, data_dir)
+    elif args.command == "index":
+        _index(args, data_dir)
     elif args.command == "look":
         print(*look.look(args.data, args.split, args.count, args.out, data_dir, args.seed), sep="\n")
     elif args.command == "odvg":

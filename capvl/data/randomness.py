@@ -4,6 +4,8 @@ SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in plain integers: a few micros
 handful of numbers, where constructing a NumPy generator costs tens.
 """
 
+import numpy as np
+
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
@@ -35,3 +37,14 @@ class Uniforms:
 def replacement(seed: int, index: int, attempt: int, size: int) -> int:
     """Which record stands in for a bad one at `index`: uniform over `size`, another for each attempt."""
     return _mix((seed * _GAMMA + index * 31 + attempt + 1) & _MASK) % size
+
+
+def permutation(size: int, *numbers: int) -> np.ndarray:
+    """A permutation (size,) of 0 … size - 1 that depends on nothing but some integers, in any NumPy."""
+    state = 0
+    for number in numbers:
+        state = _mix((state * _GAMMA + _mix(number & _MASK)) & _MASK)
+    z = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(state)  # Modulo 2**64.
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")

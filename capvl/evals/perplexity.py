@@ -84,10 +84,11 @@ UNIGRAM_EXAMPLES = 20_000
 def unigram(context: Context) -> np.ndarray:
     """Log-frequency of each token id in the training captions, (V,) float64."""
     data, counts = context.data, np.ones(context.model.vocab)
-    if data.first().name.startswith("stream:"):
+    prepared = [name for name, _ in data.parts() if not name.startswith("stream:")]
+    if not prepared:
         return np.log(counts / counts.sum())
     tokenizer = context.tokenizer()
-    for name, _ in data.parts():
+    for name in prepared:
         source = sources.open_source(name, data.split, data.directory(), features=("text",), fields=data.fields())
         for record in source.annotations(("text",), range(min(len(source), UNIGRAM_EXAMPLES))):
             for text in record["text"]:

@@ -218,7 +218,7 @@ class Glip:
 
 
 def _parts(data) -> list[tuple[str, float]]:
-    return [] if data.name.startswith("stream:") else data.parts()
+    return [part for part in data.parts() if not part[0].startswith("stream:")]
 
 
 def _lists(data) -> list[tuple[str, ...]]:

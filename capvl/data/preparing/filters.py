@@ -11,7 +11,7 @@ import numpy as np
 
 from capvl.data.images.decode import BadImageError, decode, image_size
 from capvl.data.reading.rejected import RejectedError
-from capvl.data.reading.streams import MAX_BYTES
+from capvl.data.reading.tars import MAX_BYTES
 from capvl.errors import UserError, nearest
 from capvl.lines import read_text, split
 

@@ -14,7 +14,7 @@ from etils import epath
 
 from capvl import storage
 from capvl.data.reading import sources
-from capvl.data.reading.patterns import expand
+from capvl.data.reading.patterns import below, expand
 from capvl.errors import UserError
 
 FILES = 256
@@ -32,25 +32,16 @@ def fingerprint(options) -> dict[str, Any]:
     """
     found = {"class_names": _digest(repr(fields.names).encode())} if (fields := options.fields()) else {}
     for kind in options.kinds().values():
-        if kind.name.startswith("stream:"):
-            files = expand(kind.name[len("stream:") :])
-            found[kind.name] = _files(dict(zip(_below(files), files, strict=True)))
-            continue
         for name, _ in kind.parts():
+            if name.startswith("stream:"):
+                files = expand(name.removeprefix("stream:"))
+                found[name] = _files(dict(zip(below(files), files, strict=True)))
+                continue
             folder = pathlib.Path(sources.find(name, options.directory()))
             examples, shards = sources.contents(str(folder), options.split)
             files = [*shards, *map(str, sorted(folder.glob("*.labels.txt")))]
             found[name] = _files({os.path.relpath(file, folder): file for file in files}) | {"examples": examples}
     return found
-
-
-def _below(files: list[str]) -> list[str]:
-    """Files' names below the folder that they have in common; whole where they have none, as in several buckets."""
-    try:
-        common = os.path.commonpath([os.path.dirname(file) for file in files])
-        return [os.path.relpath(file, common) for file in files]
-    except ValueError:
-        return files
 
 
 def _files(files: dict[str, str]) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from capvl.data.images.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
 from capvl.data.reading import sources
 from capvl.data.reading.batches import stack
+from capvl.data.reading.mixing import MixedBatches
 from capvl.data.reading.shots import few_shot
-from capvl.data.reading.streams import ATTEMPTS, Stream
+from capvl.data.reading.streams import ATTEMPTS, PREFIX, Stream
 from capvl.data.reading.texts import FEATURES, of_regions, without_text
 from capvl.errors import UserError
+from capvl.terminal import say
 
 MIN_SEEN = 200
 CHECKED = 32
@@ -104,9 +106,11 @@ class TrainBatch:
     def example(self, n: int, transform=None) -> dict[str, Any]:
         """Example n by its batch's transform; one with a bad image, or without what is asked for, is replaced
         by one drawn from (seed, n), ATTEMPTS times."""
-        transform = transform or self.transform
         which, record = self.order[n]
-        source = self.sources[which]
+        return self.of_record(n, self.sources[which], record, transform or self.transform)
+
+    def of_record(self, n: int, source, record: int, transform) -> dict[str, Any]:
+        """Example n, of a record."""
         for attempt in range(ATTEMPTS):
             try:
                 return transform(self._read(source, record), Uniforms(self.seed, n)) | {"bad": np.int32(attempt)}
@@ -140,10 +144,26 @@ def check_texts(source: sources.Source, features: tuple[str, ...]) -> None:
         )
 
 
+class PreparedPart:
+    """A prepared data set of a mixture with streams, in the order that it has alone."""
+
+    def __init__(self, source, transform, features: tuple[str, ...], *, seed: int, order_seed: int):
+        """seed: of the augmentation."""
+        self._source, self._order = source, Order([len(source)], [1.0], order_seed)
+        self._make = TrainBatch([source], self._order, transform, seed, 0, 1, range(1), features)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def example(self, n: int, number: int, transform) -> dict[str, Any]:
+        """Example n of the mixture, which is number so and so of this part."""
+        return self._make.of_record(n, self._source, self._order[number][1], transform)
+
+
 class TrainLoader:
     """Endless training batches of this host; `position` is the number of the next example over all hosts."""
 
-    def __init__(self, options, transform, features, *, batch: int, seed: int, position=0, host=None):
+    def __init__(self, options, transform, features, *, batch: int, seed: int, position=0, host=None, examples=0):
         """Opens the sources.
 
         Args:
@@ -154,31 +174,66 @@ class TrainLoader:
           seed: of order and augmentation.
           position: example to begin with; a checkpoint's.
           host: this host, by default.
+          examples: of the whole run, for the line that says epochs; 0 where there is no end.
 
         Raises:
           UserError: see `capvl.data.reading.sources.open_source`, or no text where the objective needs one.
         """
         self.options, self.batch, self.position = options, batch, position
-        host = host or Host.this()
+        rows = (host or Host.this()).rows(batch)
         self.seen = self.bad = 0
-        if options.name.startswith("stream:"):
-            files = options.name[len("stream:") :]
-            stream = Stream(files, options, transform, seed=seed, host=host, features=tuple(features))
-            stream.check()
-            self._batches = stream.batches(batch, position)
-            return
-        parts = options.parts()
-        opened = [
-            sources.open_source(n, options.split, options.directory(), features=features, fields=options.fields())
-            for n, _ in parts
-        ]
-        for source in opened:
+        features, weights = tuple(features), [weight for _, weight in options.parts()]
+        opened = self._open(transform, features, seed)
+        self._streams = [source for source in opened if isinstance(source, Stream)]
+        if self._streams:
+            parts = [
+                source
+                if isinstance(source, Stream)
+                else PreparedPart(source, transform, features, seed=seed, order_seed=seed + i)
+                for i, source in enumerate(opened)
+            ]
+            given = dict(seed=seed, batch=batch, position=position, rows=rows)
+            self._batches = iter(MixedBatches(parts, weights, transform, options, **given))
+        else:
+            order = Order([len(s) for s in opened], weights, seed)
+            make = TrainBatch(opened, order, transform, seed, position, batch, rows, features)
+            self._batches = _prefetched(make, options)
+        if len(opened) > 1 or self._streams:
+            self._say_shares(opened, weights, examples)
+
+    def records(self) -> str:
+        """Numbers of records that the order depends on, of each part."""
+        return repr([[stream.name, stream.order.size, stream.index.digest()] for stream in self._streams])
+
+    def _open(self, transform, features: tuple[str, ...], seed: int) -> list:
+        """The sources of the parts."""
+        options, opened = self.options, []
+        alone = sum(name.startswith(PREFIX) for name, _ in options.parts()) == 1
+        given = dict(features=features, fields=options.fields())
+        empty_images = getattr(transform, "empty_images", False)
+        for i, (name, _) in enumerate(options.parts()):
+            if name.startswith(PREFIX):
+                pattern = name.removeprefix(PREFIX)
+                how = dict(seed=seed + i, empty_images=empty_images, alone=alone)
+                opened.append(Stream(pattern, options, features, **how))
+                opened[-1].check()
+                continue
+            source = sources.open_source(name, options.split, options.directory(), **given)
             check_texts(source, features)
-        if options.shots:
-            opened = [few_shot(source, options.shots, options.shots_seed) for source in opened]
-        order = Order([len(s) for s in opened], [w for _, w in parts], seed)
-        make = TrainBatch(opened, order, transform, seed, position, batch, host.rows(batch), tuple(features))
-        self._batches = _prefetched(make, options)
+            opened.append(few_shot(source, options.shots, options.shots_seed) if options.shots else source)
+        return opened
+
+    def _say_shares(self, opened: list, weights: list[float], examples: int) -> None:
+        """One line for each part: its share, and its epochs over the run."""
+        for source, weight in zip(opened, weights, strict=True):
+            share = weight / sum(weights)
+            epochs = f", {share * examples / len(source):,.2f} epochs" if examples else ""
+            say(f"Data: {share:.1%} of the examples from {source.name} ({len(source):,} records{epochs}).")
+            if isinstance(source, Stream) and self.options.window > len(source):
+                say(
+                    f"data.window={self.options.window:,} is more than an epoch of {source.name}: each is shuffled in "
+                    f"{source.order.lanes} blocks."
+                )
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
@@ -195,9 +250,11 @@ class TrainLoader:
         self.seen += len(bad)
         self.bad += int(bad.sum())
         if self.seen >= MIN_SEEN and self.bad > self.options.max_bad * self.seen:
+            worst = "; ".join(words for stream in self._streams if (words := stream.worst()))
             raise UserError(
                 f"{self.bad} of {self.seen} examples are bad, or without a text or label, more than data.max_bad="
-                f"{self.options.max_bad}; check data set {self.options.name!r}."
+                f"{self.options.max_bad}; check data set {self.options.name!r}"
+                + (f", most of all {worst}." if worst else ".")
             )
         return batch
 
@@ -216,6 +273,10 @@ class KindsLoader:
     def bad(self) -> int:
         """Examples that were replaced."""
         return sum(loader.bad for loader in self.loaders.values())
+
+    def records(self) -> str:
+        """See `TrainLoader.records`."""
+        return "".join(loader.records() for loader in self.loaders.values())
 
     def __iter__(self) -> Iterator[dict[str, dict[str, np.ndarray]]]:
         return self

@@ -85,3 +85,12 @@ def _glob(folder: list[str], pattern: list[str]) -> list[str]:
         whole = "/".join([*map(glob.escape, folder), *pattern])
         files = [file for file in glob.glob(whole, recursive=True) if not os.path.isdir(file)]
     return sorted(file for file in files if not os.path.basename(file).startswith("."))
+
+
+def below(files: list[str]) -> list[str]:
+    """Files' names below the folder that they have in common; whole where they have none, as in several buckets."""
+    try:
+        common = os.path.commonpath([os.path.dirname(file) for file in files])
+        return [os.path.relpath(file, common) for file in files]
+    except ValueError:
+        return files

@@ -4,7 +4,11 @@ NAMED_PER_REASON = 5
 
 
 class RejectedError(Exception):
-    """A sample that is left out; the message is the reason."""
+    """A sample that is left out, with its key where that is known; the message is the reason."""
+
+    def __init__(self, reason: str, key: str = ""):
+        super().__init__(reason)
+        self.key = key
 
 
 class Rejected(dict):

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import pathlib
 import re
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from capvl import storage
 from capvl.data.images import video
+from capvl.data.reading import tars
 from capvl.data.reading.records import IMAGE_SUFFIXES, TEXT_NAMES
+from capvl.data.reading.tars import MAX_BYTES, TOO_LARGE, Count
 from capvl.errors import UserError, nearest
 
-Count = Callable[[str, str], None]
+NOT_UTF8 = "text is not UTF-8"
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "image_bytes", *IMAGE_SUFFIXES)
 _FILM_NAMES = ("video", *(suffix for suffix in video.SUFFIXES if suffix not in IMAGE_SUFFIXES))
 
@@ -50,6 +52,20 @@ def samples(path: str, max_bytes: int, count: Count, names: Names = NO_NAMES) ->
         yield from _tar(path, max_bytes, count)
 
 
+def tar_samples(path: str) -> Iterator[dict[str, bytes]]:
+    """Samples {suffix: bytes} of a WebDataset tar, in order; members of a sample are neighbours.
+
+    Raises:
+      UserError: the file is missing or not a tar.
+    """
+
+    def fail(reason: str, name: str) -> None:
+        if name == path:
+            raise UserError(f"Shard {path!r} can't be read: {reason}.")
+
+    yield from (members for _, members in samples(path, MAX_BYTES, fail))
+
+
 def is_parquet(path: str) -> bool:
     """Whether a file is read as parquet."""
     return path.lower().endswith((".parquet", ".pq"))
@@ -60,82 +76,14 @@ def is_tar(path: str) -> bool:
     return re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path, re.IGNORECASE) is not None
 
 
-def key_and_suffix(name: str) -> tuple[str, str] | None:
-    """WebDataset's rule: the key is the path up to the first dot of its last part, the suffix what comes behind.
-
-    Args:
-      name: of a member; "./" in front of it says nothing.
-
-    Returns:
-      None for hidden files, such as the ._NAME that macOS puts beside every file.
-    """
-    folder, _, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    if not stem:
-        return None
-    if folder:
-        folder = str(pathlib.PurePosixPath(folder))
-    return (stem if folder in ("", ".") else f"{folder}/{stem}"), suffix.lower()
-
-
-class _Member(tarfile.TarInfo):
-    """Says so where an archive ends before its end: tarfile takes any header that it can't read for the end, and a
-    first end for the last one, though archives may be put one behind the other."""
-
-    @classmethod
-    def fromtarfile(cls, archive):
-        """The next member."""
-        ended, archive.ended = getattr(archive, "ended", False), False
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            archive.ended = True
-            raise
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as e:
-            if ended:  # Whatever fills up the file.
-                raise tarfile.EmptyHeaderError(str(e)) from e
-            raise tarfile.ReadError(str(e)) from e
-
-
 def _tar(path: str, max_bytes: int, count: Count) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Unsafe paths and oversized members are left out before they are read."""
-    key, members, bad = None, {}, ""
-    options = {"mode": "r|*", "ignore_zeros": True, "tarinfo": _Member}
     try:
-        with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, **options) as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                name = member.name
-                if not name.isascii():
-                    # Bytes that are not UTF-8 are half characters here, which nothing can write.
-                    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                if name.startswith("/") or ".." in name.split("/"):
-                    count("path climbs out", name)
-                    continue
-                found = key_and_suffix(name)
-                if found is None:
-                    continue
-                stem, suffix = found
-                if stem != key or suffix in members:
-                    if bad:
-                        count(bad, key)
-                    elif members:
-                        yield key, members
-                    key, members, bad = stem, {}, ""
-                if member.size > max_bytes:
-                    bad = "member too large"
-                    continue
-                members[suffix] = archive.extractfile(member).read()
-    except Exception as e:  # Each compression has exceptions of its own.
+        with epath.Path(path).open("rb") as file:
+            yield from tars.samples(file, path, max_bytes, count)
+    except Exception as e:  # Each kind of bucket has exceptions of its own.
         if storage.passes(e):
             raise
-        count("file missing" if isinstance(e, FileNotFoundError) else "tar cut short", path)
-        members = {}  # The rest of this sample may be behind the cut.
-    if bad:
-        count(bad, key)
-    elif members:
-        yield key, members
+        count("file missing" if isinstance(e, FileNotFoundError) else tars.CUT, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,22 +155,12 @@ def _parquet(path: str, max_bytes: int, count: Count, names: Names) -> Iterator[
     number = -1
     try:
         with epath.Path(path).open("rb") as file:
-            table = pyarrow.parquet.ParquetFile(file)
-            chosen = _columns(table.schema_arrow, path, names)
-            wanted = [f.name for f in table.schema_arrow if not _holds_bytes(f.type)]
-            wanted += [name for name in (chosen.image, *chosen.films) if name and name not in wanted]
-            for batch in table.iter_batches(batch_size=64, columns=wanted):
-                for row in _rows(batch):
-                    number += 1
-                    name = f"{pathlib.PurePosixPath(path).stem}-{number:09d}"
-                    if row is None:
-                        count("text is not UTF-8", name)
-                        continue
-                    key = str(name if row.get("key") in (None, "") else row["key"])
-                    members = _row_members(row, chosen, names.image.lower() or "jpg")
-                    if any(len(data) > max_bytes for data in members.values()):
-                        count("member too large", key)
-                        continue
+            for row in ParquetFile(file, path, names).rows():
+                number += 1
+                key, members, bad = row.sample(number, max_bytes)
+                if bad:
+                    count(bad, key)
+                else:
                     yield key, members
     except UserError as e:
         count(str(e).rstrip("."), path)
@@ -230,6 +168,63 @@ def _parquet(path: str, max_bytes: int, count: Count, names: Names) -> Iterator[
         if storage.passes(e):
             raise
         count("file missing" if isinstance(e, FileNotFoundError) else "parquet can't be read", path)
+
+
+class ParquetRow(NamedTuple):
+    """A row with what its file says of its columns; `values` is None where a text is not UTF-8."""
+
+    values: dict[str, Any] | None
+    file: "ParquetFile"
+
+    def sample(self, number: int, max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, bytes], str]:
+        """(key, suffix -> bytes, why it is left out or "") of row `number` of its file."""
+        name = f"{pathlib.PurePosixPath(self.file.path).stem}-{number:09d}"
+        if self.values is None:
+            return name, {}, NOT_UTF8
+        key = str(name if self.values.get("key") in (None, "") else self.values["key"])
+        members = _row_members(dict(self.values), self.file.columns, self.file.image)
+        too_large = any(len(data) > max_bytes for data in members.values())
+        return key, members, TOO_LARGE if too_large else ""
+
+
+class ParquetFile:
+    """An open parquet file, of which the columns are read that say something here."""
+
+    def __init__(self, file, path: str, names: Names):
+        """Reads the footer.
+
+        Raises:
+          UserError: see `columns`.
+          Exception: pyarrow's and the storage's, where the file can't be read.
+        """
+        # Slow to import.
+        import pyarrow.parquet
+
+        self.path, self.image = path, names.image.lower() or "jpg"
+        self._table = pyarrow.parquet.ParquetFile(file)
+        self.columns = _columns(self._table.schema_arrow, path, names)
+        chosen = (self.columns.image, *self.columns.films)
+        self._wanted = [f.name for f in self._table.schema_arrow if not _holds_bytes(f.type)]
+        self._wanted += [name for name in chosen if name and name not in self._wanted]
+
+    def rows(self, group: int | None = None) -> Iterator[ParquetRow]:
+        """Rows of the file, or of one row group."""
+        groups = {} if group is None else {"row_groups": [group]}
+        for batch in self._table.iter_batches(batch_size=64, columns=self._wanted, **groups):
+            yield from (ParquetRow(row, self) for row in _rows(batch))
+
+
+def group_sizes(file) -> list[int]:
+    """Rows of each row group of an open parquet file.
+
+    Raises:
+      Exception: pyarrow's and the storage's, where the file can't be read.
+    """
+    # Slow to import.
+    import pyarrow.parquet
+
+    footer = pyarrow.parquet.read_metadata(file)
+    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
 def _rows(batch) -> list[dict | None]:

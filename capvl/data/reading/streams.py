@@ -1,352 +1,274 @@
-"""Sources that can't be read at random: tar (WebDataset), parquet and TFRecord shards, local or on a bucket; and the
-ArrayRecord files of prepared data sets, in order, where they lie in one.
+"""Streams: tar (WebDataset), parquet, TFRecord and ArrayRecord files as a part of what is trained on.
 
-The files are dealt to R readers, each of which shuffles its own through a window, without end.
-Example n of a run comes from reader n mod R; a batch is laid out reader by reader, so host h
-opens only its own readers' files and any number of hosts that divides R gives the same batches.
-To resume, records are read again but not decoded.
-
-What can't be used is left out before it gets a number, so it is passed at the same place by every
-run that reads the same files; images that turn out to be bad are replaced by records that come soon.
+Which record is example n is computed (`stream_order`) from numbers of records (`stream_index`). Records are read ahead
+of need, a block's neighbours together. One that can't be used is replaced by another of its block, as a function of
+(seed, n): so all hosts, and runs that are resumed, put the same one in its place.
 """
 
 import collections
 import concurrent.futures
-import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
-from google.protobuf.message import DecodeError
 
 from capvl import storage
-from capvl.data.images.decode import BadImageError, image_size
+from capvl.data.images.decode import BadImageError
 from capvl.data.randomness import Uniforms, replacement
-from capvl.data.reading import records, sources
-from capvl.data.reading.batches import stack
+from capvl.data.reading import shard_files, stream_index
 from capvl.data.reading.patterns import expand
+from capvl.data.reading.ranges import ChangedError
 from capvl.data.reading.rejected import RejectedError
-from capvl.data.reading.samples import Count, Names, is_parquet, is_tar, samples
+from capvl.data.reading.samples import Names
+from capvl.data.reading.shard_examples import Examples
+from capvl.data.reading.stream_order import Block, StreamOrder
 from capvl.data.reading.texts import without_text
 from capvl.errors import UserError
 
+PREFIX = "stream:"
 ATTEMPTS = 10
-AHEAD = 256
-"""Records from which replacements are drawn, where the window is so large."""
+"""Records of a block that are tried in the place of a bad one."""
+BLOCKS = 19
+"""Further blocks where all of these are bad."""
 CHECKED = 1000
+CHANGED = "no longer what its index says, and its records count as bad"
 TOLD = 5
-MAX_BYTES = 64_000_000
-"""Of one member of a tar."""
+_BAD = (BadImageError, RejectedError, ChangedError)
 
 
-class LeftOut(NamedTuple):
-    """A sample or a whole file that can't be used."""
+class Row(NamedTuple):
+    """An example: its number over all parts of a mixture, and its place in the stream."""
 
-    reason: str
-    name: str
-
-
-def tar_samples(path: str) -> Iterator[dict[str, bytes]]:
-    """Samples {suffix: bytes} of a WebDataset tar, in order; members of a sample are neighbours.
-
-    Raises:
-      UserError: the file is missing or not a tar.
-    """
-
-    def fail(reason: str, name: str) -> None:
-        if name == path:
-            raise UserError(f"Shard {path!r} can't be read: {reason}.")
-
-    yield from (members for _, members in samples(path, MAX_BYTES, fail))
+    n: int
+    epoch: int
+    lane: int
+    block: int
+    record: int
 
 
-def shard_examples(path: str, names: Names, count: Count) -> Iterator[dict]:
-    """Examples with `image`, `text`, `label`, `class_name`, `boxes` and `phrases` of a tar or parquet file.
+class Job(NamedTuple):
+    """Something to be read, and the first example that needs it."""
 
-    Args:
-      path: of the file.
-      names: of what holds the image and the captions.
-      count: told (reason, name) of what is left out.
-    """
-    for key, members in samples(path, MAX_BYTES, count, names):
-        try:
-            image, record = records.image(members, names.image), records.read(members, names.text)
-            boxes = records.boxes(record.schema, image_size(image)) if record.schema.boxes else []
-        except BadImageError:
-            boxes = []  # Who decodes the image replaces it.
-        except RejectedError as e:
-            count(str(e), key)
-            continue
-        yield {
-            "key": key,
-            "image": image,
-            "text": [caption.encode() for caption in record.captions],
-            "label": record.schema.label,
-            "class_name": record.schema.class_name,
-            "boxes": _columns(boxes, ("bbox", "chain", "label", "category")),
-            "phrases": _columns(records.phrases(record.schema), _PHRASE),
-        }
+    n: int
+    call: Callable[[concurrent.futures.Executor | None], None]
 
 
-_PHRASE = ("phrase", "chain", "sentence", "first_word", "num_words")
+class _Waited:
+    """Records that are being read, by number; what can't be read is there as its error."""
 
+    def __init__(self):
+        self._condition, self._values = threading.Condition(), {}
 
-def _columns(rows: list[dict], names: tuple[str, ...]) -> dict[str, list]:
-    """Rows as prepared records have them: a list of each name."""
-    return {name: [row[name] for row in rows] for name in names}
+    def put(self, records, values) -> None:
+        with self._condition:
+            self._values.update(zip(records, values, strict=True))
+            self._condition.notify_all()
 
-
-def tfrecord_examples(path: str, image: str, text: str, count: Count | None = None) -> Iterator[dict]:
-    """Examples of a TFRecord file of tf.train.Example protos, without TensorFlow.
-
-    Args:
-      path: of the file.
-      image, text: names of the features; a record without them is left out.
-      count: told (reason, name) of what is left out.
-
-    Raises:
-      UserError: the file can't be read, or the first record, and with it the file, has no such features.
-    """
-    # Slow to import.
-    import grain
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    usable, number = False, -1
-    try:
-        for record in grain.experimental.TFRecordIterDataset(path):
-            number += 1
-            features = tf_example_pb2.Example.FromString(record).features.feature
-            missing = [name for name in (image, text) if not features[name].bytes_list.value]
-            if missing and not usable:
-                known = ", ".join(sorted(name for name in features if features[name].WhichOneof("kind")))
-                raise UserError(f"Records of {path!r} have no feature {missing[0]!r}, but {known}.")
-            usable = True
-            if missing:
-                if count:
-                    count(f"no feature {missing[0]!r}", str(number))
-                continue
-            texts = [value for value in features[text].bytes_list.value if value.strip()]
-            yield {"key": str(number), "image": features[image].bytes_list.value[0], "text": texts}
-    # What is no TFRecord has a first record of absurd size.
-    except (OSError, ValueError, MemoryError, OverflowError, DecodeError) as e:
-        if storage.passes(e):
-            raise
-        said = (
-            "is missing"
-            if isinstance(e, FileNotFoundError)
-            else f"is cut short or no TFRecord after {number + 1} records"
-        )
-        raise UserError(f"Shard {path!r} {said}.") from e
-
-
-def array_record_examples(path: str, features: tuple[str, ...], fields: sources.Fields | None) -> Iterator[dict]:
-    """Examples of one file of a prepared data set, in order.
-
-    Args:
-      path: of the file, beside its data set's features.json; in a bucket it is copied first.
-      features: keys that the Examples shall have.
-      fields: which feature is what, where its name doesn't say it.
-
-    Raises:
-      UserError: it can't be read, or hasn't these features.
-    """
-    # Slow to import.
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    file = epath.Path(path)
-    decode = sources.decoder(str(file.parent), (*features, "image_id?", "key?"), fields)
-    try:
-        with storage.local_copy(file) as local:
-            reader = ArrayRecordReader(local)
-            try:
-                for number in range(reader.num_records()):
-                    example = decode(reader.read([number])[0])
-                    name = example.get("image_id") or example.get("key") or number
-                    yield example | {"key": sources.as_text(name)}
-            finally:
-                reader.close()
-    except (OSError, ValueError, RuntimeError, DecodeError) as e:
-        if storage.passes(e):
-            raise
-        raise UserError(f"Shard {path!r} can't be read: {storage.reason(e)}.") from e
+    def take(self, record: int) -> Any:
+        with self._condition:
+            self._condition.wait_for(lambda: record in self._values)
+            return self._values.pop(record)
 
 
 class Stream:
-    """Batches from shards; see the module's text."""
+    """See the module's text."""
 
-    def __init__(self, pattern: str, options, transform, *, seed: int, host, features: tuple[str, ...] = ()):
-        """Deals the files to the readers.
+    def __init__(
+        self, pattern: str, options, features: tuple[str, ...], *, seed: int, empty_images=False, alone: bool = True
+    ):
+        """Opens the index and makes it where there is none.
 
         Args:
           pattern: of the files.
           options: `config.data` (`capvl.data.options.DataOptions`).
-          transform: the objective's, training form.
-          seed: of order and augmentation.
-          host: which of how many.
-          features: that the objective asks for; samples without a text that it needs are left out.
+          features: that the objective asks for; samples without a text that it needs are bad.
+          seed: of the order.
+          empty_images: whether images without a text are used all the same.
+          alone: whether `data.index` is the folder of this stream, and not of several.
 
         Raises:
-          UserError: no files, or readers that don't fit the files or the hosts.
+          UserError: no files, no records, or the index of other files.
         """
-        self.files = expand(pattern)
-        self.options, self.transform, self.seed, self.host = options, transform, seed, host
-        self.pattern, self.features = pattern, features
+        self.pattern, self.name, self.features, self.empty_images = pattern, PREFIX + pattern, features, empty_images
+        folder = stream_index.folder_of(pattern, options.index, options.directory(), alone=alone)
+        self.index = stream_index.open_index(pattern, expand(pattern), folder)
+        self._lock, self.bad = threading.Lock(), collections.Counter()
         self._told: dict[str, set[str]] = collections.defaultdict(set)
-        if options.readers > len(self.files):
-            raise UserError(f"data.readers={options.readers} is more than the {len(self.files)} files of {pattern!r}.")
-        if options.readers % host.count:
-            raise UserError(f"data.readers={options.readers} must be a multiple of the {host.count} hosts.")
+        errors = [(entry.error, path) for entry, path in zip(self.index.entries, self.index.files, strict=True)]
+        for error, path in errors:
+            if error:
+                self._tell(error, path)
+        if not self.index.records:
+            reasons = collections.Counter(error or "no record" for error, _ in errors)
+            raise UserError(f"No sample of {pattern!r} can be used: {_listed(reasons)}.")
+        self.order = StreamOrder(self.index.pieces(), seed, lanes=options.readers, window=options.window)
+        names = Names(options.image, options.text)
+        fields = options.fields() if names.image or names.text else None
+        self._examples, self._held = Examples(names, features, fields), shard_files.Held(2 * self.order.lanes, names)
+        self._waited: dict[tuple[int, int], _Waited] = {}
+
+    def __len__(self) -> int:
+        return self.order.size
 
     def check(self) -> None:
-        """Raises UserError where none of the first samples of one of this host's readers can be used."""
-        for reader in self._readers():
-            self._check(self.files[reader :: self.options.readers])
-
-    def _check(self, files: list[str]) -> None:
+        """Raises UserError where none of CHECKED records, evenly spread, can be used; one is enough."""
         reasons: collections.Counter[str] = collections.Counter()
-        for item in (item for path in files for item in self._read(path)):
-            if not isinstance(item, LeftOut):
+        count = min(CHECKED, len(self))
+        for i in range(count):
+            record = i * len(self) // count
+            try:
+                self.read(record)
                 return
-            reasons[item.reason] += 1
-            if reasons.total() == CHECKED:
-                break
-        left_out = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(TOLD)) or "there is none"
-        which = repr(files[0]) + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
-        raise UserError(f"No sample of {which} can be used: {left_out}.")
+            except _BAD as e:
+                reasons[str(e)] += 1
+        raise UserError(f"No sample of {self.pattern!r} can be used: {_listed(reasons)}.")
 
-    def _readers(self) -> range:
-        """Of this host."""
-        readers, host = self.options.readers, self.host
-        return range(host.index * readers // host.count, (host.index + 1) * readers // host.count)
-
-    def batches(self, batch: int, position: int) -> Iterator[dict[str, np.ndarray]]:
-        """Endless batches of this host from example `position` on.
+    def read(self, record: int) -> dict[str, Any]:
+        """The Example of a record, counted over all files.
 
         Raises:
-          UserError: the batch or the position is not a multiple of the readers.
+          RejectedError, ChangedError: it can't be used, or isn't there.
+          UserError: the storage failed every time.
         """
+        return self._example(record, self._read(record))
 
-        readers = self.options.readers
-        if batch % readers or position % readers:
-            raise UserError(
-                f"batch_size={batch} and the position {position} must be multiples of data.readers={readers}."
+    def fetch(self, block: Block, numbers: np.ndarray, records: np.ndarray) -> list[Job]:
+        """What is to be read of a block, of each file by itself.
+
+        Args:
+          block: which one.
+          numbers: (n,) of the examples that need something of it.
+          records: (n,) which they need.
+        """
+        order = np.argsort(records)
+        records, numbers = records[order], numbers[order]
+        files, _ = self.index.place(records)
+        jobs = []
+        for own in np.split(np.arange(len(files)), np.flatnonzero(np.diff(files)) + 1):
+            waited = _Waited()
+            with self._lock:
+                self._waited.update({(block[0], int(record)): waited for record in records[own]})
+            jobs.append(
+                Job(int(numbers[own].min()), functools.partial(self._fetch, int(files[own[0]]), records[own], waited))
             )
-        own = self._readers()
-        numbered = {r: _with_next(self._records(r, skip=position // readers), self._ahead()) for r in own}
-        of_batch = getattr(self.transform, "for_batch", None)
-        with concurrent.futures.ThreadPoolExecutor(self.options.threads) as pool:
-            ahead = collections.deque()
-            while True:
-                while len(ahead) < max(self.options.prefetch, 1):
-                    transform = of_batch(position // batch) if of_batch else self.transform
-                    rows = []
-                    for r in own:
-                        for i in range(batch // readers):
-                            n = position + i * readers + r
-                            rows.append(pool.submit(self._example, transform, *next(numbered[r]), n))
-                    ahead.append(rows)
-                    position += batch
-                yield stack([row.result() for row in ahead.popleft()])
+        return jobs
 
-    def _ahead(self) -> int:
-        return max(ATTEMPTS, min(AHEAD, self.options.window))
+    def example(self, row: Row, transform, seed: int) -> dict[str, Any]:
+        """An example, and as `bad` whether another record is in its place.
 
-    def _example(self, transform, record: tuple[dict, int], coming: tuple, n: int) -> dict:
-        """Example n and, as `bad`, what was left out before it; a bad image is replaced by one of the records to come,
-        drawn from (seed, n), ATTEMPTS times."""
-        example, left_out = record
-        for attempt in range(ATTEMPTS):
+        Args:
+          row: which one; it was asked for by `fetch`.
+          transform: the objective's.
+          seed: of the augmentation.
+
+        Raises:
+          UserError: there are too many bad ones in a row, or the storage failed.
+        """
+        with self._lock:
+            waited = self._waited.pop((row.epoch, row.record))
+        record, raw = row.record, waited.take(row.record)
+        for attempt in range(ATTEMPTS * (1 + BLOCKS)):
             try:
-                return transform(example, Uniforms(self.seed, n)) | {"bad": np.int32(attempt + left_out)}
-            except BadImageError as e:
+                example = self._example(record, raw)
+                return transform(example, Uniforms(seed, row.n)) | {"bad": np.int32(attempt > 0)}
+            except _BAD as e:
                 last = e
-                example = coming[replacement(self.seed, n, attempt, len(coming))][0]
-        raise UserError(f"{ATTEMPTS} examples in a row of {self.pattern!r} are bad; the last: {last}")
+                self._note(record, e, first=not attempt)
+            record = self._instead(row, attempt)
+            raw = self._read(record)
+        raise UserError(f"{attempt + 1} examples in a row of {self.name!r} are bad; the last: {last}")
 
-    def _records(self, reader: int, skip: int) -> Iterator[tuple[dict, int]]:
-        """(record, how many were left out before it was read), from the reader's number `skip` on, window-shuffled,
-        epoch after epoch."""
-        files = self.files[reader :: self.options.readers]
-        window: list[tuple[dict, int]] = []
-        drawn = 0
+    def worst(self) -> str:
+        """The files with most bad records, in words."""
+        return ", ".join(f"{path} ({count:,})" for path, count in self.bad.most_common(3))
 
-        def draw():
-            nonlocal drawn
-            drawn += 1
-            i = Uniforms(self.seed, drawn * self.options.readers + reader).below(len(window))
-            window[i], window[-1] = window[-1], window[i]
-            return window.pop()
+    def _instead(self, row: Row, attempt: int) -> int:
+        """The record that is tried after so many bad ones: of the same block, then of others of this epoch."""
+        block, other = (row.epoch, row.lane, row.block), (attempt + 1) // ATTEMPTS
+        if other:
+            position = replacement(self.order.seed, self.order.last(block), other, len(self))
+            block = self.order.block_of(row.epoch, position)
+        records = self.order.records(block)
+        return int(records[replacement(self.order.seed, row.n, attempt, len(records))])
 
-        epoch = left_out = 0
-        while True:
-            order = sorted(range(len(files)), key=lambda i: Uniforms(self.seed + epoch, i * 7919 + reader)())
-            read = 0
-            for item in (item for i in order for item in self._read(files[i])):
-                if isinstance(item, LeftOut):
-                    self._tell(item)
-                    left_out += 1
-                    continue
-                read += 1
-                window.append((item, left_out))
-                left_out = 0
-                if len(window) >= self.options.window:
-                    out = draw()
-                    if drawn > skip:
-                        yield out
-            if not read:
-                raise UserError(f"The {len(files)} files of reader {reader} hold no record, {files[0]!r} first.")
-            while window:  # Every record once an epoch.
-                out = draw()
-                if drawn > skip:
-                    yield out
-            epoch += 1
+    def _example(self, record: int, raw: Any) -> dict[str, Any]:
+        """The Example of a record, without blanks among its captions."""
+        if isinstance(raw, BaseException):
+            raise raw
+        file, number = self._place(record)
+        example = self._examples(self.index.shard(file), number, raw)
+        if without_text(example, self.features) and not self.empty_images:
+            raise RejectedError("no text", example["key"])
+        texts = example.get("text")
+        if isinstance(texts, list) and not all(text.strip() for text in texts):
+            example["text"] = [text for text in texts if text.strip()]
+        return example
 
-    def _tell(self, item: LeftOut) -> None:
-        """One line for the first of each reason."""
-        told = self._told[item.reason]
-        if item.name not in told and len(told) < TOLD:
-            told.add(item.name)
-            more = " (further ones are only counted)" if len(told) == TOLD else ""
-            print(f"Left out of the stream: {item.name}: {item.reason}{more}", flush=True)
+    def _read(self, record: int) -> Any:
+        """A record as it stands, or why it can't be read."""
+        file, _ = self._place(record)
+        waited = _Waited()
+        self._fetch(file, np.array([record]), waited, None)
+        return waited.take(record)
 
-    def _read(self, path: str) -> Iterator[dict | LeftOut]:
-        """Examples of a file, and what is left out of it where it stands."""
-        return storage.resume(lambda: self._items(path), what=f"Reading shard {path!r}")
-
-    def _items(self, path: str) -> Iterator[dict | LeftOut]:
-        waiting: list[LeftOut] = []
-
-        def count(reason: str, name: str) -> None:
-            waiting.append(LeftOut(reason, path if name == path else f"{path}: {name}"))
-
+    def _fetch(self, file: int, records: np.ndarray, waited: _Waited, pool: concurrent.futures.Executor | None) -> None:
+        """Puts records (n,) of a file, ascending, where they are waited for: whatever happens, something is put."""
         try:
-            for example in self._examples(path, count):
-                yield from waiting
-                waiting.clear()
-                if without_text(example, self.features) and not getattr(self.transform, "empty_images", False):
-                    yield LeftOut("no text", f"{path}: {example['key']}")
+            shard = self.index.shard(file)
+            numbers = self.index.place(records)[1]
+            there = numbers < shard.records
+            absent = [ChangedError(f"it has no record {number}") for number in numbers[~there]]
+            waited.put(records[~there], absent)
+            together = shard_files.read_together(shard, numbers[there]) if there.any() else []
+        except BaseException as e:
+            waited.put(records, [e] * len(records))
+            return
+        first = int(records[0] - numbers[0])
+        for group in together:
+            read = functools.partial(self._read_group, shard, group, first, waited)
+            try:
+                if pool is None or len(together) == 1:
+                    read()
                 else:
-                    yield example
-        except UserError as e:  # Of this file; the others may be as they should.
-            count(str(e).rstrip("."), path)
-        yield from waiting
+                    pool.submit(read)
+            except RuntimeError:  # Nothing may be submitted any more: this process ends.
+                read()
 
-    def _examples(self, path: str, count: Count) -> Iterator[dict]:
-        names = Names(self.options.image, self.options.text)
-        if is_tar(path) or is_parquet(path):
-            return shard_examples(path, names, count)
-        if ".array_record" in pathlib.PurePath(path).name:
-            fields = self.options.fields()
-            asked = tuple(dict.fromkeys(("image", *self.features)))
-            return array_record_examples(path, asked, fields if fields and (names.image or names.text) else None)
-        return tfrecord_examples(path, names.image or "image", names.text or "text", count)
+    def _read_group(self, shard: shard_files.Shard, numbers: list[int], first: int, waited: _Waited) -> None:
+        try:
+            values = shard_files.read(shard, numbers, self._held)
+        except (UserError, *_BAD) as e:
+            values = [e] * len(numbers)
+        except Exception as e:  # Each library has exceptions of its own.
+            values = [RejectedError(f"can't be read: {storage.reason(e)}")] * len(numbers)
+        waited.put([first + int(number) for number in numbers], values)
+
+    def _place(self, record: int) -> tuple[int, int]:
+        file, number = self.index.place(np.array(record))
+        return int(file), int(number)
+
+    def _note(self, record: int, error: Exception, first: bool) -> None:
+        """Counts a bad record and says the first ones of each reason."""
+        file, number = self._place(record)
+        path = self.index.files[file]
+        with self._lock:
+            self.bad[path] += first
+        if isinstance(error, ChangedError):
+            self._tell(CHANGED, path, f": {error}")
+        elif isinstance(error, RejectedError):
+            self._tell(str(error), f"{path}: {error.key or number}")
+
+    def _tell(self, reason: str, name: str, more: str = "") -> None:
+        """One line for the first of each reason."""
+        with self._lock:
+            told = self._told[reason]
+            if name not in told and len(told) < TOLD:
+                told.add(name)
+                more += " (further ones are only counted)" if len(told) == TOLD else ""
+                print(f"Left out of the stream: {name}: {reason}{more}", flush=True)
 
 
-def _with_next(items: Iterator, count: int) -> Iterator[tuple]:
-    """Each item of an endless iterator, with those that come next."""
-    coming = collections.deque(next(items) for _ in range(count + 1))
-    while True:
-        first = coming.popleft()
-        yield first, tuple(coming)
-        coming.append(next(items))
+def _listed(reasons: collections.Counter[str]) -> str:
+    return ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(TOLD))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from capvl.data.examples.image_text import ImageText
 from capvl.data.options import DataOptions
 from capvl.data.preparing import corpus, shards
 from capvl.data.preparing.filters import Filters
-from capvl.data.reading import patterns, sources, streams
+from capvl.data.reading import patterns, samples, sources
 from capvl.data.reading.loader import Host, TrainLoader
 from capvl.data.scenes import world
 from capvl.errors import UserError
@@ -115,7 +116,7 @@ def test_keys_that_two_tars_share(tmp_path):
 @pytest.mark.cases
 def test_same_keys_of_two_folders(tmp_path):
     paths = [case("samekeys_a.tar"), case("samekeys_b.tar")]
-    found = [members["txt"] for path in paths for members in streams.tar_samples(path)]
+    found = [members["txt"] for path in paths for members in samples.tar_samples(path)]
     pattern = paths[0].replace("_a.tar", "_{a,b}.tar")
     folder = corpus.prepare("same", {"train": pattern}, str(tmp_path), workers=1)
     report = json.loads((folder / "report.json").read_text())["train"]
@@ -140,7 +141,7 @@ def test_same_key_of_another_picture_is_another_sample(tmp_path):
 @pytest.mark.parametrize("name", ["boxes_dicts", "phrases_strings", "deep"])
 def test_odd_json_is_left_out_alone(tmp_path, name):
     path = case(f"{name}.tar")
-    members = list(streams.tar_samples(path))
+    members = list(samples.tar_samples(path))
     folder = corpus.prepare("odd", {"train": path}, str(tmp_path), workers=1)
     report = json.loads((folder / "report.json").read_text())["train"]
     assert report["examples"] == sum("json" not in sample for sample in members) == len(members) - 1
@@ -151,7 +152,7 @@ def test_odd_json_is_left_out_alone(tmp_path, name):
 @pytest.mark.cases
 def test_a_text_is_one_caption(tmp_path):
     path = case("captions_string.tar")
-    said = [json.loads(members["json"])["captions"] for members in streams.tar_samples(path) if "json" in members]
+    said = [json.loads(members["json"])["captions"] for members in samples.tar_samples(path) if "json" in members]
     corpus.prepare("one", {"train": path}, str(tmp_path), workers=1)
     source = sources.open_source("one", "train", str(tmp_path))
     texts = [source[i]["text"] for i in range(len(source))]
@@ -244,7 +245,12 @@ def stream(data_dir, pattern, batches, *, batch=8, position=0, hosts=1, readers=
     from capvl.data.scenes import making
 
     options = DataOptions(
-        name="stream:" + pattern, tokenizer=making.scenes_tokenizer(data_dir), window=4, readers=readers, max_bad=1.0
+        name="stream:" + pattern,
+        tokenizer=making.scenes_tokenizer(data_dir),
+        window=4,
+        readers=readers,
+        max_bad=1.0,
+        index=f"{pathlib.PurePath(pattern).parent}/index",
     )
     transform = ImageText.from_options(options, res=16, length=12, train=True)
     made = [
@@ -276,46 +282,17 @@ def test_stream_epoch_has_every_record_once_but_bad_ones(data_dir, tars):
     assert sorted(texts) == sorted(tuple(t) for b in larger for t in b["text"])
 
 
-def test_stream_errors(data_dir, tars):
-    for changes, words in (
-        ({"readers": 5}, "more than the 4 files"),
-        ({"readers": 3, "hosts": 2, "batch": 6}, "multiple of the 2 hosts"),
-        ({"batch": 6}, "multiples of data.readers=4"),
-    ):
-        with pytest.raises(UserError, match=words):
-            stream(data_dir, tars, 1, **changes)
-    with pytest.raises(UserError, match="No file matches"):
-        stream(data_dir, "/nowhere/*.tar", 1)
-
-
-def test_tfrecords_are_streamed_without_tensorflow(tmp_path):
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
-    example.features.feature["image"].bytes_list.value.append(picture())
-    example.features.feature["text"].bytes_list.value.append(b"one")
-    record = example.SerializeToString()
-    import struct
-
-    # Length and two masked CRCs, which readers may leave unchecked.
-    (tmp_path / "a.tfrecord").write_bytes(struct.pack("<Q", len(record)) + b"\0" * 4 + record + b"\0" * 4)
-    found = list(streams.tfrecord_examples(str(tmp_path / "a.tfrecord"), "image", "text"))
-    assert [e["text"] for e in found] == [[b"one"]]
-    with pytest.raises(UserError, match="no feature 'caption'"):
-        list(streams.tfrecord_examples(str(tmp_path / "a.tfrecord"), "image", "caption"))
-
-
 @pytest.mark.realdata
 def test_real_photos(tmp_path):
     pattern = real_data("flickr8k", "val") + "/*.tar"
     folder = corpus.prepare("photos", {"val": pattern}, str(tmp_path))
-    samples = [s for path in patterns.expand(pattern) for s in streams.tar_samples(path)]
+    members = [s for path in patterns.expand(pattern) for s in samples.tar_samples(path)]
     report = json.loads((folder / "report.json").read_text())["val"]
-    assert report == {"examples": len(samples), "rejected": {}}
+    assert report == {"examples": len(members), "rejected": {}}
     source = sources.open_source("photos", "val", str(tmp_path))
     for i in (0, len(source) - 1):
-        assert source[i]["image"] == samples[i]["jpg"]
-        assert [t.decode() for t in source[i]["text"]] == json.loads(samples[i]["json"])["captions"]
+        assert source[i]["image"] == members[i]["jpg"]
+        assert [t.decode() for t in source[i]["text"]] == json.loads(members[i]["json"])["captions"]
 
 
 def test_a_preparation_does_not_go_on_with_other_contents(tmp_path, monkeypatch):

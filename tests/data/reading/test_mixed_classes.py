@@ -79,9 +79,9 @@ def test_each_example_has_the_classes_of_its_own(folder, workers):
 
 
 def test_streams_of_prepared_sets(folder):
-    found = batches(folder, f"stream:{folder}/tools/*/*.array_record*", 2, readers=1, window=2)
+    found = batches(folder, f"stream:{folder}/tools/*/*.array_record*", 2, window=2, index=f"{folder}/a")
     assert set(found["classes"]) == {"saw axe cat"} and set(found["count"]) == {0, 1}
-    found = batches(folder, f"stream:{folder}/captions/*/*.array_record*", 1, readers=1, window=1)
+    found = batches(folder, f"stream:{folder}/captions/*/*.array_record*", 1, window=1, index=f"{folder}/b")
     assert set(found["classes"]) == {""}
 
 

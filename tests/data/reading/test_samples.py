@@ -15,7 +15,7 @@ from capvl.data import prepare
 from capvl.data.images.decode import decode
 from capvl.data.preparing import corpus
 from capvl.data.preparing.filters import Filters
-from capvl.data.reading import samples, sources
+from capvl.data.reading import samples, sources, tars
 from capvl.data.reading.samples import Names
 from capvl.errors import UserError
 
@@ -48,12 +48,12 @@ def read(path, **options):
     ],
 )
 def test_keys(name, key, suffix):
-    assert samples.key_and_suffix(name) == (key, suffix)
+    assert tars.key_and_suffix(name) == (key, suffix)
 
 
 @pytest.mark.parametrize("name", ["._000.jpg", "./x/._000.jpg", ".DS_Store", "a/.hidden.txt"])
 def test_hidden_files_have_no_key(name):
-    assert samples.key_and_suffix(name) is None
+    assert tars.key_and_suffix(name) is None
 
 
 def test_members_of_a_tar(tmp_path):
