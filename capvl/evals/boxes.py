@@ -1,5 +1,7 @@
 """How well boxes are found, and how well they are found without looking. Boxes are (x0, y0, x1, y1)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from capvl.data.images.geometry import Size
@@ -58,3 +60,17 @@ def interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, 
     drawn = np.random.default_rng(seed).integers(len(sums), size=(DRAWS, len(sums)))
     low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
     return float(low), float(high)
+
+
+def to_show(images: Sequence[int], count: int) -> list[int]:
+    """Numbers of so many phrases for people to look at, of as many images as can be.
+
+    Args:
+      images: the image of each phrase.
+      count: phrases at most.
+    """
+    first: dict[int, int] = {}
+    for number, image in enumerate(images):
+        first.setdefault(int(image), number)
+    others = [number for number in range(len(images)) if number not in set(first.values())]
+    return sorted([*first.values(), *others][:count])

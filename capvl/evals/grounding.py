@@ -215,22 +215,22 @@ class Asked:
         return out
 
 
-def run(context: Context, asked: Asked, find, params) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Boxes (N, 4) found for all phrases, heat maps of the first SHOWN where there are any, and sizes (N, 2) of the
-    images.
+def run(context: Context, asked: Asked, find, params) -> tuple[np.ndarray, dict[int, np.ndarray], np.ndarray]:
+    """Boxes (N, 4) found for all phrases, heat maps of those to show by their numbers, where there are any, and sizes
+    (N, 2) of the images.
 
     Raises:
       UserError: an image can't be decoded.
       NotFiniteError: a box is NaN.
     """
     box_N4, size_N2 = np.full((len(asked.rows), 4), np.nan), np.zeros((len(asked.rows), 2))
-    heats, seen = [], np.zeros(len(asked.rows), bool)
+    heats, seen, shown = {}, np.zeros(len(asked.rows), bool), boxes.to_show([row.image for row in asked.rows], SHOWN)
 
     def ask(batch):
         own = {key: batch.pop(key) for key in ("row", "mask", "size")}
         batch.pop("index")
         found = find(params, batch)
-        if len(heats) >= SHOWN:
+        if len(heats) == len(shown):
             found.pop("heat", None)
         return found | own
 
@@ -240,12 +240,12 @@ def run(context: Context, asked: Asked, find, params) -> tuple[np.ndarray, list[
         box_N4[rows], seen[rows] = found["box"][there], True
         size_N2[rows] = np.repeat(found["size"][:, None], PHRASES, axis=1)[there]
         if "heat" in found:
-            heats.extend(found["heat"][there])
+            heats.update((n, heat) for n, heat in zip(rows.tolist(), found["heat"][there], strict=True) if n in shown)
 
     over_batches(context, asked, asked.transform, ask, f"phrases of {asked.name}", after=keep)
     if not seen.all():
         raise UserError(f"Data set {asked.name} has images that can't be decoded; prepare it again.")
-    return finite(box_N4, f"boxes of {asked.name}"), heats[:SHOWN], size_N2
+    return finite(box_N4, f"boxes of {asked.name}"), heats, size_N2
 
 
 def best_ious(rows: list[Row], box_N4: np.ndarray) -> np.ndarray:
@@ -279,12 +279,12 @@ def baselines(rows: list[Row], known_M4: np.ndarray | None) -> Iterator[tuple[st
         yield name, float((iou_N >= boxes.RIGHT).mean())
 
 
-def pictures(asked: Asked, box_N4: np.ndarray, heats: list[np.ndarray], title: str) -> Pictures:
-    """The first SHOWN phrases, drawn."""
+def pictures(asked: Asked, box_N4: np.ndarray, heats: dict[int, np.ndarray], title: str) -> Pictures:
+    """SHOWN phrases, drawn."""
     drawn, captions = [], []
-    for number, row in enumerate(asked.rows[:SHOWN]):
+    for number in boxes.to_show([row.image for row in asked.rows], SHOWN):
+        row = asked.rows[number]
         pixels = decode(asked.image(row))
-        heat = heats[number] if number < len(heats) else None
-        drawn.append(picture(pixels, "", box_N4[number], true=row.boxes, heat=heat))
+        drawn.append(picture(pixels, "", box_N4[number], true=row.boxes, heat=heats.get(number)))
         captions.append(f"{row.phrase}: IoU {best_ious([row], box_N4[number : number + 1])[0]:.2f}")
     return Pictures(f"{title}: green is right, red was found", drawn, captions)

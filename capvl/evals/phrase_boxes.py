@@ -19,6 +19,7 @@ from capvl.data.text.spans import class_weights, positive_map
 from capvl.errors import UserError
 from capvl.evals import Context, Pictures, check_limits, found_boxes
 from capvl.evals.average_precision import Found
+from capvl.evals.boxes import to_show
 from capvl.evals.phrase_recall import merged, place, recalls
 from capvl.inference.compiled import compiled
 from capvl.inference.detecting import How, Prompts, detect
@@ -228,9 +229,10 @@ def _said(record) -> dict[str, list]:
 
 
 def pictures(source: sources.Source, asked: Asked, boxes: list[np.ndarray]) -> Pictures:
-    """The first SHOWN phrases, with the best box of each."""
+    """SHOWN phrases, with the best box of each."""
     drawn, captions = [], []
-    for phrase, own in list(zip(asked.phrases, boxes, strict=True))[:SHOWN]:
+    for number in to_show([phrase.image for phrase in asked.phrases], SHOWN):
+        phrase, own = asked.phrases[number], boxes[number]
         pixels = enlarged(decode(source.read(phrase.image, ("image",))["image"]))
         found = own[0] if len(own) else np.zeros(4)
         drawn.append(picture(pixels, phrase.text if len(own) else "", found, true=phrase.boxes))
