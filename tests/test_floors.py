@@ -137,3 +137,9 @@ def test_sizes():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 60, f"{module}.{node.name} has {length} lines"
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by these, and two of one name can't be collected together."""
+    names = [file.name for file in pathlib.Path(ROOT, "tests").rglob("*.py") if file.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)

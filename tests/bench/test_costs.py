@@ -39,5 +39,5 @@ def test_a_loop_is_not_counted_beside_what_is_in_it():
 
     compiled = jax.jit(loop).lower(x).compile()
     found = costs.measure(lambda: compiled(x).block_until_ready(), compiled.as_text(), times=3)
-    assert f"test_costs.py:{line_of(heavy)} dot_general" in found[0].where
+    assert any(f"test_costs.py:{line_of(heavy)} dot_general" in cost.where for cost in found)
     assert "while" not in " ".join(cost.where for cost in found)

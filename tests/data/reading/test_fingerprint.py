@@ -162,7 +162,7 @@ def test_shards_of_any_name(prepared, tmp_path):
     for shard in prepared.glob("scenes-*"):
         shard.rename(prepared / shard.name.removeprefix("scenes-"))
     before = of(tmp_path / "here")
-    shard = next(prepared.glob("train.*"))
+    shard = next(prepared.glob("train.array_record*"))
     data = shard.read_bytes()
     shard.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     with pytest.raises(UserError, match="train.array_record-00000-of-00001 of mine has other contents"):
